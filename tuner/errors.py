@@ -1,0 +1,78 @@
+"""What the user can mend: one exception family, and the one place where it becomes a message and an exit code.
+
+A `TunerError` names what was found, what was expected and what to do. `run` prints it on standard error without a
+traceback and exits with 2, as argparse does. Anything else is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable
+
+EXIT_USAGE = 2
+
+
+class TunerError(Exception):
+    """The base: something outside the program that its user can mend."""
+
+
+class ArgumentError(TunerError):
+    """A flag or a YAML key: unknown, of the wrong type, or at odds with another."""
+
+
+class DataError(TunerError):
+    """A file, a row or a column that cannot be used."""
+
+
+class ModelError(TunerError):
+    """A model, tokenizer or chat template that cannot be used."""
+
+
+class CheckpointError(TunerError):
+    """A checkpoint or an output folder that cannot be written or continued."""
+
+
+class NonFiniteError(TunerError):
+    """A loss or gradient that is NaN or infinite."""
+
+
+class Interrupted(TunerError):
+    """Stopped by a signal after saving.
+
+    Args:
+        message: where the state was saved and how to go on.
+        signal_number: the signal; the exit code is 128 plus it, as a shell expects.
+    """
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean X?`, or nothing when no known name is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main` and turn what the user can mend into one message and an exit code: 2, or 128 + signal."""
+    try:
+        main()
+    except Interrupted as stop:
+        _report(str(stop))
+        sys.exit(128 + stop.signal_number)
+    except KeyboardInterrupt:
+        _report("Interrupted before there was anything to save.")
+        sys.exit(130)
+    except TunerError as error:
+        _report(f"error: {error}")
+        sys.exit(EXIT_USAGE)
+
+
+def _report(message: str) -> None:
+    # Every process of a distributed run meets the same error: one of them says so.
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(message, file=sys.stderr, flush=True)

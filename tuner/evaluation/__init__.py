@@ -1,0 +1,1 @@
+"""What a run achieved: baselines, and the report beside the result."""

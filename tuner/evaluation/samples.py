@@ -1,0 +1,47 @@
+"""Conversations with the model as it now is, on prompts it was not trained on."""
+
+from __future__ import annotations
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from tuner.data.schema import Kind
+from tuner.text.chat import generation_prompt
+
+
+def sample_conversations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    kind: Kind,
+    count: int = 3,
+    max_new_tokens: int = 48,
+    seed: int = 0,
+) -> list[dict[str, str]]:
+    """Let the model answer the opening of `count` validation rows.
+
+    Returns:
+        For each: `prompt`, `answer` (the model's) and `reference` (what the row says).
+    """
+    set_seed(seed)
+    model.eval()
+    samples = []
+    for row in rows.select(range(min(count, len(rows)))):
+        if kind == "messages":
+            turn = next(i for i, m in enumerate(row["messages"]) if m["role"] == "assistant")
+            opening, reference = row["messages"][:turn], row["messages"][turn]["content"]
+            prompt = " / ".join(m["content"] for m in opening)
+            inputs = generation_prompt(tokenizer, opening)
+        else:
+            words = row["text"].split()
+            prompt, reference = " ".join(words[:12]), " ".join(words[12:40])
+            inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        inputs = {k: v.to(model.device) for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            output = model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=True, temperature=0.8, top_p=0.9, use_cache=True
+            )
+        answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        samples.append({"prompt": prompt, "answer": answer, "reference": reference})
+    return samples

@@ -1,0 +1,63 @@
+"""What this machine is and what is fast on it."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import torch
+
+
+def device_type() -> str:
+    """`cuda`, another accelerator that torch sees, or `cpu`."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator.type if accelerator is not None else "cpu"
+
+
+def has_fast_bf16(device: str | None = None) -> bool:
+    """Whether products in bfloat16 run faster than in float32: on a CPU, AVX-512 with bf16 or AMX."""
+    device = device or device_type()
+    if device == "cpu":
+        features = torch.cpu.get_capabilities()
+        return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return False
+
+
+def use_all_cores() -> None:
+    """Undo the one thread that `accelerate launch` sets when it is given no configuration.
+
+    Without `--cpu` or a configuration file it exports OMP_NUM_THREADS=1, which on a machine without accelerators halves
+    the speed or worse. A number other than 1 is someone's choice and stays.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if launched and device_type() == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // processes, 1))
+
+
+def measure_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 3) -> float:
+    """Floating-point operations a second of a large square product in `dtype`: the ceiling that a share is quoted of.
+
+    The best of `repeats`, after one product to warm up. Takes under a second on two CPU cores.
+    """
+    device = device_type()
+    size = size if device == "cpu" else 8192
+    left = torch.randn(size, size, device=device).to(dtype)
+    best = float("inf")
+    for attempt in range(repeats + 1):
+        start = time.perf_counter()
+        left @ left
+        if device != "cpu":
+            torch.accelerator.synchronize()
+        if attempt:
+            best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def memory_bytes() -> int:
+    """Memory that a model may use: the accelerator's, or the machine's."""
+    if device_type() == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

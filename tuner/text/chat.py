@@ -1,0 +1,144 @@
+"""Turns to token ids, and the exact mask of what the assistant says.
+
+This is the one path from conversation to ids: the template writes everything, the beginning token included, and the
+tokenizer adds nothing. Generation marks in the template say which characters the assistant wrote; the tokens' offsets
+say which tokens those are. No string is searched for, so a user who quotes the assistant's mark changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from tuner.errors import DataError, ModelError
+
+# One token says who speaks, one ends an assistant's turn. The end lies inside the generation marks: it is supervised,
+# and it is what the model emits to hand the turn back.
+TUNER_TEMPLATE = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message['role'] == 'assistant' %}
+        {{- '<|assistant|>' }}
+        {%- generation %}
+            {{- message['content'] + eos_token }}
+        {%- endgeneration %}
+    {%- else %}
+        {{- '<|' + message['role'] + '|>' + message['content'] }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|assistant|>' }}
+{%- endif %}
+"""
+
+# ChatML (OpenAI's markup; SmolLM2, Qwen), with generation marks.
+CHATML_TEMPLATE = """\
+{%- for message in messages %}
+    {{- '<|im_start|>' + message['role'] + '\\n' }}
+    {%- if message['role'] == 'assistant' %}
+        {%- generation %}
+            {{- message['content'] + '<|im_end|>' }}
+        {%- endgeneration %}
+        {{- '\\n' }}
+    {%- else %}
+        {{- message['content'] + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+Message = dict[str, str]
+
+
+def require_generation_marks(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer whose template cannot say which tokens are the assistant's.
+
+    Raises:
+        ModelError: no chat template, or one without `{% generation %}`.
+    """
+    template = tokenizer.chat_template
+    if not template:
+        raise ModelError(
+            f"The tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template. Pass --chat_template_path "
+            "with 'chatml' or a Jinja file."
+        )
+    if not re.search(r"\{%-?\s*generation\s*-?%\}", template):
+        raise ModelError(
+            f"The chat template of {tokenizer.name_or_path or 'this model'} has no generation marks, so the answers "
+            "cannot be told from the questions. Put {% generation %} ... {% endgeneration %} around what the assistant "
+            "writes, its end token included, and pass the file with --chat_template_path ('chatml' is built in)."
+        )
+
+
+def encode_conversations(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], eos_required: bool = True
+) -> list[dict[str, list[int]]]:
+    """Encode whole conversations.
+
+    Args:
+        tokenizer: a fast tokenizer whose template has generation marks.
+        conversations: each a list of `{"role": ..., "content": ...}`.
+        eos_required: refuse a template that does not close the assistant's last turn with a supervised end token.
+
+    Returns:
+        For each: `input_ids`, and `labels` of the same length: the id where the assistant speaks, else -100.
+
+    Raises:
+        DataError: a conversation that the template refuses.
+        ModelError: two beginning tokens, or an end token that is not supervised.
+    """
+    spans: list[list[tuple[int, int]]]
+    try:
+        texts, spans = render_jinja_template(
+            conversations=[list(c) for c in conversations],
+            chat_template=tokenizer.chat_template,
+            return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        )
+    except (TemplateError, TypeError, KeyError, ValueError) as error:
+        raise DataError(f"The chat template refused a conversation: {error}. The first was {conversations[0]!r}.") from error
+    # `verbose=False`: rows longer than the model are the encoder's business (`data/encode.py`), not a warning's.
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    rows = []
+    for index, (ids, row_spans) in enumerate(zip(encoded["input_ids"], spans, strict=True)):
+        labels = [-100] * len(ids)
+        for begin, end in row_spans:
+            if end > begin:  # an assistant that says nothing has no token
+                first, last = encoded.char_to_token(index, begin), encoded.char_to_token(index, end - 1)
+                labels[first : last + 1] = ids[first : last + 1]
+        _check_ends(tokenizer, ids, labels, eos_required and bool(row_spans))
+        rows.append({"input_ids": ids, "labels": labels})
+    return rows
+
+
+def _check_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int], labels: list[int], eos_required: bool) -> None:
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is not None and bos != eos and ids[:2] == [bos, bos]:
+        raise ModelError("The chat template begins a conversation with two beginning tokens; one is allowed.")
+    if eos_required and eos not in labels:
+        raise ModelError(
+            f"The chat template never puts the end token {tokenizer.eos_token!r} inside the generation marks: the model "
+            "would not learn to stop."
+        )
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[dict[str, list[int]]]:
+    """Encode plain texts: beginning token where the tokenizer has one, the text, the end token; all supervised."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    head = [bos] if bos is not None and bos != eos else []
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    return [{"input_ids": head + ids + [eos], "labels": [-100] * len(head) + ids + [eos]} for ids in encoded]
+
+
+def generation_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> dict[str, Any]:
+    """A conversation that ends where the assistant is to speak, as tensors `(1, time)` for `generate`."""
+    return tokenizer.apply_chat_template(
+        list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )

@@ -1,0 +1,112 @@
+"""Checkpoints that are whole or absent.
+
+A checkpoint is written into a staging folder beside its final place; every file is synced to the disk; a manifest with
+each file's size and SHA-256 is written last; then one rename makes it appear under its name. A reader trusts a
+checkpoint only when its manifest matches its files, so neither a kill in the middle of a save nor a damaged disk can
+pass for a checkpoint: the broken one is named and the previous one is used.
+
+Left out on purpose: asynchronous saving. A save takes seconds, and what it would gain is not worth a second state of
+the optimizer in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+STAGING = ".saving"
+_NAME = re.compile(r"^checkpoint-(\d+)$")
+
+
+def staging_folder(output_dir: Path) -> Path:
+    """Where a checkpoint is written before it is one."""
+    return output_dir / STAGING
+
+
+def discard_staging(output_dir: Path) -> None:
+    """Remove what an interrupted save left behind."""
+    shutil.rmtree(staging_folder(output_dir), ignore_errors=True)
+
+
+def commit(staged: Path, final: Path) -> None:
+    """Make a fully written folder a checkpoint: sync, manifest, rename.
+
+    Raises:
+        OSError: the disk is full or failing; nothing has appeared under the final name.
+    """
+    files = {}
+    for path in sorted(p for p in staged.rglob("*") if p.is_file()):
+        files[str(path.relative_to(staged))] = {"bytes": path.stat().st_size, "sha256": _hash_and_sync(path)}
+    manifest = staged / MANIFEST
+    manifest.write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+    _hash_and_sync(manifest)
+    _sync_folder(staged)
+    if final.exists():  # a broken one of the same step, or a re-save of it
+        shutil.rmtree(final)
+    os.rename(staged, final)
+    _sync_folder(final.parent)
+
+
+def defect(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None when it is whole."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its {MANIFEST} cannot be read ({error})"
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+        if _hash(path) != expected["sha256"]:
+            return f"{name} does not match its hash"
+    return None
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """The folders named `checkpoint-<step>`, newest first, whole or not."""
+    if not output_dir.is_dir():
+        return []
+    found = [(int(match[1]), p) for p in output_dir.iterdir() if p.is_dir() and (match := _NAME.match(p.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def last_checkpoint(output_dir: Path) -> Path | None:
+    """The newest whole checkpoint, or None. A broken one is skipped with a warning that says what is wrong with it."""
+    for folder in list_checkpoints(output_dir):
+        reason = defect(folder)
+        if reason is None:
+            return folder
+        warnings.warn(f"{folder} is not a whole checkpoint: {reason}. Trying the one before it.", stacklevel=2)
+    return None
+
+
+def _hash_and_sync(path: Path) -> str:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+    return _hash(path)
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

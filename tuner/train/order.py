@@ -1,0 +1,60 @@
+"""The order of the training rows: a function of (seed, epoch) and nothing else.
+
+A resumed run asks for its epoch's order and skips what it has seen. No generator's state is involved, so nothing has to
+be restored at the right moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from datasets import Dataset
+from torch.utils.data import Sampler
+
+# Batches that are sorted by length together: enough that a batch's rows are alike, few enough that order stays random.
+MEGABATCH = 50
+
+
+class EpochOrder(Sampler[int]):
+    """Indices of one epoch.
+
+    Args:
+        dataset: rows with `input_ids`.
+        strategy: `random`; `group_by_length`, rows of like length in one batch and the longest batch first, so that a
+            run that cannot hold it fails at once; `sequential`.
+        batch_size: rows in one forward pass, for `group_by_length`.
+        epoch: tells the current epoch.
+    """
+
+    def __init__(self, dataset: Dataset, strategy: str, batch_size: int, seed: int, epoch: Callable[[], int]):
+        self.size = len(dataset)
+        self.strategy, self.batch_size, self.seed, self.epoch = strategy, batch_size, seed, epoch
+        self.lengths = np.array([len(ids) for ids in dataset["input_ids"]]) if strategy == "group_by_length" else None
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        if self.strategy == "sequential":
+            return iter(range(self.size))
+        generator = np.random.default_rng([self.seed, self.epoch()])
+        order = generator.permutation(self.size)
+        if self.lengths is not None:
+            order = self._grouped(order, generator)
+        return iter(order.tolist())
+
+    def _grouped(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        assert self.lengths is not None
+        batches: list[np.ndarray] = []
+        for start in range(0, self.size, self.batch_size * MEGABATCH):
+            mega = order[start : start + self.batch_size * MEGABATCH]
+            mega = mega[np.argsort(-self.lengths[mega], kind="stable")]
+            batches += [mega[i : i + self.batch_size] for i in range(0, len(mega), self.batch_size)]
+        # An incomplete batch stays last; all others change places.
+        last = [batches.pop()] if len(batches[-1]) < self.batch_size else []
+        batches = [batches[i] for i in generator.permutation(len(batches))]
+        if batches:
+            longest = max(range(len(batches)), key=lambda i: self.lengths[batches[i]].max())
+            batches[0], batches[longest] = batches[longest], batches[0]
+        return np.concatenate(batches + last)

@@ -1,0 +1,65 @@
+"""How large a model is: parameters by component, operations, and bytes. Shapes only; nothing is computed."""
+
+from __future__ import annotations
+
+from torch import nn
+
+COMPONENTS = {
+    "embedding": ("embed", "wte", "wpe"),
+    "attention": ("attn", "attention"),
+    "feed-forward": ("mlp", "feed_forward", "ffn"),
+    "norm": ("norm", "ln_"),
+    "head": ("lm_head", "score", "classifier"),
+}
+
+
+def parameters_by_component(model: nn.Module) -> dict[str, int]:
+    """Parameters of each component; a tied head counts once, with the embedding."""
+    sizes = dict.fromkeys([*COMPONENTS, "other"], 0)
+    for name, parameter in model.named_parameters():
+        # The innermost known name decides: `self_attn.q_norm` is a norm, `self_attn.q_proj` attention.
+        parts = list(reversed(name.lower().split(".")))
+        found = next((c for part in parts for c, marks in COMPONENTS.items() if any(m in part for m in marks)), "other")
+        sizes[found] += parameter.numel()
+    return {name: count for name, count in sizes.items() if count}
+
+
+def linear_sizes(model: nn.Module) -> tuple[int, int, int]:
+    """What `Throughput` counts with: weights of the linear layers in the blocks, weights of the head, and operations a
+    token and position of context costs in the attention scores (two products, forward and twice backward)."""
+    head = model.get_output_embeddings()
+    head_size = head.weight.numel() if head is not None else 0
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
+    config = model.config.get_text_config()
+    width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    return linear, head_size, 12 * config.num_hidden_layers * width
+
+
+def training_bytes(model: nn.Module, tokens: int, supervised: int, mixed: bool, checkpointing: bool) -> dict[str, int]:
+    """Estimated memory of one training step, by what holds it.
+
+    Weights, gradients and AdamW's two moments are 16 bytes a trainable parameter in float32; mixed precision adds a
+    2-byte copy of the weights. Activations are counted as what a block keeps for its backward pass: about
+    `16 * hidden + 4 * intermediate` numbers a token; with activation checkpointing one `hidden` a block and one block.
+
+    Args:
+        tokens: tokens in one forward pass, padding included.
+        supervised: tokens with a label in it.
+    """
+    config = model.config.get_text_config()
+    parameters = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    number = 2 if mixed else 4
+    block = tokens * number * (16 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size))
+    blocks = config.num_hidden_layers
+    activations = block + blocks * tokens * 4 * config.hidden_size if checkpointing else block * blocks
+    chunk = min(supervised, max(2**24 // config.vocab_size, 64))
+    return {
+        "weights": 4 * parameters,
+        "half-precision copy": 2 * parameters if mixed else 0,
+        "gradients": 4 * trainable,
+        "optimizer": 8 * trainable,
+        "activations": activations,
+        "logits (a chunk)": 6 * chunk * config.vocab_size,
+        "libraries": 500 * 2**20,
+    }

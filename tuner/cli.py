@@ -21,13 +21,13 @@ def _main(argv: Sequence[str] | None) -> None:
 
         examine()
         return
-    from tuner import chat
+    from tuner import talk
 
-    speaker = chat.load_speaker(args.model, args)
+    speaker = talk.load_speaker(args.model, args)
     if args.command == "chat":
-        chat.talk(speaker, args.system)
+        talk.talk(speaker, args.system)
     else:
-        chat.complete(speaker, args.prompt, args.system, args.raw)
+        talk.complete(speaker, args.prompt, args.system, args.raw)
 
 
 def _parser() -> argparse.ArgumentParser:

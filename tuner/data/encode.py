@@ -102,10 +102,10 @@ def encode_dataset(
     if report.supervised == 0:
         raise DataError(f"{name}: none of its {report.tokens} tokens is supervised, so there is nothing to learn.")
     if report.share_labels_lost > max_labels_lost:
+        cure = "" if truncation_mode == "split" else ", use --truncation_mode split"
         raise DataError(
             f"{name}: cutting rows to --max_length {max_length} would lose {report.share_labels_lost:.0%} of the answers' "
-            f"tokens (--max_labels_lost allows {max_labels_lost:.0%}). Raise --max_length, use --truncation_mode split, or "
-            "allow the loss."
+            f"tokens; --max_labels_lost allows {max_labels_lost:.0%}. Raise --max_length{cure}, or allow the loss."
         )
     return encoded.select_columns(["input_ids", "labels", "rows"]), report
 

@@ -4,12 +4,13 @@ Field names follow transformers' Llama where a field exists there, so that a Lla
 field and the `config.json` of a trained model reads as anyone in the ecosystem expects.
 """
 
-from __future__ import annotations
-
-from typing import Any
+# No `from __future__ import annotations` here: it turns the field types into strings, which `strict` does not check.
+from typing import Any, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 # One dial sets the rest. Depth and width keep `hidden_size / num_hidden_layers` between 40 and 64, the range in which
 # Kaplan et al. 2020 (https://arxiv.org/abs/2001.08361, figure 5) found the loss flat; the key/value heads are half or a
@@ -72,6 +73,7 @@ class TunerDecoderConfig(PreTrainedConfig):
 
     Raises:
         ValueError: an impossible combination; the message names both numbers.
+        StrictDataclassFieldValidationError: a field of the wrong type, here or on assignment (huggingface_hub's).
     """
 
     model_type = "tuner_decoder"
@@ -106,8 +108,8 @@ class TunerDecoderConfig(PreTrainedConfig):
     attention_bias: bool = False
     mlp_bias: bool = False
     use_qk_norm: bool = True
-    attention_dropout: float = 0.0
-    hidden_dropout: float = 0.0
+    attention_dropout: float | int = 0.0
+    hidden_dropout: float | int = 0.0
     tie_word_embeddings: bool = True
     use_cache: bool = True
     pad_token_id: int | None = None
@@ -119,11 +121,17 @@ class TunerDecoderConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
             self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
+        if self.rope_parameters is not None:
+            self.rope_parameters = dict(self.rope_parameters)  # transformers fills in defaults: not in the caller's
         super().__post_init__(**kwargs)
+        self.validate_architecture()  # the strict dataclass calls it too, but hides the ValueError in one of its own
 
     def validate_architecture(self) -> None:
-        """Called by the strict dataclass after every construction."""
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
+        """Refuse what cannot be built. Called after every construction, and by transformers before saving."""
+        for name in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "head_dim", "max_position_embeddings",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -136,9 +144,16 @@ class TunerDecoderConfig(PreTrainedConfig):
         for name in ("attention_dropout", "hidden_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}.")
+        if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
+            raise ValueError(f"pad_token_id ({self.pad_token_id}) must be below vocab_size ({self.vocab_size}).")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act {self.hidden_act!r} is none of {', '.join(sorted(ACT2FN))}.")
+        rope_type, known = self.rope_parameters["rope_type"], ("default", *ROPE_INIT_FUNCTIONS)
+        if rope_type not in known:
+            raise ValueError(f"rope_parameters: rope_type {rope_type!r} is none of {', '.join(known)}.")
 
     @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> TunerDecoderConfig:
+    def from_preset(cls, name: str, **overrides: Any) -> Self:
         """The preset `tiny`, `small` or `base`, with any field replaced.
 
         Raises:

@@ -42,6 +42,7 @@ def decoder_from_llama(model: PreTrainedModel) -> TunerDecoderForCausalLM:
     with_shape = TunerDecoderForCausalLM._from_config(config, dtype=model.dtype)
     with_shape.load_state_dict(model.state_dict(), strict=True, assign=True)
     with_shape.tie_weights()
+    with_shape.train(model.training)
     if model.generation_config is not None:
         with_shape.generation_config = model.generation_config
     return with_shape

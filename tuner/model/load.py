@@ -47,9 +47,16 @@ def new_decoder(
     preset: str,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    dropout: float = 0.0,
     attn_implementation: str | None = None,
 ) -> TunerDecoderForCausalLM:
-    """A new decoder of a preset's shape over a tokenizer's vocabulary, in float32, drawn from torch's generator."""
+    """A new decoder of a preset's shape over a tokenizer's vocabulary, in float32, drawn from torch's generator.
+
+    Raises:
+        ModelError: a dropout that is no probability.
+    """
+    if not 0 <= dropout < 1:
+        raise ModelError(f"--dropout must lie in [0, 1), not {dropout}.")
     config = TunerDecoderConfig.from_preset(
         preset,
         vocab_size=len(tokenizer),
@@ -57,6 +64,8 @@ def new_decoder(
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        hidden_dropout=dropout,
+        attention_dropout=dropout,
     )
     return TunerDecoderForCausalLM._from_config(config, attn_implementation=attn_implementation or "sdpa")
 

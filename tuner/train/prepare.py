@@ -133,7 +133,7 @@ def load_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
             args.attn_implementation,
         )
     set_seed(args.seed)
-    return new_decoder(args.preset, tokenizer, args.max_length, args.attn_implementation)
+    return new_decoder(args.preset, tokenizer, args.max_length, args.dropout, args.attn_implementation)
 
 
 def _was_trained(folder: Path) -> bool:

@@ -20,9 +20,9 @@ from datasets import Dataset, concatenate_datasets
 from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from tuner.data.collate import CausalCollator
 from tuner.errors import CheckpointError, Interrupted, NonFiniteError
@@ -76,6 +76,11 @@ class ExactTrainerMixin(Trainer):
             CheckpointError: a checkpoint could not be written.
         """
         self._checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        if self._checkpoint is not None:
+            self.args.eval_on_start = False  # the run had its start
+            if self._is_finished(self._checkpoint):
+                say(f"{self._checkpoint} is the end of this run: nothing is left to train.")
+                return self._load_finished(self._checkpoint)
         try:
             result = super().train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None, **kwargs)
         finally:
@@ -89,6 +94,18 @@ class ExactTrainerMixin(Trainer):
                 self._stop.received,
             )
         return result
+
+    def _is_finished(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is at the last step. The Trainer would take one step more."""
+        planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        return TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step >= planned
+
+    def _load_finished(self, checkpoint: Path) -> TrainOutput:
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self._tr_loss = torch.zeros((), device=self.args.device)
+        self.restore_progress()
+        return TrainOutput(self.state.global_step, self.mean_loss(), {})
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         self._throughput.count(inputs)
@@ -192,6 +209,12 @@ class ExactTrainerMixin(Trainer):
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # A tied weight is saved once and is there: it is not missing.
+        tied = getattr(self.model, "_tied_weights_keys", None) or {}
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
 
     def restore_progress(self) -> None:
         """Put back what a log line was averaging over when the checkpoint was written."""

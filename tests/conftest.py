@@ -1,0 +1,22 @@
+"""What tests share: real conversations in a file."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="session")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 short conversations of `builtin:chitchat` as JSON lines."""
+    from tuner.data.sources import load_splits
+
+    train, _ = load_splits("builtin:chitchat")
+    short = [row for row in train.select(range(1500)) if len(row["messages"]) < 12][:120]
+    path = tmp_path_factory.mktemp("data") / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in short), encoding="utf-8")
+    return path

@@ -20,7 +20,9 @@ class SFTArguments(tuner.RecipeArguments):
     """Supervised fine-tuning."""
 
     output_dir: str = tuner.flag("runs/sft/run", "Folder for checkpoints, the model and the report.")
-    learning_rate: float = tuner.flag(2e-5, "Peak learning rate; 2e-5 suits a pretrained model (TRL's default), 1e-3 a tiny new one.")
+    learning_rate: float = tuner.flag(
+        2e-5, "Peak learning rate; 2e-5 suits a pretrained model (TRL's default), 1e-3 a tiny new one."
+    )
 
 
 def main() -> None:

@@ -14,10 +14,28 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[1]
 KILLER = ROOT / "tests" / "train" / "killer.py"
 # Twelve steps of a 4.5 M model on short real conversations: a second or two of training.
-SMALL = (
-    "--vocab_size 512 --max_length 256 --max_steps 12 --learning_rate 1e-3 --per_device_train_batch_size 4 "
-    "--logging_steps 3 --save_steps 4 --eval_strategy steps --eval_steps 6 --test_split_size 6"
-).split()
+SMALL = [
+    "--vocab_size",
+    "512",
+    "--max_length",
+    "256",
+    "--max_steps",
+    "12",
+    "--learning_rate",
+    "1e-3",
+    "--per_device_train_batch_size",
+    "4",
+    "--logging_steps",
+    "3",
+    "--save_steps",
+    "4",
+    "--eval_strategy",
+    "steps",
+    "--eval_steps",
+    "6",
+    "--test_split_size",
+    "6",
+]
 # What of a log line depends on the clock.
 TIMED = {"tokens_per_second", "supervised_tokens_per_second", "peak_share", "train_runtime"}
 
@@ -35,21 +53,29 @@ def run_recipe(
     killer = [str(KILLER), kill_at] if kill_at else []
     command = [sys.executable, *killer, str(ROOT / "recipes" / recipe), *map(str, flags)]
     return subprocess.run(
-        command, cwd=ROOT, env=environment(**env), capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+        command,
+        cwd=ROOT,
+        env=environment(**env),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
     )
 
 
 def launch_recipe(processes: int, *flags: str | Path, recipe: str = "sft.py") -> subprocess.CompletedProcess[str]:
-    """Run a recipe through `accelerate launch` on so many CPU processes."""
+    """Run a recipe on so many CPU processes that talk over gloo.
+
+    By torchrun, which is what `accelerate launch` itself calls for several accelerators; on CPUs it wants MPI instead.
+    """
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)),
-        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)),
         *(str(ROOT / "recipes" / recipe), *map(str, flags)),
     ]
     return subprocess.run(
         command,
         cwd=ROOT,
-        env=environment(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES=""),
+        env=environment(OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
         timeout=500,
@@ -61,7 +87,8 @@ def log_of(checkpoint: Path) -> list[dict[str, float]]:
     """A checkpoint's log, without what depends on the clock."""
     history = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     return [
-        {k: v for k, v in entry.items() if k not in TIMED and not k.endswith(("per_second", "runtime"))} for entry in history
+        {k: v for k, v in entry.items() if k not in TIMED and not k.endswith(("per_second", "runtime"))}
+        for entry in history
     ]
 
 

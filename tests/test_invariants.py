@@ -19,7 +19,9 @@ def encoded():
     generator = torch.Generator().manual_seed(0)
     rows = []
     for index in range(40):
-        ids = torch.randint(5, 100, (int(torch.randint(3, 60, (1,), generator=generator)),), generator=generator).tolist()
+        ids = torch.randint(
+            5, 100, (int(torch.randint(3, 60, (1,), generator=generator)),), generator=generator
+        ).tolist()
         rows.append({"input_ids": ids, "labels": [-100, *ids[1:]], "rows": [index]})
     return Dataset.from_list(rows)
 
@@ -28,7 +30,12 @@ def test_packed_equals_padded_and_alone(encoded):
     """Loss and logits of conversations in one block are those of each by itself."""
     torch.manual_seed(0)
     config = TunerDecoderConfig(
-        vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+        vocab_size=100,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
     )
     model = TunerDecoderForCausalLM(config).eval()
     collate = CausalCollator(pad_token_id=0)
@@ -51,7 +58,12 @@ def test_packed_equals_padded_and_alone(encoded):
         use_chunked_loss(model)
         count = int((padded["labels"] != -100).sum())
         losses = [
-            model(input_ids=b["input_ids"], position_ids=b.get("position_ids"), labels=b["labels"], num_items_in_batch=count).loss
+            model(
+                input_ids=b["input_ids"],
+                position_ids=b.get("position_ids"),
+                labels=b["labels"],
+                num_items_in_batch=count,
+            ).loss
             for b in (batch, padded)
         ]
     assert abs(losses[0] - losses[1]) < 1e-5

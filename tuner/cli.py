@@ -38,15 +38,23 @@ def _parser() -> argparse.ArgumentParser:
     sampling = argparse.ArgumentParser(add_help=False)
     sampling.add_argument("model", metavar="MODEL", help="a run's folder, a Hub id or builtin:<name>")
     sampling.add_argument("--system", help="a system message to begin with")
-    sampling.add_argument("--max_new_tokens", type=_positive, default=128, metavar="INT", help="longest answer (default: 128)")
+    sampling.add_argument(
+        "--max_new_tokens", type=_positive, default=128, metavar="INT", help="longest answer (default: 128)"
+    )
     sampling.add_argument("--temperature", type=float, default=0.7, metavar="FLOAT", help="0 is greedy (default: 0.7)")
     sampling.add_argument("--top_p", type=float, default=0.9, metavar="FLOAT", help="nucleus sampling (default: 0.9)")
-    sampling.add_argument("--top_k", type=int, default=0, metavar="INT", help="sample among so many tokens; 0 for all (default: 0)")
+    sampling.add_argument(
+        "--top_k", type=int, default=0, metavar="INT", help="sample among so many tokens; 0 for all (default: 0)"
+    )
     sampling.add_argument("--seed", type=int, metavar="INT", help="repeat an answer exactly")
 
     commands.add_parser("chat", parents=[sampling], help="talk to a model in the terminal")
-    generate = commands.add_parser("generate", parents=[sampling], help="answer prompts given as arguments or on standard input")
-    generate.add_argument("prompt", nargs="*", metavar="PROMPT", help="a prompt; without one, each line of standard input is")
+    generate = commands.add_parser(
+        "generate", parents=[sampling], help="answer prompts given as arguments or on standard input"
+    )
+    generate.add_argument(
+        "prompt", nargs="*", metavar="PROMPT", help="a prompt; without one, each line of standard input is"
+    )
     generate.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     commands.add_parser("doctor", help="versions, hardware, and what is fast here")
     return parser

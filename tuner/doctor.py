@@ -57,7 +57,9 @@ def _machine() -> Table:
     table.add_row("fast bf16", "yes" if has_fast_bf16() else "no")
     for dtype in (torch.float32, torch.bfloat16):
         if dtype is torch.float32 or has_fast_bf16():
-            table.add_row(f"measured peak, {str(dtype).removeprefix('torch.')}", f"{measure_peak(dtype) / 1e9:,.0f} GFLOP/s")
+            table.add_row(
+                f"measured peak, {str(dtype).removeprefix('torch.')}", f"{measure_peak(dtype) / 1e9:,.0f} GFLOP/s"
+            )
     return table
 
 

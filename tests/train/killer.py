@@ -44,9 +44,9 @@ def arm(point: str) -> None:
             path = os.fsdecode(args[0])
             if ".saving" in path and os.path.basename(path) == name:
                 reached()
-        elif kind == "rename" and event == "os.rename" and ".saving" in os.fsdecode(args[0]):
-            reached()
-        elif kind == "rotate" and event == "shutil.rmtree" and "checkpoint-" in os.fsdecode(args[0]):
+        elif (kind == "rename" and event == "os.rename" and ".saving" in os.fsdecode(args[0])) or (
+            kind == "rotate" and event == "shutil.rmtree" and "checkpoint-" in os.fsdecode(args[0])
+        ):
             reached()
 
     sys.addaudithook(hook)

@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from tuner.data.schema import Kind
+from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
 from tuner.text.chat import Message, encode_conversations, encode_texts, require_generation_marks
 
@@ -64,7 +65,7 @@ def encode_dataset(
     """Encode canonical rows.
 
     Args:
-        rows: a dataset with the one column `kind`.
+        rows: a dataset with the column `kind` and, where rows are known by other numbers, `source_row`.
         max_length: longest sequence, in tokens.
         truncation_mode: `split`, `keep_start` or `error`; see the module's header.
         max_labels_lost: largest share of supervised tokens that may be cut off.
@@ -104,8 +105,8 @@ def encode_dataset(
     if report.share_labels_lost > max_labels_lost:
         cure = "" if truncation_mode == "split" else ", use --truncation_mode split"
         raise DataError(
-            f"{name}: cutting rows to --max_length {max_length} would lose {report.share_labels_lost:.0%} of the answers' "
-            f"tokens; --max_labels_lost allows {max_labels_lost:.0%}. Raise --max_length{cure}, or allow the loss."
+            f"{name}: cutting rows to --max_length {max_length} would lose {report.share_labels_lost:.0%} of the "
+            f"answers' tokens; --max_labels_lost allows {max_labels_lost:.0%}. Raise --max_length{cure}, or allow it."
         )
     return encoded.select_columns(["input_ids", "labels", "rows"]), report
 
@@ -119,8 +120,11 @@ def _encode_batch(
     truncation_mode: str,
     name: str,
 ) -> dict[str, list[Any]]:
-    values = batch[kind]
-    encoded = encode_conversations(tokenizer, values) if kind == "messages" else encode_texts(tokenizer, values)
+    values, indices = batch[kind], batch.get(SOURCE_ROW, indices)
+    if kind == "messages":
+        encoded = encode_conversations(tokenizer, values, names=[f"{name}, row {index}" for index in indices])
+    else:
+        encoded = encode_texts(tokenizer, values)
     too_long = [i for i, row in enumerate(encoded) if len(row["input_ids"]) > max_length]
     if too_long and truncation_mode == "error":
         raise DataError(
@@ -132,7 +136,9 @@ def _encode_batch(
         pieces.update({i: _split_text(encoded[i], max_length) for i in too_long})
     elif truncation_mode == "split":
         pieces.update(
-            _split_conversations(tokenizer, {i: values[i] for i in too_long}, {i: encoded[i] for i in too_long}, max_length)
+            _split_conversations(
+                tokenizer, {i: values[i] for i in too_long}, {i: encoded[i] for i in too_long}, max_length
+            )
         )
     columns: dict[str, list[Any]] = {
         c: [] for c in ("input_ids", "labels", "rows", "tokens", "supervised", "lost_tokens", "lost_supervised")
@@ -173,22 +179,40 @@ def _split_conversations(
         # What the template puts before the first turn comes again in every piece: a system message, a few marks.
         system = turns[0]["content"] if turns[0]["role"] == "system" else ""
         overhead = len(tokenizer(system, add_special_tokens=False)["input_ids"]) + 8
-        runs[i] = _cut_after_answers(turns, encoded[i], max_length, overhead)
+        turn_ends = [turn for turn, message in enumerate(turns, 1) if message["role"] == "assistant"]
+        token_ends = _answer_ends(tokenizer, turns, encoded[i], turn_ends)
+        runs[i] = _cut_after_answers(turns, turn_ends, token_ends, max_length, overhead)
     flat = [run for pieces in runs.values() for run in pieces]
-    encoded_runs = iter(encode_conversations(tokenizer, flat, eos_required=False) if flat else [])
-    return {i: [next(encoded_runs) for _ in pieces] for i, pieces in runs.items()}
+    rows = encode_conversations(tokenizer, flat, eos_required=False) if flat else []
+    # A template may repeat more than `overhead`, a system message of its own for instance: then the piece is cut again.
+    again = {
+        n: run
+        for n, run in enumerate(flat)
+        if rows[n]["labels"][max_length:].count(-100) < len(rows[n]["labels"][max_length:])
+        and sum(message["role"] == "assistant" for message in run) > 1
+    }
+    finer = _split_conversations(tokenizer, again, dict(enumerate(rows)), max_length) if again else {}
+    pieces_of = iter([finer.get(n, [row]) for n, row in enumerate(rows)])
+    return {i: [piece for _ in pieces for piece in next(pieces_of)] for i, pieces in runs.items()}
+
+
+def _answer_ends(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], row: Encoded, turn_ends: list[int]
+) -> list[int]:
+    """The number of tokens up to the end of each answer, where `turn_ends` says after how many messages that is."""
+    labels = [*row["labels"], -100]
+    ends = [t + 1 for t in range(len(labels) - 1) if labels[t] != -100 and labels[t + 1] == -100]
+    if len(ends) == len(turn_ends):  # each answer is one stretch of labels, nearly always
+        return ends
+    # Answers that touch one another or have no token.
+    heads = encode_conversations(tokenizer, [messages[:turn] for turn in turn_ends], eos_required=False)
+    return [len(head["input_ids"]) for head in heads]
 
 
 def _cut_after_answers(
-    messages: list[Message], row: Encoded, max_length: int, overhead: int
+    messages: list[Message], turn_ends: list[int], token_ends: list[int], max_length: int, overhead: int
 ) -> list[list[Message]]:
-    """As few runs of whole exchanges as fit `max_length` tokens, from the front.
-
-    Each answer is one stretch of labels in the encoded conversation, so where it ends is known without encoding anew.
-    """
-    labels = [*row["labels"], -100]
-    token_ends = [t + 1 for t in range(len(labels) - 1) if labels[t] != -100 and labels[t + 1] == -100]
-    turn_ends = [i + 1 for i, message in enumerate(messages) if message["role"] == "assistant"]
+    """As few runs of whole exchanges as fit `max_length` tokens, from the front."""
     system = messages[:1] if messages[0]["role"] == "system" else []
     runs, start, token_start, room = [], 0, 0, max_length
     for number, (turn, token) in enumerate(zip(turn_ends, token_ends, strict=True)):

@@ -1,8 +1,8 @@
 """Whole conversations packed into blocks, none cut, none seeing another.
 
-Best-fit decreasing (Johnson 1974; for language models Ding et al. 2024, https://arxiv.org/abs/2404.10830): longest first,
-each into the fullest block that still has room. On real conversations blocks come out over 99 % full. Positions start
-again at 0 with each conversation, which is what transformers' masks read as a block-diagonal pattern.
+Best-fit decreasing (Johnson 1974; for language models Ding et al. 2024, https://arxiv.org/abs/2404.10830): longest
+first, each into the fullest block that still has room. On real conversations blocks come out over 99 % full. Positions
+start again at 0 with each conversation, which is what transformers' masks read as a block-diagonal pattern.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from bisect import bisect_left, insort
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute  # noqa: F401  (registers pa.compute)
+import pyarrow.compute
 from datasets import Dataset
 
 

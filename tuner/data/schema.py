@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 
+from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
 
 Kind = Literal["messages", "text"]
@@ -29,6 +30,13 @@ ROLES = {
     "model": "assistant",
 }
 
+CANONICAL: dict[Kind, Features] = {
+    "messages": Features(
+        {"messages": List({"role": Value("string"), "content": Value("string")}), SOURCE_ROW: Value("int64")}
+    ),
+    "text": Features({"text": Value("string"), SOURCE_ROW: Value("int64")}),
+}
+
 ACCEPTED = """\
   messages                        [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]
   conversations                   [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]
@@ -41,7 +49,7 @@ def canonicalize(rows: Dataset, name: str) -> tuple[Kind, Dataset]:
     """Recognise the shape of `rows` by its columns and map every row to the canonical one.
 
     Returns:
-        `"messages"` or `"text"`, and a dataset with that one column.
+        `"messages"` or `"text"`, and a dataset with that column and `source_row`.
 
     Raises:
         DataError: columns of no known shape (the message shows them, a row, and the shapes accepted), or a row that
@@ -55,13 +63,15 @@ def canonicalize(rows: Dataset, name: str) -> tuple[Kind, Dataset]:
                 with_indices=True,
                 batched=True,
                 remove_columns=rows.column_names,
+                features=CANONICAL[kind],  # else turns keep keys that the source had beside role and content
                 fn_kwargs={"kind": kind, "convert": convert, "name": name},
                 desc="Reading rows",
             )
             return kind, mapped
-    shown = {k: (v if len(str(v)) <= 80 else f"{str(v)[:77]}...") for k, v in rows[0].items()}
+    found = [column for column in rows.column_names if column != SOURCE_ROW]
+    shown = {k: v if len(str(v)) <= 80 else f"{str(v)[:77]}..." for k, v in rows[0].items() if k in found}
     raise DataError(
-        f"{name}: no known shape has the columns {', '.join(rows.column_names)}.\nThe first row is {shown}.\n"
+        f"{name}: no known shape has the columns {', '.join(found)}.\nA row is {shown}.\n"
         f"The shapes accepted are:\n{ACCEPTED}"
     )
 
@@ -70,12 +80,13 @@ def _convert_batch(
     batch: dict[str, list[Any]], indices: list[int], kind: Kind, convert: Callable[[Row], Any], name: str
 ) -> dict[str, list[Any]]:
     converted = []
-    for position, index in enumerate(indices):
+    numbers = batch.get(SOURCE_ROW, indices)
+    for position, number in enumerate(numbers):
         try:
             converted.append(convert({column: values[position] for column, values in batch.items()}))
         except DataError as error:
-            raise DataError(f"{name}, row {index}: {error}") from None
-    return {kind: converted}
+            raise DataError(f"{name}, row {number}: {error}") from None
+    return {kind: converted, SOURCE_ROW: numbers}
 
 
 def _from_messages(row: Row) -> list[dict[str, str]]:
@@ -88,20 +99,20 @@ def _from_conversations(row: Row) -> list[dict[str, str]]:
 
 def _from_prompt_completion(row: Row) -> list[dict[str, str]]:
     prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return [_message("user", prompt, "prompt"), _message("assistant", completion, "completion")]
-    return _messages(prompt, "prompt", answered=False) + _messages(completion, "completion")
+    if isinstance(prompt, list) or isinstance(completion, list):
+        return _messages(prompt, "prompt", answered=False) + _messages(completion, "completion")
+    return [_message("user", prompt, "'prompt'"), _message("assistant", completion, "'completion'")]
 
 
 def _from_instruction(row: Row) -> list[dict[str, str]]:
-    question = _message("user", row["instruction"], "instruction")
+    question = _message("user", row["instruction"], "'instruction'")
     if row.get("input"):
-        question["content"] += "\n\n" + _text(row["input"], "input")
-    return [question, _message("assistant", row["output"], "output")]
+        question["content"] += "\n\n" + _text(row["input"], "'input'")
+    return [question, _message("assistant", row["output"], "'output'")]
 
 
 def _from_text(row: Row) -> str:
-    return _text(row["text"], "text")
+    return _text(row["text"], "'text'")
 
 
 # The order matters: the first shape whose columns are all there is the row's.
@@ -129,7 +140,7 @@ def _messages(turns: Any, column: str, answered: bool = True) -> list[dict[str, 
         if role is None:
             known = ", ".join(ROLES)
             raise DataError(f"column {column!r}, turn {number}: unknown role {speaker!r}; known are {known}.")
-        messages.append(_message(role, content, f"{column}, turn {number}"))
+        messages.append(_message(role, content, f"{column!r}, turn {number}: the content"))
     if answered and not any(m["role"] == "assistant" for m in messages):
         raise DataError(f"column {column!r} has no assistant turn, so there is nothing to learn.")
     return messages
@@ -141,7 +152,7 @@ def _message(role: str, content: Any, where: str) -> dict[str, str]:
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"column {where!r} must be a string, not {_shown(value)}.")
+        raise DataError(f"column {where} must be a string, not {_shown(value)}.")
     return value
 
 

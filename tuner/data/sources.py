@@ -1,7 +1,8 @@
 """Where rows come from: the Hub, a local file or folder, or a corpus that a package ships (`builtin:`).
 
 Reading is the `datasets` library's job. What is added here is that a file which cannot be read is named, with the line
-at fault, and that a source without a validation split gets one that is the same on every run and machine.
+at fault, and that a source without a validation split gets one that is the same on every run and machine. Blank lines
+are no rows, in any kind of file.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import yaml
 from datasets import Dataset, DatasetDict
+from datasets.table import CastError
 
 from tuner.errors import DataError, nearest
 
@@ -22,6 +25,8 @@ from tuner.errors import DataError, nearest
 BUILDERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 # Fixed and not the run's seed: runs with different seeds are then compared on the same validation rows.
 SPLIT_SEED = 0
+# Column with a row's number in its source, for messages: splitting shuffles.
+SOURCE_ROW = "source_row"
 
 
 def load_splits(
@@ -37,7 +42,8 @@ def load_splits(
         name: `builtin:<name>`, a local file or folder, or a Hub id.
         config: the Hub dataset's configuration.
         train_split, test_split: the splits' names; when the source lacks `test_split`, `test_split_size` of the
-            training rows (below 1 a share, else a count; at most half) are set aside, always the same ones.
+            training rows (below 1 a share, else a count; at most half) are set aside, always the same ones. The rows
+            then have a column `source_row`.
 
     Raises:
         DataError: nothing there, an unreadable file, no such split, or no rows.
@@ -60,13 +66,17 @@ def load_splits(
 def split_rows(rows: Dataset, test_size: float, name: str) -> tuple[Dataset, Dataset]:
     """Set aside `test_size` rows (below 1 a share, else a count), the same ones every time.
 
+    Returns:
+        Training and validation rows, with the column `source_row`: the number of the row in `rows`.
+
     Raises:
         DataError: fewer than two rows.
     """
     if len(rows) < 2:
         raise DataError(f"{name} has {len(rows)} row; at least 2 are needed, one to train on and one to validate on.")
     count = round(len(rows) * test_size) if test_size < 1 else int(test_size)
-    parts = rows.train_test_split(test_size=min(max(count, 1), len(rows) // 2), seed=SPLIT_SEED)
+    numbered = rows.add_column(SOURCE_ROW, np.arange(len(rows)))
+    parts = numbered.train_test_split(test_size=min(max(count, 1), len(rows) // 2), seed=SPLIT_SEED)
     return parts["train"], parts["test"]
 
 
@@ -75,76 +85,90 @@ def _load(name: str, config: str | None) -> Dataset | DatasetDict:
         return _load_builtin(name)
     path = Path(name).expanduser()
     if path.is_file():
-        return _load_files([path])
+        return _load_files([path], name)
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in BUILDERS)
         kinds = {BUILDERS[p.suffix.lower()] for p in files}
         if len(kinds) != 1:
             found = f"files of several kinds ({', '.join(sorted(kinds))})" if kinds else "none of them"
-            raise DataError(f"--dataset_name {name}: a folder must hold {_extensions()} files of one kind; found {found}.")
-        return _load_files(files)
+            raise DataError(
+                f"--dataset_name {name}: a folder must hold {_extensions()} files of one kind; found {found}."
+            )
+        return _load_files(files, name)
     if path.suffix.lower() in BUILDERS or name.startswith((".", "/", "~")):
         raise DataError(f"--dataset_name {name}: no such file or folder.{_neighbour(path)}")
     return _load_hub(name, config)
 
 
-def _load_files(files: list[Path]) -> Dataset:
+def _load_files(files: list[Path], name: str) -> Dataset:
+    builder = BUILDERS.get(files[0].suffix.lower())
     for file in files:
-        if file.suffix.lower() not in BUILDERS:
+        if builder is None:
             raise DataError(f"--dataset_name {file}: unknown extension; expected one of {_extensions()}.")
-        _check_readable(file)
-    builder = BUILDERS[files[0].suffix.lower()]
-    if builder == "json":
-        for file in files:
+        if builder != "parquet":
+            _check_text(file)
+        if builder == "json":
             _check_json(file)
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its readers log what they raise
     try:
-        return datasets.load_dataset(builder, data_files=[str(f) for f in files], split="train")
+        how = {"encoding": "utf-8-sig"} if builder == "text" else {}  # the other readers know the byte order mark
+        rows = datasets.load_dataset(builder, data_files=[str(f) for f in files], split="train", **how)
     except Exception as error:  # `datasets` wraps every reader's own exception type
         cause = error.__cause__ or error
-        raise DataError(f"{files[0] if len(files) == 1 else files[0].parent}: {_one_line(cause)}") from error
+        if isinstance(cause, CastError):
+            raise DataError(f"{name}: its rows must all have the same columns, but {cause.details()}.") from error
+        raise DataError(f"{name}: {_one_line(cause)}") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+    return rows.filter(_has_text, input_columns=["text"], desc="Leaving out blank lines") if builder == "text" else rows
 
 
-def _check_readable(file: Path) -> None:
+def _has_text(line: str) -> bool:
+    return bool(line.strip())
+
+
+def _check_text(file: Path) -> None:
+    """Refuse a file that is not UTF-8 or has no rows."""
+    number = filled = 0
     try:
         with file.open("rb") as stream:
-            if file.suffix.lower() == ".parquet":
-                return
-            for number, line in enumerate(stream, 1):
-                line.decode("utf-8")
+            for line in stream:
+                number += 1
+                filled += bool(line.decode("utf-8-sig").strip())
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}, line {number}: not UTF-8 (byte {error.start + 1} of the line). Convert it first.") from error
-    if file.stat().st_size == 0:
+        raise DataError(
+            f"{file}, line {number}: not UTF-8 (byte {error.start + 1} of the line). Convert it first."
+        ) from error
+    if filled == 0:
         raise DataError(f"{file} is empty.")
+    if filled == 1 and file.suffix.lower() == ".csv":
+        raise DataError(f"{file} has a header and no rows.")
 
 
 def _check_json(file: Path) -> None:
     """Find the line at fault before a reader reports it as an offset into a block."""
-    with file.open(encoding="utf-8-sig") as stream:
-        first = next((c for c in iter(lambda: stream.read(1), "") if not c.isspace()), "")
+    # Lines end at a line feed alone: JSON strings may hold the other characters that Unicode calls line ends.
+    with file.open(encoding="utf-8-sig", newline="\n") as stream:
+        first = next(c for c in iter(lambda: stream.read(1), "") if not c.isspace())
         stream.seek(0)
         if first == "[" and file.suffix.lower() == ".json":
             rows = _parse_json(stream.read(), file, 1)
-            bad = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
-            if bad is not None:
-                raise DataError(f"{file}, element {bad}: a row must be an object, not {type(rows[bad]).__name__}.")
+            for number, row in enumerate(rows):
+                _check_row(row, f"{file}, element {number}")
             return
-        text = stream.read()
-    if file.suffix.lower() == ".json" and first == "{" and not _is_lines(text):
-        raise DataError(f"{file}: expected a list of objects, or one object a line; found a single JSON object.")
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip() and not isinstance(row := _parse_json(line, file, number), dict):
-            raise DataError(f"{file}, line {number}: a row must be an object, not {type(row).__name__}.")
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                _check_row(_parse_json(line.rstrip("\r\n"), file, number), f"{file}, line {number}")
 
 
-def _is_lines(text: str) -> bool:
-    first_line = next(line for line in text.splitlines() if line.strip())
-    try:
-        json.loads(first_line)
-    except json.JSONDecodeError:
-        return False
-    return True
+def _check_row(row: Any, where: str) -> None:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a row must be an object, not {type(row).__name__}.")
+    if not row:
+        raise DataError(f"{where}: the object is empty.")
 
 
 def _parse_json(text: str, file: Path, line: int) -> Any:
@@ -152,8 +176,11 @@ def _parse_json(text: str, file: Path, line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{file}, line {line + error.lineno - 1}, column {error.colno}: not JSON: {error.msg}."
+            f"{file}, line {line + error.lineno - 1}, column {error.colno}: not JSON: {error.msg}. "
+            "Expected one object a line, or in a .json file a list of objects."
         ) from error
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
+        raise DataError(f"{file}, line {line}: {_one_line(error)}.") from error
 
 
 def _load_hub(name: str, config: str | None) -> Dataset | DatasetDict:
@@ -169,8 +196,8 @@ def _load_hub(name: str, config: str | None) -> Dataset | DatasetDict:
 def _load_builtin(name: str) -> Dataset:
     key = name.removeprefix("builtin:")
     if key not in BUILTIN:
-        known = ", ".join(f"builtin:{b}" for b in BUILTIN)
-        raise DataError(f"--dataset_name {name}: no such built-in; there are {known}.{nearest(key, BUILTIN)}")
+        known = [f"builtin:{b}" for b in BUILTIN]
+        raise DataError(f"--dataset_name {name}: no such built-in; there are {', '.join(known)}.{nearest(name, known)}")
     package, load = BUILTIN[key]
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
@@ -179,18 +206,21 @@ def _load_builtin(name: str) -> Dataset:
 
 
 def _chitchat(folder: Path) -> Dataset:
-    """Conversations of two people (MIT licence). The one who writes first is the user, the other the assistant; what one
-    of them sends in a row is one turn. Conversations that nobody answered are left out."""
+    """Conversations of two people (MIT licence). The one who writes first is the user, the other the assistant; what
+    one of them sends in a row is one turn. Conversations that nobody answered are left out."""
     rows = []
     for conversation in json.loads((folder / "dataset.json").read_text(encoding="utf-8")).values():
         messages: list[dict[str, str]] = []
+        first = None
         for burst in conversation["messages"]:
             text = " ".join(u["text"].strip() for u in burst).strip()
             if text:
-                asker = messages == [] or burst[0]["sender"] == first
-                if messages == []:
-                    first = burst[0]["sender"]
-                messages.append({"role": "user" if asker else "assistant", "content": text})
+                first = first or burst[0]["sender"]
+                role = "user" if burst[0]["sender"] == first else "assistant"
+                if messages and messages[-1]["role"] == role:
+                    messages[-1]["content"] += " " + text
+                else:
+                    messages.append({"role": role, "content": text})
         if any(m["role"] == "assistant" for m in messages):
             rows.append({"messages": messages})
     return Dataset.from_list(rows)
@@ -201,7 +231,7 @@ def _chatterbot(folder: Path) -> Dataset:
     rows = []
     for file in sorted((folder / "data" / "english").glob("*.yml")):
         for turns in yaml.safe_load(file.read_text(encoding="utf-8"))["conversations"]:
-            texts = [str(turn) for turn in turns if turn]
+            texts = [str(turn) for turn in turns if turn] if isinstance(turns, list) else []  # one is a lone string
             if len(texts) > 1:
                 roles = ("user", "assistant")
                 rows.append({"messages": [{"role": roles[i % 2], "content": t} for i, t in enumerate(texts)]})

@@ -62,7 +62,9 @@ class TunerAttention(nn.Module):
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
 
-        query_size, key_value_size = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        query_size, key_value_size = (
+            n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads)
+        )
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)

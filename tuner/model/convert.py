@@ -6,7 +6,7 @@ that changes what is computed is either mapped or checked; one that has no count
 
 from __future__ import annotations
 
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from .configuration import TunerDecoderConfig
 from .decoder import TunerDecoderForCausalLM
@@ -35,9 +35,11 @@ def decoder_from_llama(model: PreTrainedModel) -> TunerDecoderForCausalLM:
     """Our decoder with the weights of a `LlamaForCausalLM`; the tensors are shared with it, not copied.
 
     Raises:
-        ValueError: not a Llama model.
+        ValueError: not a Llama model, or one without the language-model head.
     """
     config = decoder_config_from_llama(model.config)
+    if not isinstance(model, LlamaForCausalLM):
+        raise ValueError(f"a {type(model).__name__} is not the whole model; a LlamaForCausalLM is.")
     config._attn_implementation = model.config._attn_implementation
     with_shape = TunerDecoderForCausalLM._from_config(config, dtype=model.dtype)
     with_shape.load_state_dict(model.state_dict(), strict=True, assign=True)

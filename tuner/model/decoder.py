@@ -54,6 +54,7 @@ class TunerDecoderModel(TunerDecoderPreTrainedModel):
         self.norm = TunerRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = TunerRotaryEmbedding(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
+        self.gradient_checkpointing = False  # set by `gradient_checkpointing_enable`; no cache is made then
         self.post_init()
 
     @merge_with_config_defaults

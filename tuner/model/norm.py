@@ -7,7 +7,11 @@ from torch import nn
 
 
 class TunerRMSNorm(nn.Module):
-    """`x / sqrt(mean(x²) + eps) * weight` over the last dimension, the mean in float32."""
+    """`x / sqrt(mean(x²) + eps) * weight` over the last dimension, computed in the weight's precision or better.
+
+    Under autocast the result comes in the autocast dtype: the products that read it (three in attention, two in the
+    feed-forward) would otherwise each cast it for themselves.
+    """
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -15,7 +19,10 @@ class TunerRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
+        device = hidden_states.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
+        normed = nn.functional.rms_norm(hidden_states.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)
+        return normed.to(dtype)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.eps}"

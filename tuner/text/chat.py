@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from jinja2 import TemplateSyntaxError
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tuner.errors import DataError, ModelError
@@ -66,19 +66,27 @@ def require_generation_marks(tokenizer: PreTrainedTokenizerBase) -> None:
     template = tokenizer.chat_template
     if not template:
         raise ModelError(
-            f"The tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template. Pass --chat_template_path "
-            "with 'chatml' or a Jinja file."
+            f"{_origin(tokenizer)} is missing or empty. Pass --chat_template_path with 'chatml' or a Jinja file."
         )
-    if not re.search(r"\{%-?\s*generation\s*-?%\}", template):
+    if not re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", template):
         raise ModelError(
-            f"The chat template of {tokenizer.name_or_path or 'this model'} has no generation marks, so the answers "
-            "cannot be told from the questions. Put {% generation %} ... {% endgeneration %} around what the assistant "
-            "writes, its end token included, and pass the file with --chat_template_path ('chatml' is built in)."
+            f"{_origin(tokenizer)} has no generation marks, so the answers cannot be told from the questions. "
+            "Put {% generation %} ... {% endgeneration %} around what the assistant writes, its end token included, "
+            "and pass the file with --chat_template_path ('chatml' is built in)."
         )
+
+
+def _origin(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Where the chat template came from, to begin a message with."""
+    path = getattr(tokenizer, "chat_template_path", None)  # set by `use_chat_template`
+    return f"--chat_template_path {path}" if path else f"The chat template of {tokenizer.name_or_path or 'this model'}"
 
 
 def encode_conversations(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], eos_required: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    eos_required: bool = True,
+    names: Sequence[str] | None = None,
 ) -> list[dict[str, list[int]]]:
     """Encode whole conversations.
 
@@ -86,46 +94,69 @@ def encode_conversations(
         tokenizer: a fast tokenizer whose template has generation marks.
         conversations: each a list of `{"role": ..., "content": ...}`.
         eos_required: refuse a template that does not close the assistant's last turn with a supervised end token.
+        names: what to call each conversation in an error.
 
     Returns:
         For each: `input_ids`, and `labels` of the same length: the id where the assistant speaks, else -100.
 
     Raises:
         DataError: a conversation that the template refuses.
-        ModelError: two beginning tokens, or an end token that is not supervised.
+        ModelError: a template that is not Jinja, two beginning tokens, or an end token that is not supervised.
     """
-    spans: list[list[tuple[int, int]]]
-    try:
-        texts, spans = render_jinja_template(
-            conversations=[list(c) for c in conversations],
-            chat_template=tokenizer.chat_template,
-            return_assistant_tokens_mask=True,
-            **tokenizer.special_tokens_map,
-        )
-    except (TemplateError, TypeError, KeyError, ValueError) as error:
-        raise DataError(f"The chat template refused a conversation: {error}. The first was {conversations[0]!r}.") from error
+    texts: list[str] = []
+    spans: list[list[tuple[int, int]]] = []
+    special: dict[str, Any] = tokenizer.special_tokens_map
+    for number, conversation in enumerate(conversations):
+        try:
+            rendered: Any = render_jinja_template(
+                conversations=[list(conversation)],
+                chat_template=tokenizer.chat_template,
+                return_assistant_tokens_mask=True,
+                **special,
+            )
+        except TemplateSyntaxError as error:
+            raise ModelError(f"{_origin(tokenizer)}, line {error.lineno}: not Jinja: {error.message}") from error
+        except Exception as error:  # a template can fail in every way that Python can
+            name = names[number] if names else f"conversation {number}"
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise DataError(f"{name}: {_origin(tokenizer)} refused it: {reason}.") from error
+        texts += rendered[0]
+        spans += rendered[1]
     # `verbose=False`: rows longer than the model are the encoder's business (`data/encode.py`), not a warning's.
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
     rows = []
     for index, (ids, row_spans) in enumerate(zip(encoded["input_ids"], spans, strict=True)):
         labels = [-100] * len(ids)
         for begin, end in row_spans:
-            if end > begin:  # an assistant that says nothing has no token
-                first, last = encoded.char_to_token(index, begin), encoded.char_to_token(index, end - 1)
-                labels[first : last + 1] = ids[first : last + 1]
+            first, last = _tokens_of(encoded, index, begin, end)
+            labels[first:last] = ids[first:last]
         _check_ends(tokenizer, ids, labels, eos_required and bool(row_spans))
         rows.append({"input_ids": ids, "labels": labels})
     return rows
 
 
+def _tokens_of(encoded: BatchEncoding, row: int, begin: int, end: int) -> tuple[int, int]:
+    """The tokens, from first to one past the last, of the characters from `begin` to one before `end`."""
+    # Characters that the tokenizer drops have no token.
+    first = next((t for c in range(begin, end) if (t := encoded.char_to_token(row, c)) is not None), None)
+    last = next((t for c in reversed(range(begin, end)) if (t := encoded.char_to_token(row, c)) is not None), None)
+    if first is None or last is None:
+        return 0, 0
+    # A character of several bytes may have several tokens, of which `char_to_token` gives the first.
+    stop = last + 1
+    while stop < len(encoded["input_ids"][row]) and encoded.token_to_chars(row, stop).start < end:
+        stop += 1
+    return first, stop
+
+
 def _check_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int], labels: list[int], eos_required: bool) -> None:
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is not None and bos != eos and ids[:2] == [bos, bos]:
-        raise ModelError("The chat template begins a conversation with two beginning tokens; one is allowed.")
+        raise ModelError(f"{_origin(tokenizer)} begins a conversation with two beginning tokens; one is allowed.")
     if eos_required and eos not in labels:
         raise ModelError(
-            f"The chat template never puts the end token {tokenizer.eos_token!r} inside the generation marks: the model "
-            "would not learn to stop."
+            f"{_origin(tokenizer)} never puts the end token {tokenizer.eos_token!r} inside the generation marks: the "
+            "model would not learn to stop."
         )
 
 
@@ -133,11 +164,11 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     """Encode plain texts: beginning token where the tokenizer has one, the text, the end token; all supervised."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     head = [bos] if bos is not None and bos != eos else []
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     return [{"input_ids": head + ids + [eos], "labels": [-100] * len(head) + ids + [eos]} for ids in encoded]
 
 
-def generation_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> dict[str, Any]:
+def generation_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Any:
     """A conversation that ends where the assistant is to speak, as tensors `(1, time)` for `generate`."""
     return tokenizer.apply_chat_template(
         list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True

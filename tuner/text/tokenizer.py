@@ -22,9 +22,7 @@ ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 SPARE_PADDING = (PAD, "<pad>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>", "<unk>")
 
 
-def train_bpe_tokenizer(
-    texts: Iterable[str], vocab_size: int, model_max_length: int = 2048
-) -> PreTrainedTokenizerFast:
+def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int = 2048) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; bytes as in GPT-2).
 
     Every byte is a token, so no text is ever unknown. The three special tokens, the three role marks and our chat
@@ -79,10 +77,10 @@ def load_pretrained_tokenizer(
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"No tokenizer could be loaded from {name_or_path}: {_first_line(error)}") from error
+    except Exception as error:  # a damaged file fails in every way that Python can
+        raise ModelError(f"No tokenizer could be loaded from {name_or_path}: {_one_line(error)}") from error
     if chat_template_path is not None:
-        tokenizer.chat_template = read_chat_template(chat_template_path)
+        use_chat_template(tokenizer, chat_template_path)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"The tokenizer of {name_or_path} has no end token, so a model could never learn to stop.")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -90,13 +88,23 @@ def load_pretrained_tokenizer(
         spare = next((t for t in SPARE_PADDING if t in vocabulary and t != tokenizer.eos_token), None)
         if spare is None:
             raise ModelError(
-                f"The tokenizer of {name_or_path} pads with its end token {tokenizer.eos_token!r}, which would hide the "
-                f"end from the loss, and its vocabulary has none of {', '.join(SPARE_PADDING)} to pad with instead. "
+                f"The tokenizer of {name_or_path} can pad only with its end token {tokenizer.eos_token!r}, which would "
+                f"hide the end from the loss: its vocabulary has none of {', '.join(SPARE_PADDING)} to pad with. "
                 "Add a padding token to the tokenizer and resize the model's embeddings."
             )
         tokenizer.pad_token = spare
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def use_chat_template(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> None:
+    """Give a tokenizer the template that `--chat_template_path` names.
+
+    Raises:
+        ModelError: nothing there, or nothing that can be read.
+    """
+    tokenizer.chat_template = read_chat_template(name_or_path)
+    tokenizer.chat_template_path = name_or_path  # for messages
 
 
 def read_chat_template(name_or_path: str) -> str:
@@ -108,16 +116,20 @@ def read_chat_template(name_or_path: str) -> str:
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"--chat_template_path {name_or_path} cannot be read: {_first_line(error)}") from error
+            raise ModelError(f"--chat_template_path {name_or_path} cannot be read: {_one_line(error)}") from error
     if path.is_dir():
-        template = AutoTokenizer.from_pretrained(name_or_path).chat_template
-        if template:
-            return template
+        try:
+            template = AutoTokenizer.from_pretrained(name_or_path).chat_template
+        except Exception as error:  # as in `load_pretrained_tokenizer`
+            raise ModelError(f"--chat_template_path {name_or_path} has no tokenizer: {_one_line(error)}") from error
+        if not template:
+            raise ModelError(f"--chat_template_path {name_or_path}: the tokenizer there has no chat template.")
+        return template
     raise ModelError(f"--chat_template_path {name_or_path} is neither 'chatml', a Jinja file, nor a tokenizer folder.")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _in_batches(texts: Iterable[str], size: int = 1000) -> Iterator[list[str]]:

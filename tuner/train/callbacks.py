@@ -20,7 +20,6 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from tuner.hardware import measure_peak
-from tuner.train.run import peak_dtype
 
 
 class StepSeed(TrainerCallback):
@@ -88,11 +87,12 @@ class Throughput(TrainerCallback):
         weights: parameters of the linear layers in the blocks.
         head: parameters of the output head.
         attention: operations a token and a position of context costs in the scores, forward and backward.
+        dtype: of the products, to measure the peak in.
     """
 
-    def __init__(self, weights: int, head: int, attention: int):
+    def __init__(self, weights: int, head: int, attention: int, dtype: torch.dtype):
         self.weights, self.head, self.attention = weights, head, attention
-        self.peak: float | None = None
+        self.dtype, self.peak = dtype, 0.0
         self._reset()
         self._started = 0.0
 
@@ -101,7 +101,7 @@ class Throughput(TrainerCallback):
         self.seconds = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.peak = measure_peak(peak_dtype(args))
+        self.peak = measure_peak(self.dtype)
         self._started = time.perf_counter()
 
     def count(self, inputs: dict[str, torch.Tensor]) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-# Elements of one chunk of logits: 64 MB in float32.
-CHUNK_ELEMENTS = 2**24
+# Elements of one chunk of logits: 32 MB in float32.
+CHUNK_ELEMENTS = 2**23
 # Fields of other families' configurations that change the logits after the head.
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
 
@@ -54,19 +55,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     hidden_grad[start : start + chunk] = grad @ cast_weight
                 if weight_grad is not None:
                     weight_grad += grad.T @ part
-        ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
-        ctx.weight_dtype = weight.dtype
+        # Summed in float32, kept in the weight's dtype: they wait here for the whole backward pass of the blocks.
+        ctx.save_for_backward(
+            hidden_grad, *(None if g is None else g.to(weight.dtype) for g in (weight_grad, bias_grad))
+        )
         return total
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden_grad, weight_grad, bias_grad = ctx.saved_tensors
-        return (
-            None if hidden_grad is None else hidden_grad.mul_(scale),
-            None if weight_grad is None else weight_grad.mul_(scale).to(ctx.weight_dtype),
-            None if bias_grad is None else bias_grad.mul_(scale).to(ctx.weight_dtype),
-            None,
-        )
+        return *(None if gradient is None else gradient.mul_(scale) for gradient in ctx.saved_tensors), None
 
 
 def chunked_cross_entropy(
@@ -87,9 +84,7 @@ def chunked_cross_entropy(
     return _ChunkedCrossEntropy.apply(hidden, weight, bias, targets)
 
 
-def supervised_positions(
-    hidden_states: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def supervised_positions(hidden_states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The hidden states that predict a label, and those labels.
 
     Args:
@@ -104,11 +99,11 @@ def supervised_positions(
     return hidden_states.reshape(-1, hidden_states.shape[-1]).index_select(0, where), shifted.index_select(0, where)
 
 
-def use_chunked_loss(model: nn.Module) -> bool:
+def use_chunked_loss(model: PreTrainedModel) -> bool:
     """Give a causal language model a `forward` that, called with labels, returns the loss and no logits.
 
     Works on any transformers causal model that is a backbone and a linear head, ours or another's, bare or in a PEFT
-    wrapper; without labels its own `forward` runs. A model that transforms its logits after the head keeps its own loss.
+    wrapper; without labels its own `forward` runs. A model that transforms its logits after the head keeps its loss.
 
     Returns:
         Whether the loss is now chunked.
@@ -123,7 +118,7 @@ def use_chunked_loss(model: nn.Module) -> bool:
     own_forward = causal_lm.forward
 
     def forward(
-        self: nn.Module,
+        self: PreTrainedModel,
         *args: Any,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,

@@ -41,20 +41,19 @@ class EpochOrder(Sampler[int]):
         generator = np.random.default_rng([self.seed, self.epoch()])
         order = generator.permutation(self.size)
         if self.lengths is not None:
-            order = self._grouped(order, generator)
+            order = self._grouped(order, self.lengths, generator)
         return iter(order.tolist())
 
-    def _grouped(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        assert self.lengths is not None
+    def _grouped(self, order: np.ndarray, lengths: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         batches: list[np.ndarray] = []
         for start in range(0, self.size, self.batch_size * MEGABATCH):
             mega = order[start : start + self.batch_size * MEGABATCH]
-            mega = mega[np.argsort(-self.lengths[mega], kind="stable")]
+            mega = mega[np.argsort(-lengths[mega], kind="stable")]
             batches += [mega[i : i + self.batch_size] for i in range(0, len(mega), self.batch_size)]
         # An incomplete batch stays last; all others change places.
         last = [batches.pop()] if len(batches[-1]) < self.batch_size else []
         batches = [batches[i] for i in generator.permutation(len(batches))]
         if batches:
-            longest = max(range(len(batches)), key=lambda i: self.lengths[batches[i]].max())
+            longest = max(range(len(batches)), key=lambda i: lengths[batches[i]].max())
             batches[0], batches[longest] = batches[longest], batches[0]
         return np.concatenate(batches + last)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.hardware import measure_peak, memory_bytes
 from tuner.train.prepare import Sequences
-from tuner.train.run import Run, peak_dtype
+from tuner.train.run import Run, product_dtype
 from tuner.train.size import linear_sizes, parameters_by_component, training_bytes
 
 # Share of the measured peak that training steps were seen to reach on CPUs (0.2 to 0.5).
@@ -102,11 +102,15 @@ def _estimates(run: Run, data: Sequences, model: PreTrainedModel) -> Table:
     width = run.args.max_length if run.args.packing else min(2 * tokens, run.args.max_length)
     supervised = data.train_report.share_supervised
     memory = training_bytes(
-        model, int(batch * width), int(batch * tokens * supervised), training.bf16, bool(training.activation_checkpointing)
+        model,
+        int(batch * width),
+        int(batch * tokens * supervised),
+        training.bf16,
+        bool(training.activation_checkpointing),
     )
     weights, head, attention = linear_sizes(model)
     operations = steps * per_step * tokens * (6 * (weights + supervised * head) + attention * width / 2)
-    seconds = operations / (measure_peak(peak_dtype(training)) * ASSUMED_PEAK_SHARE * training.world_size)
+    seconds = operations / (measure_peak(product_dtype(training, model)) * ASSUMED_PEAK_SHARE * training.world_size)
     table = _table("Estimates", "what", "how much")
     for name, size in memory.items():
         table.add_row(f"memory: {name}", f"{size / 2**20:,.0f} MiB")

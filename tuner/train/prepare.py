@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -21,8 +22,8 @@ from tuner.data.pack import pack_dataset
 from tuner.data.schema import Kind, canonicalize
 from tuner.data.sources import load_splits
 from tuner.model import PRESETS
-from tuner.model.load import new_decoder, pretrained_decoder, resolve
-from tuner.text.tokenizer import load_pretrained_tokenizer, train_bpe_tokenizer
+from tuner.model.load import cast_parameters, new_decoder, pretrained_decoder, resolve
+from tuner.text.tokenizer import load_pretrained_tokenizer, train_bpe_tokenizer, use_chat_template
 from tuner.train.run import Run
 
 
@@ -88,6 +89,8 @@ def load_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
             return load_pretrained_tokenizer(str(folder), args.chat_template_path)
         size = args.vocab_size or PRESETS[args.preset]["vocab_size"]
         tokenizer = train_bpe_tokenizer(rows.texts(), size, max(args.max_length, 2048))
+        if args.chat_template_path:
+            use_chat_template(tokenizer, args.chat_template_path)
         if not args.dry_run:
             tokenizer.save_pretrained(folder)
     return tokenizer
@@ -124,7 +127,7 @@ def load_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
         ModelError: see `tuner.model.load`.
     """
     if args.model_name_or_path:
-        return pretrained_decoder(
+        model = pretrained_decoder(
             args.model_name_or_path,
             tokenizer,
             args.own_model,
@@ -132,8 +135,10 @@ def load_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
             args.trust_remote_code,
             args.attn_implementation,
         )
-    set_seed(args.seed)
-    return new_decoder(args.preset, tokenizer, args.max_length, args.dropout, args.attn_implementation)
+    else:
+        set_seed(args.seed)
+        model = new_decoder(args.preset, tokenizer, args.max_length, args.dropout, args.attn_implementation)
+    return cast_parameters(model, getattr(torch, args.dtype))
 
 
 def _was_trained(folder: Path) -> bool:

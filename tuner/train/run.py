@@ -1,7 +1,7 @@
 """A run and its folder: whose it is, where it stands, and what is written there before the first step.
 
-`run.yaml` holds the resolved arguments, so that `--config <folder>/run.yaml` is the same run again. A folder is one run's:
-another run is refused, and so is continuing a run with another model or other data under the same name.
+`run.yaml` holds the resolved arguments, so that `--config <folder>/run.yaml` is the same run again. A folder is one
+run's: another run is refused, and so is continuing a run with another model or other data under the same name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import PartialState
-from transformers import TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     get_available_reporting_integrations,
@@ -29,10 +29,11 @@ from tuner.train.checkpoint import defect, discard_staging, last_checkpoint, lis
 
 # Arguments that may differ when a run is continued: none of them changes a weight.
 FREE_TO_CHANGE = {
-    "resume_from_checkpoint", "overwrite_output_dir", "output_dir", "dry_run", "report_to", "logging_steps", "save_steps",
-    "save_strategy", "save_total_limit", "eval_steps", "eval_strategy", "eval_on_start", "per_device_eval_batch_size",
-    "push_to_hub", "hub_model_id", "dataset_num_proc",
-}  # fmt: skip
+    *("resume_from_checkpoint", "overwrite_output_dir", "output_dir", "dry_run", "dataset_num_proc"),
+    *("logging_steps", "report_to", "push_to_hub", "hub_model_id"),
+    *("eval_strategy", "eval_steps", "eval_on_start", "per_device_eval_batch_size"),
+    *("save_strategy", "save_steps", "save_total_limit"),
+}
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Run:
 
 
 def open_run(args: RecipeArguments) -> Run:
-    """Check the output folder, find the checkpoint to continue from, and write `run.yaml`. Touches nothing in a dry run.
+    """Check the output folder, find the checkpoint to continue from, and write `run.yaml` (not in a dry run).
 
     Raises:
         CheckpointError: the folder holds another run, or the named checkpoint is not whole.
@@ -63,7 +64,16 @@ def open_run(args: RecipeArguments) -> Run:
     """
     use_all_cores()
     on_cpu = args.use_cpu or device_type() == "cpu"
-    bf16 = has_fast_bf16("cpu" if on_cpu else None) and not args.extra.get("fp16") if args.bf16 is None else args.bf16
+    half = args.dtype == "bfloat16"  # then there is nothing to cast: products are in bfloat16 as they stand
+    if half and args.bf16:
+        raise ArgumentError("--dtype bfloat16 needs no mixed precision: leave --bf16 out.")
+    if half and not args.optim.startswith("adamw_torch"):
+        raise ArgumentError(f"--dtype bfloat16 is trained with AdamW, not with --optim {args.optim}.")
+    bf16 = (
+        not half and has_fast_bf16("cpu" if on_cpu else None) and not args.extra.get("fp16")
+        if args.bf16 is None
+        else args.bf16
+    )
     training = args.to_training_arguments(
         bf16=bf16,
         use_cpu=on_cpu,
@@ -76,8 +86,12 @@ def open_run(args: RecipeArguments) -> Run:
         disable_tqdm=args.extra.get("disable_tqdm"),
     )
     set_seed(args.seed)
-    say(f"Mixed precision: {'bf16' if bf16 else 'off'} on {training.device.type}"
-        + (" (chosen, because the hardware is fast in it; --bf16 false turns it off)" if bf16 and args.bf16 is None else ""))  # fmt: skip
+    chosen = " (the hardware is fast in it; --bf16 false turns it off)" if bf16 and args.bf16 is None else ""
+    say(
+        "Weights in bfloat16, their lower bits in the optimizer."
+        if half
+        else f"Mixed precision: {'bf16' if bf16 else 'off'} on {training.device.type}{chosen}"
+    )
     run = Run(args, training, checkpoint=None)
     _check_folder(run)
     run.checkpoint = _checkpoint(run)
@@ -94,7 +108,7 @@ def _working_trackers(names: list[str]) -> list[str]:
     Raises:
         ArgumentError: a tracker that transformers does not know.
     """
-    working = []
+    working: list[str] = []
     for name in names:
         if name in ("none", "all"):
             working += get_available_reporting_integrations() if name == "all" else []
@@ -180,7 +194,9 @@ def _prepare_folder(run: Run) -> None:
         text = yaml.safe_dump(_plain(run.args), sort_keys=True, allow_unicode=True)
         recipe = Path(sys.argv[0])
         shown = f"{recipe.parent.name}/{recipe.name}"
-        (folder / "run.yaml").write_text(f"# accelerate launch {shown} --config {folder}/run.yaml\n{text}", encoding="utf-8")
+        (folder / "run.yaml").write_text(
+            f"# accelerate launch {shown} --config {folder}/run.yaml\n{text}", encoding="utf-8"
+        )
     except OSError as error:
         raise CheckpointError(f"--output_dir {folder} cannot be written: {error.strerror}.") from error
 
@@ -190,6 +206,6 @@ def _plain(args: RecipeArguments) -> dict[str, Any]:
     return {k: v for k, v in yaml.safe_load(yaml.safe_dump(args.values())).items() if v is not None}
 
 
-def peak_dtype(training: TrainingArguments) -> torch.dtype:
-    """The dtype that the run's products are in."""
-    return torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
+def product_dtype(training: TrainingArguments, model: PreTrainedModel) -> torch.dtype:
+    """The dtype that a run's products are in."""
+    return torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else model.dtype

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from torch import nn
+from transformers import PreTrainedModel
+
+from tuner.train.losses import CHUNK_ELEMENTS
 
 COMPONENTS = {
     "embedding": ("embed", "wte", "wpe"),
@@ -24,7 +27,7 @@ def parameters_by_component(model: nn.Module) -> dict[str, int]:
     return {name: count for name, count in sizes.items() if count}
 
 
-def linear_sizes(model: nn.Module) -> tuple[int, int, int]:
+def linear_sizes(model: PreTrainedModel) -> tuple[int, int, int]:
     """What `Throughput` counts with: weights of the linear layers in the blocks, weights of the head, and operations a
     token and position of context costs in the attention scores (two products, forward and twice backward)."""
     head = model.get_output_embeddings()
@@ -35,31 +38,38 @@ def linear_sizes(model: nn.Module) -> tuple[int, int, int]:
     return linear, head_size, 12 * config.num_hidden_layers * width
 
 
-def training_bytes(model: nn.Module, tokens: int, supervised: int, mixed: bool, checkpointing: bool) -> dict[str, int]:
+def training_bytes(
+    model: PreTrainedModel, tokens: int, supervised: int, mixed: bool, checkpointing: bool
+) -> dict[str, int]:
     """Estimated memory of one training step, by what holds it.
 
-    Weights, gradients and AdamW's two moments are 16 bytes a trainable parameter in float32; mixed precision adds a
-    2-byte copy of the weights. Activations are counted as what a block keeps for its backward pass: about
-    `16 * hidden + 4 * intermediate` numbers a token; with activation checkpointing one `hidden` a block and one block.
+    Float32 weights, gradients and AdamW's two moments are 16 bytes a parameter, and mixed precision adds a copy of 2;
+    bfloat16 weights with `SplitAdamW` take 10. Activations are counted as what a block keeps for its backward pass:
+    about `16 * hidden + 4 * intermediate` numbers a token; with activation checkpointing one `hidden` a block, and all
+    of one block.
 
     Args:
         tokens: tokens in one forward pass, padding included.
         supervised: tokens with a label in it.
+        mixed: mixed precision over float32 weights.
+        checkpointing: activation checkpointing.
     """
     config = model.config.get_text_config()
     parameters = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    number = 2 if mixed else 4
-    block = tokens * number * (16 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size))
-    blocks = config.num_hidden_layers
-    activations = block + blocks * tokens * 4 * config.hidden_size if checkpointing else block * blocks
-    chunk = min(supervised, max(2**24 // config.vocab_size, 64))
+    size = model.dtype.itemsize
+    number = 2 if mixed else size
+    intermediate = getattr(config, "intermediate_size", 4 * config.hidden_size)
+    block = tokens * number * (16 * config.hidden_size + 4 * intermediate)
+    layers = config.num_hidden_layers
+    residual = size * tokens * config.hidden_size
+    chunk = min(supervised, max(CHUNK_ELEMENTS // config.vocab_size, 64))
     return {
-        "weights": 4 * parameters,
+        "weights": size * parameters,
         "half-precision copy": 2 * parameters if mixed else 0,
-        "gradients": 4 * trainable,
-        "optimizer": 8 * trainable,
-        "activations": activations,
+        "gradients": size * trainable,
+        "optimizer": (6 if size == 2 else 8) * trainable,
+        "activations": block + layers * residual if checkpointing else block * layers,
         "logits (a chunk)": 6 * chunk * config.vocab_size,
         "libraries": 500 * 2**20,
     }

@@ -4,9 +4,9 @@ Built over transformers' `Trainer` and not TRL's `SFTTrainer`, because the latte
 before a trainer exists (templates, tokenizing, packing) and patches the loss that `losses.py` computes. What is left of
 it for us is `Trainer`. Arguments keep TRL's names.
 
-`ExactTrainerMixin` holds the promises and works over any `Trainer`: the order of the data is a function of (seed, epoch),
-random numbers of (seed, step, process), checkpoints are whole or absent, what a log line averages over survives a
-resume, and nothing that is not finite reaches a weight.
+`ExactTrainerMixin` holds the promises and works over any `Trainer`: the order of the data is a function of (seed,
+epoch), random numbers of (seed, step, process), checkpoints are whole or absent, what a log line averages over survives
+a resume, and nothing that is not finite reaches a weight.
 """
 
 from __future__ import annotations
@@ -20,17 +20,26 @@ from datasets import Dataset, concatenate_datasets
 from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from tuner.data.collate import CausalCollator
 from tuner.errors import CheckpointError, Interrupted, NonFiniteError
+from tuner.hardware import release_unused_memory
 from tuner.train.callbacks import Guarded, StepSeed, StopOnSignal, Throughput
 from tuner.train.checkpoint import commit, discard_staging, last_checkpoint, staging_folder
 from tuner.train.losses import use_chunked_loss
+from tuner.train.optimizers import SplitAdamW
 from tuner.train.order import EpochOrder
-from tuner.train.run import Run, say
+from tuner.train.run import Run, product_dtype, say
 from tuner.train.size import linear_sizes
 
 PROGRESS = "progress.json"
@@ -42,7 +51,7 @@ class ExactTrainerMixin(Trainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._stop = StopOnSignal()
-        self._throughput = Throughput(*linear_sizes(self.model))
+        self._throughput = Throughput(*linear_sizes(self.model), product_dtype(self.args, self.model))
         trackers = tuple(INTEGRATION_TO_CALLBACK.values())
         handler = self.callback_handler
         handler.callbacks = [Guarded(c) if isinstance(c, trackers) else c for c in handler.callbacks]
@@ -67,7 +76,16 @@ class ExactTrainerMixin(Trainer):
 
     # ---- training ----
 
-    def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(
+        args: TrainingArguments, model: PreTrainedModel | None = None
+    ) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+        if model is not None and model.dtype == torch.bfloat16 and args.optim.startswith("adamw_torch"):
+            betas = (args.adam_beta1, args.adam_beta2)
+            return SplitAdamW, {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
+        return Trainer.get_optimizer_cls_and_kwargs(args, model)
+
+    def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs: Any) -> Any:
         """Train, or continue from a checkpoint to the same bits.
 
         Raises:
@@ -81,6 +99,7 @@ class ExactTrainerMixin(Trainer):
             if self._is_finished(self._checkpoint):
                 say(f"{self._checkpoint} is the end of this run: nothing is left to train.")
                 return self._load_finished(self._checkpoint)
+        release_unused_memory()
         try:
             result = super().train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None, **kwargs)
         finally:
@@ -165,12 +184,13 @@ class ExactTrainerMixin(Trainer):
         output.metrics[f"{metric_key_prefix}_loss"] = total / max(count, 1)
         return output
 
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        inputs = {k: v for k, v in inputs.items() if k not in ("rows", "tokens")}
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Any:
+        inputs = self._prepare_inputs({k: v for k, v in inputs.items() if k not in ("rows", "tokens")})
         count = int((inputs["labels"][:, 1:] != -100).sum())
-        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = model(**inputs).loss.detach()
         self._eval_sums += torch.tensor([float(loss) * count, count], dtype=torch.float64)
-        return loss, logits, labels
+        return loss, None, None
 
     # ---- checkpoints ----
 

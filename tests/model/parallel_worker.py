@@ -1,0 +1,37 @@
+"""One process of `test_parallel.py`: the sharded model's logits and gradients against the whole one's.
+
+Usage: torchrun --nproc_per_node 2 parallel_worker.py <model folder> <field of DistributedConfig>
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
+
+from tests.model.helpers import token_ids
+from tuner.model import TunerDecoderForCausalLM
+
+
+def main(folder: str, way: str) -> None:
+    whole = TunerDecoderForCausalLM.from_pretrained(folder)
+    sharded = AutoModelForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(**{way: 2}))
+    assert any(hasattr(parameter, "full_tensor") for parameter in sharded.parameters()), "nothing was sharded"
+    ids = token_ids(2, 12)
+    expected, actual = whole(ids, labels=ids), sharded(ids, labels=ids)
+    torch.testing.assert_close(actual.logits, expected.logits, rtol=0, atol=1e-5)
+    expected.loss.backward()
+    actual.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in sharded.named_parameters()}
+    assert gradients.keys() == dict(whole.named_parameters()).keys()
+    for name, parameter in whole.named_parameters():
+        gradient = gradients[name]
+        gradient = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+    print("same", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,174 @@
+"""Another family's weights in our decoder give that family's logits (LitGPT's habit)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from tests.model.helpers import SHAPE, greatest_difference, scramble, tiny_config, tiny_decoder, token_ids
+from tests.model.test_configuration import ROPES
+from tuner.model import TunerDecoderForCausalLM, decoder_config_from_llama, decoder_from_llama
+from tuner.model.load import pretrained_decoder, resolve
+from tuner.text.chat import generation_prompt
+from tuner.text.tokenizer import load_pretrained_tokenizer
+
+TOLERANCE = 1e-5
+SMOLLM2 = "builtin:smollm2-135m-instruct"
+
+
+def tiny_llama(attn_implementation: str = "sdpa", **overrides: Any) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(**{**SHAPE, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **overrides})
+    return scramble(LlamaForCausalLM._from_config(config, attn_implementation=attn_implementation))
+
+
+def padded_batch(time: int = 20) -> dict[str, torch.Tensor]:
+    """Three rows: full, padded on the left, padded on the right."""
+    ids, mask = token_ids(3, time), torch.ones(3, time, dtype=torch.long)
+    mask[1, :7] = mask[2, -5:] = 0
+    return {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask}
+
+
+def assert_same_model(theirs: PreTrainedModel, ours: PreTrainedModel, time: int = 20) -> None:
+    """The same logits on full and padded rows, wherever there is a token, and the same tokens generated greedily."""
+    full, padded = {"input_ids": token_ids(2, time, seed=1)}, padded_batch(time)
+    with torch.no_grad():
+        assert greatest_difference(theirs(**full).logits, ours(**full).logits) <= TOLERANCE
+        real = padded["attention_mask"].bool()
+        assert greatest_difference(theirs(**padded).logits[real], ours(**padded).logits[real]) <= TOLERANCE
+    prompts = {name: rows[:2] for name, rows in padded.items()}  # right padding is no prompt
+    kwargs = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
+    assert torch.equal(theirs.generate(**prompts, **kwargs), ours.generate(**prompts, **kwargs))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param({"tie_word_embeddings": True}, id="tied"),
+        pytest.param({"tie_word_embeddings": False}, id="untied"),
+        pytest.param({"num_key_value_heads": 4}, id="multi-head"),
+        pytest.param({"num_key_value_heads": 1}, id="multi-query"),
+        pytest.param({"head_dim": 16}, id="wide heads"),
+        pytest.param({"attention_bias": True, "mlp_bias": True}, id="biases"),
+        pytest.param({"hidden_act": "gelu", "rms_norm_eps": 0.1}, id="activation and epsilon"),
+        *(pytest.param({"rope_parameters": dict(rope)}, id=name) for name, rope in ROPES.items()),
+    ],
+)
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+def test_llama(overrides: dict[str, Any], attn_implementation: str) -> None:
+    theirs = tiny_llama(attn_implementation, **overrides)
+    ours = decoder_from_llama(theirs)
+    assert ours.config._attn_implementation == attn_implementation
+    assert ours.training is theirs.training is False
+    assert_same_model(theirs, ours)
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_llama_past_its_length_and_back(rope_type: str) -> None:
+    """These two change their frequencies with the length, and must forget the long row when a short one follows."""
+    theirs = tiny_llama(max_position_embeddings=32, rope_parameters=dict(ROPES[rope_type]))
+    ours = decoder_from_llama(theirs)
+    for time in (16, 64, 16):
+        ids = token_ids(1, time)
+        with torch.no_grad():
+            assert greatest_difference(theirs(ids).logits, ours(ids).logits) <= TOLERANCE
+
+
+def test_rope_types_differ() -> None:
+    """That each parity above is of its own frequencies, not of ones that scaling left alone."""
+    tables = [decoder_from_llama(tiny_llama(rope_parameters=dict(rope))).model.rotary_emb for rope in ROPES.values()]
+    cosines = [table(torch.zeros(1), torch.arange(100)[None])[0] for table in tables]
+    # Dynamic scaling waits for rows beyond `max_position_embeddings`; until then it is the default with another theta.
+    assert all(greatest_difference(a, b) > 1e-3 for i, a in enumerate(cosines) for b in cosines[:i])
+
+
+def test_llama_in_training() -> None:
+    """Same loss, same gradients."""
+    theirs = tiny_llama(tie_word_embeddings=True)
+    ours = decoder_from_llama(copy.deepcopy(theirs))
+    batch = padded_batch()
+    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    losses = [model.train()(**batch).loss for model in (theirs, ours)]
+    torch.testing.assert_close(*losses, rtol=0, atol=1e-6)
+    for loss in losses:
+        loss.backward()
+    gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    assert gradients.keys() == dict(theirs.named_parameters()).keys()
+    for name, parameter in theirs.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_tensors_are_shared_and_configurations_are_not() -> None:
+    theirs = tiny_llama(tie_word_embeddings=True)
+    ours = decoder_from_llama(theirs)
+    assert ours.lm_head.weight is ours.model.embed_tokens.weight
+    theirs_by_name = theirs.state_dict()
+    assert ours.state_dict().keys() == theirs_by_name.keys()
+    for name, tensor in ours.state_dict().items():
+        assert tensor.data_ptr() == theirs_by_name[name].data_ptr(), name
+    ours.config.rope_parameters["rope_theta"] = 1.0
+    assert theirs.config.rope_parameters["rope_theta"] == 10000.0
+
+
+def test_dtype_is_kept() -> None:
+    theirs = tiny_llama().to(torch.bfloat16)
+    ours = decoder_from_llama(theirs)
+    assert {p.dtype for p in ours.parameters()} == {torch.bfloat16}
+    assert ours.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_qwen3() -> None:
+    """Query and key norms, by copying the state dict: the parameters carry the same names."""
+    torch.manual_seed(0)
+    shape = {**SHAPE, "head_dim": 16, "tie_word_embeddings": False, "pad_token_id": 0, "eos_token_id": 2}
+    theirs = scramble(Qwen3ForCausalLM._from_config(Qwen3Config(**shape), attn_implementation="sdpa"))
+    ours = TunerDecoderForCausalLM._from_config(tiny_config(**shape), attn_implementation="sdpa").eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert_same_model(theirs, ours)
+
+
+def test_qk_norm_makes_a_difference() -> None:
+    with_norm, without = tiny_decoder(use_qk_norm=True), tiny_decoder(use_qk_norm=False)
+    without.load_state_dict(with_norm.state_dict(), strict=False)
+    assert greatest_difference(with_norm(token_ids(1, 9)).logits, without(token_ids(1, 9)).logits) > 1e-2
+
+
+def test_other_families_are_refused_by_name() -> None:
+    theirs = MistralForCausalLM(MistralConfig(**SHAPE))
+    for convert, what in ((decoder_from_llama, theirs), (decoder_config_from_llama, theirs.config)):
+        with pytest.raises(ValueError, match="mistral model has no counterpart"):
+            convert(what)
+
+
+def test_a_llama_without_head_is_refused() -> None:
+    with pytest.raises(ValueError, match="LlamaModel is not the whole model; a LlamaForCausalLM is"):
+        decoder_from_llama(tiny_llama().model)
+
+
+@pytest.mark.slow
+def test_smollm2() -> None:
+    """A published checkpoint: SmolLM2-135M-Instruct, from its GGUF."""
+    path, how = resolve(SMOLLM2)
+    tokenizer = load_pretrained_tokenizer(path, **how)
+    theirs = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa", **how)
+    ours = pretrained_decoder(SMOLLM2, tokenizer, own_model=True, attn_implementation="sdpa")
+    assert type(ours) is TunerDecoderForCausalLM
+    prompt = generation_prompt(tokenizer, [{"role": "user", "content": "What is the capital of France?"}])
+    with torch.no_grad():
+        assert greatest_difference(theirs(**prompt).logits, ours(**prompt).logits) <= TOLERANCE
+    kwargs = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+    tokens = ours.generate(**prompt, **kwargs)
+    assert torch.equal(theirs.generate(**prompt, **kwargs), tokens)
+    assert "Paris" in tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :])

@@ -1,0 +1,90 @@
+"""Recipes as their users run them, with the losses they gave when they were last looked at."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tuner.model  # noqa: F401
+from tests.recipes import SMALL, losses_of, run_recipe
+
+pytestmark = pytest.mark.slow
+
+# float32, 12 steps, logged every 3, seed 42. Other CPUs sum in another order: hence a tolerance, but a small one.
+PINNED = {"packed": [], "padded": []}
+
+
+@pytest.fixture(scope="module", params=PINNED)
+def finished(request, chats, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sft") / request.param
+    how = ["--packing", str(request.param == "packed").lower(), "--train_sampling_strategy", "group_by_length"]
+    done = run_recipe("--dataset_name", chats, *SMALL, *how, "--bf16", "false", "--output_dir", folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return request.param, folder, done
+
+
+def test_the_losses_are_the_pinned_ones(finished):
+    name, folder, _ = finished
+    assert losses_of(folder) == pytest.approx(PINNED[name], rel=1e-3)
+
+
+def test_the_folder_holds_what_the_readme_says(finished):
+    _, folder, done = finished
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "metrics.json", "loss.png", "run.yaml", "samples.md"):
+        assert (folder / name).stat().st_size > 0, name
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["eval_loss"] < metrics["eval_loss_untrained"]
+    assert metrics["steps"] == 12 and metrics["tokens_per_second"] > 0 and 0 < metrics["peak_share"] < 1
+    assert "untrained" in done.stdout and "unigram" in done.stdout and f"tuner chat {folder}" in done.stdout
+
+
+def test_the_model_loads_and_generates(finished):
+    _, folder, _ = finished
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=True, return_tensors="pt",
+                                           return_dict=True)  # fmt: skip
+    output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert output.shape[1] > inputs["input_ids"].shape[1]
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id != tokenizer.pad_token_id
+
+
+def test_every_parameter_moved(finished):
+    _, folder, _ = finished
+    trained = AutoModelForCausalLM.from_pretrained(folder)
+    from transformers import set_seed
+
+    from tuner.model.load import new_decoder
+
+    set_seed(42)
+    fresh = new_decoder("tiny", AutoTokenizer.from_pretrained(folder), 256)
+    for (name, before), after in zip(fresh.named_parameters(), trained.parameters(), strict=True):
+        assert not torch.equal(before, after), name
+
+
+def test_run_yaml_is_the_same_run_again(finished, tmp_path):
+    _, folder, _ = finished
+    done = run_recipe("--config", folder / "run.yaml", "--output_dir", tmp_path / "again")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert losses_of(tmp_path / "again") == losses_of(folder)
+
+
+def test_bfloat16_weights_learn_as_float32_ones_do_and_resume_exactly(chats, tmp_path):
+    from tests.recipes import assert_same_run
+
+    flags = ["--dataset_name", chats, *SMALL, "--resume_from_checkpoint", "true", "--dtype"]
+    for dtype in ("float32", "bfloat16"):
+        done = run_recipe(*flags, dtype, "--output_dir", tmp_path / dtype)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert losses_of(tmp_path / "bfloat16") == pytest.approx(losses_of(tmp_path / "float32"), rel=0.02)
+    assert run_recipe(*flags, "bfloat16", "--output_dir", tmp_path / "killed", kill_at="step:7").returncode == -9
+    assert run_recipe(*flags, "bfloat16", "--output_dir", tmp_path / "killed").returncode == 0
+    assert_same_run(tmp_path / "bfloat16", tmp_path / "killed")
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(chats, tmp_path):
+    done = run_recipe("--dataset_name", chats, *SMALL, "--dry_run", "--output_dir", tmp_path / "none")
+    assert done.returncode == 0, done.stderr[-2000:]
+    for text in ("Resolved arguments", "supervised", "truncated", "feed-forward", "memory: optimizer", "time of the steps"):
+        assert text in done.stdout, text
+    assert not (tmp_path / "none").exists()

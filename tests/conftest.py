@@ -18,5 +18,5 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train, _ = load_splits("builtin:chitchat")
     short = [row for row in train.select(range(1500)) if len(row["messages"]) < 12][:120]
     path = tmp_path_factory.mktemp("data") / "chats.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in short), encoding="utf-8")
+    path.write_text("".join(json.dumps({"messages": row["messages"]}) + "\n" for row in short), encoding="utf-8")
     return path

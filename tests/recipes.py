@@ -37,7 +37,7 @@ SMALL = [
     "6",
 ]
 # What of a log line depends on the clock.
-TIMED = {"tokens_per_second", "supervised_tokens_per_second", "peak_share", "train_runtime"}
+TIMED = {"tokens_per_second", "supervised_tokens_per_second", "peak_share", "step_seconds", "train_runtime"}
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -48,11 +48,15 @@ def imports_of(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
             module = ".".join(p for p in (base, node.module or "") if p)
-            found |= {module} if module != "tuner" else {f"tuner.{a.name}" for a in node.names if a.name != "__version__"}
+            found |= (
+                {module} if module != "tuner" else {f"tuner.{a.name}" for a in node.names if a.name != "__version__"}
+            )
     return {name for name in found if name.startswith("tuner.")}
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent != ROOT / "tuner" or p.name != "__init__.py"], ids=module_of)
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if p.parent != ROOT / "tuner" or p.name != "__init__.py"], ids=module_of
+)
 def test_imports_point_down(path):
     here = floor_of(module_of(path))
     for name in imports_of(path):
@@ -101,7 +105,11 @@ def test_the_model_can_travel_alone(name):
     tree = ast.parse((ROOT / "tuner" / "model" / f"{name}.py").read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            assert node.level == 1 and node.module in TRAVELS if node.level else not (node.module or "").startswith("tuner")
+            assert (
+                node.level == 1 and node.module in TRAVELS
+                if node.level
+                else not (node.module or "").startswith("tuner")
+            )
 
 
 def test_public_names_are_documented():

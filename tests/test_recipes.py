@@ -31,7 +31,15 @@ def test_the_losses_are_the_pinned_ones(finished):
 
 def test_the_folder_holds_what_the_readme_says(finished):
     _, folder, done = finished
-    for name in ("model.safetensors", "config.json", "tokenizer.json", "metrics.json", "loss.png", "run.yaml", "samples.md"):
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "metrics.json",
+        "loss.png",
+        "run.yaml",
+        "samples.md",
+    ):
         assert (folder / name).stat().st_size > 0, name
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["eval_loss"] < metrics["eval_loss_untrained"]
@@ -85,6 +93,13 @@ def test_bfloat16_weights_learn_as_float32_ones_do_and_resume_exactly(chats, tmp
 def test_a_dry_run_shows_the_plan_and_writes_nothing(chats, tmp_path):
     done = run_recipe("--dataset_name", chats, *SMALL, "--dry_run", "--output_dir", tmp_path / "none")
     assert done.returncode == 0, done.stderr[-2000:]
-    for text in ("Resolved arguments", "supervised", "truncated", "feed-forward", "memory: optimizer", "time of the steps"):
+    for text in (
+        "Resolved arguments",
+        "supervised",
+        "truncated",
+        "feed-forward",
+        "memory: optimizer",
+        "time of the steps",
+    ):
         assert text in done.stdout, text
     assert not (tmp_path / "none").exists()

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from transformers import (
-    AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TextStreamer,
@@ -20,7 +19,7 @@ from transformers import (
 import tuner.model  # noqa: F401  (registers our classes with the Auto classes)
 from tuner.errors import ArgumentError, ModelError
 from tuner.hardware import device_type, has_fast_bf16
-from tuner.model.load import resolve
+from tuner.model.load import load_causal_lm, resolve
 from tuner.text.chat import Message, generation_prompt
 from tuner.text.tokenizer import load_pretrained_tokenizer
 
@@ -62,11 +61,7 @@ def load_speaker(name_or_path: str, args: argparse.Namespace) -> Speaker:
     path, how = resolve(name_or_path)
     tokenizer = load_pretrained_tokenizer(path, "chatml" if how else None, **how)
     dtype = torch.bfloat16 if has_fast_bf16() else torch.float32
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **how)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{name_or_path} could not be loaded: {reason}") from error
+    model = load_causal_lm(name_or_path, dtype)
     if args.seed is not None:
         set_seed(args.seed)
     greedy = args.temperature == 0

@@ -190,6 +190,16 @@ def test_rms_norm_is_the_formula(dtype: torch.dtype) -> None:
     torch.testing.assert_close(norm(hidden).double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
 
 
+def test_rms_norm_under_autocast() -> None:
+    """Computed in float32, handed on in bfloat16 once, whether the residual stream or a head comes in."""
+    norm, hidden = TunerRMSNorm(32, eps=1e-6), torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    for given_ in (hidden, hidden.bfloat16()):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            normed = norm(given_)
+        assert normed.dtype == torch.bfloat16
+        assert torch.equal(normed, norm(given_.float()).bfloat16())
+
+
 def test_epsilon_counts() -> None:
     norm = TunerRMSNorm(4, eps=1.0)
     assert torch.equal(norm(torch.zeros(2, 4)), torch.zeros(2, 4))

@@ -39,7 +39,8 @@ def load_splits(
     """Load a source and return its training and validation rows.
 
     Args:
-        name: `builtin:<name>`, a local file or folder, or a Hub id.
+        name: `builtin:<name>`, a local file or folder, or a Hub id. A folder's files called after the two splits
+            (`train.jsonl`, `test.jsonl`) are those; otherwise all its files together are the training split.
         config: the Hub dataset's configuration.
         train_split, test_split: the splits' names; when the source lacks `test_split`, `test_split_size` of the
             training rows (below 1 a share, else a count; at most half) are set aside, always the same ones. The rows
@@ -48,7 +49,7 @@ def load_splits(
     Raises:
         DataError: nothing there, an unreadable file, no such split, or no rows.
     """
-    source = _load(name, config)
+    source = _load(name, config, (train_split, test_split))
     if isinstance(source, Dataset):
         source = DatasetDict({train_split: source})
     if train_split not in source:
@@ -75,12 +76,14 @@ def split_rows(rows: Dataset, test_size: float, name: str) -> tuple[Dataset, Dat
     if len(rows) < 2:
         raise DataError(f"{name} has {len(rows)} row; at least 2 are needed, one to train on and one to validate on.")
     count = round(len(rows) * test_size) if test_size < 1 else int(test_size)
+    if SOURCE_ROW in rows.column_names:  # a name that the file happens to use
+        rows = rows.remove_columns(SOURCE_ROW)
     numbered = rows.add_column(SOURCE_ROW, np.arange(len(rows)))
     parts = numbered.train_test_split(test_size=min(max(count, 1), len(rows) // 2), seed=SPLIT_SEED)
     return parts["train"], parts["test"]
 
 
-def _load(name: str, config: str | None) -> Dataset | DatasetDict:
+def _load(name: str, config: str | None, splits: tuple[str, str]) -> Dataset | DatasetDict:
     if name.startswith("builtin:"):
         return _load_builtin(name)
     path = Path(name).expanduser()
@@ -94,6 +97,9 @@ def _load(name: str, config: str | None) -> Dataset | DatasetDict:
             raise DataError(
                 f"--dataset_name {name}: a folder must hold {_extensions()} files of one kind; found {found}."
             )
+        named = {file.stem: file for file in files if file.stem in splits}
+        if splits[0] in named:
+            return DatasetDict({split: _load_files([file], str(file)) for split, file in named.items()})
         return _load_files(files, name)
     if path.suffix.lower() in BUILDERS or name.startswith((".", "/", "~")):
         raise DataError(f"--dataset_name {name}: no such file or folder.{_neighbour(path)}")

@@ -87,7 +87,8 @@ def plot_losses(
 
 def _show(metrics: dict[str, Any], samples: list[dict[str, str]], folder: Path) -> None:
     console = Console(highlight=False)
-    table = Table(title="Validation loss, nats a supervised token", title_justify="left")
+    console.print("\nValidation loss, nats a supervised token", style="bold")
+    table = Table()
     for name in ("untrained", "unigram model", "trained"):
         table.add_column(name, justify="right")
     values = (metrics["eval_loss_untrained"], metrics["eval_loss_unigram"], metrics["eval_loss"])

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.errors import ModelError, nearest
@@ -86,30 +88,49 @@ def pretrained_decoder(
     Raises:
         ModelError: nothing to load, a vocabulary smaller than the tokenizer's, or no counterpart in our classes.
     """
-    path, how = resolve(name_or_path)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=torch.float32,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            attn_implementation=attn_implementation,
-            **how,
-        )
-        if own_model and not isinstance(model, TunerDecoderForCausalLM):
+    model = load_causal_lm(
+        name_or_path,
+        torch.float32,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attn_implementation,
+    )
+    if own_model and not isinstance(model, TunerDecoderForCausalLM):
+        try:
             model = decoder_from_llama(model)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"--model_name_or_path {name_or_path} could not be loaded: {reason}") from error
+        except ValueError as error:
+            raise ModelError(f"--own_model true: {name_or_path} cannot be ours: {error}") from error
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(
-            f"The tokenizer has {len(tokenizer)} tokens, the model {name_or_path} embeds {rows}: they do not belong together."
+            f"The tokenizer has {len(tokenizer)} tokens and {name_or_path} embeds {rows}: they do not belong together."
         )
     _forget_quantization(model)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(model.config, name, getattr(tokenizer, name))
         setattr(model.generation_config, name, getattr(tokenizer, name))
+    return model
+
+
+def load_causal_lm(name_or_path: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """`AutoModelForCausalLM.from_pretrained` of a folder, a Hub id, a GGUF file or a built-in.
+
+    Raises:
+        ModelError: nothing there, files that cannot be read or do not fit, or weights that are missing: transformers
+            would draw those at random and go on.
+    """
+    path, how = resolve(name_or_path)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, **options, **how
+        )
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"{name_or_path} could not be loaded: {lines[0]}") from error
+    missing = sorted(set(info["missing_keys"]) - set(getattr(model, "_tied_weights_keys", None) or {}))
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise ModelError(f"{name_or_path} lacks weights of a {type(model).__name__}: {shown}.")
     return model
 
 

@@ -97,7 +97,7 @@ class Throughput(TrainerCallback):
         self._started = 0.0
 
     def _reset(self) -> None:
-        self.tokens = self.supervised = self.operations = 0
+        self.tokens = self.supervised = self.operations = self.steps = 0
         self.seconds = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -116,6 +116,7 @@ class Throughput(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         now = time.perf_counter()
         self.seconds += now - self._started
+        self.steps += 1
         self._started = now
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -131,6 +132,7 @@ class Throughput(TrainerCallback):
         rates = {
             "tokens_per_second": round(self.tokens * scale, 1),
             "supervised_tokens_per_second": round(self.supervised * scale, 1),
+            "step_seconds": round(self.seconds / self.steps, 4),
             "peak_share": round(self.operations / self.seconds / self.peak, 3),
         }
         self._reset()

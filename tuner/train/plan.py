@@ -54,18 +54,16 @@ def _arguments(run: Run) -> Table:
 
 
 def _data(data: Sequences) -> Table:
-    table = _table("Data", "split", "rows", "sequences", "tokens", "truncated", "labels lost", "supervised", "blocks")
-    for split, report, rows in (("train", data.train_report, data.train), ("eval", data.eval_report, data.eval)):
-        table.add_row(
-            split,
-            f"{report.rows:,}",
-            f"{report.sequences:,}",
-            f"{report.tokens:,}",
-            f"{report.share_truncated:.1%}",
-            f"{report.share_labels_lost:.1%}",
-            f"{report.share_supervised:.1%}",
-            f"{len(rows):,}",
-        )
+    table = _table("Data", "", "train", "eval")
+    reports = (data.train_report, data.eval_report)
+    for name, form in (
+        *(("rows", "{0.rows:,}"), ("sequences", "{0.sequences:,}"), ("tokens", "{0.tokens:,}")),
+        *(("truncated", "{0.share_truncated:.1%}"), ("labels lost", "{0.share_labels_lost:.1%}")),
+        ("supervised", "{0.share_supervised:.1%}"),
+    ):
+        table.add_row(name, *(form.format(report) for report in reports))
+    if "position_ids" in data.train.column_names:
+        table.add_row("blocks", f"{len(data.train):,}", f"{len(data.eval):,}")
     return table
 
 

@@ -1,0 +1,151 @@
+"""Supervised fine-tuning of all weights of SmolLM2-135M on real conversations: ours against TRL's `SFTTrainer`.
+
+Both sides get the same model, the same conversations in the same order, 512 tokens, 8 sequences a step, AdamW at 2e-5,
+and learn the same (the assistant's) tokens. Two comparisons:
+
+- `default`: TRL with its defaults (bf16 mixed precision and activation checkpointing are among them in 1.12).
+- `packing`: TRL with bf16 and packing on.
+- `informed` (with `--informed`): TRL as an informed user sets it on a CPU: bf16, no activation checkpointing.
+
+A step's speed is its supervised tokens over its seconds; a run's is that of all steps but the first, which warms up.
+The losses of both sides are in the result, step by step.
+
+    make bench-sft                 # three rounds
+    make bench-sft ARGS="--rounds 5 --informed"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.harness import ROOT, Measured, finish, measure, peer_python, spread
+
+PEER = ["torch", "transformers", "trl", "datasets", "accelerate"]
+# What each comparison trains: steps, rows to take, TRL's settings, our flags.
+COMPARISONS: dict[str, tuple[int, int, dict[str, Any], list[str]]] = {
+    "default": (5, 40, {}, ["--packing", "false"]),
+    "packing": (3, 41, {"packing": True, "bf16": True}, ["--packing", "true"]),
+    "informed": (5, 40, {"bf16": True, "gradient_checkpointing": False}, ["--packing", "false"]),
+}
+# bfloat16 weights, their lower bits in the optimizer; activations computed again in the backward pass.
+LEAN = (
+    "--dtype bfloat16 --activation_checkpointing true --per_device_train_batch_size 4 --gradient_accumulation_steps 2"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--informed", action="store_true", help="also against TRL without activation checkpointing")
+    parser.add_argument("--flags", default=LEAN, help="our flags (default: %(default)s)")
+    args = parser.parse_args()
+    python = peer_python("trl", PEER)
+    ratios: dict[str, dict[str, float]] = {}
+    losses: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as work:
+        model = prepare_model(Path(work) / "model")
+        for name, (steps, count, settings, flags) in COMPARISONS.items():
+            if name == "informed" and not args.informed:
+                continue
+            rows = prepare_rows(Path(work) / name, count)
+            pairs = []
+            for number in range(args.rounds):
+                theirs = measure(
+                    [
+                        python,
+                        "benchmarks/peers/trl_sft.py",
+                        str(model),
+                        str(rows / "train.jsonl"),
+                        str(steps),
+                        json.dumps(settings),
+                    ]
+                )
+                ours = run_ours(model, rows, steps, [*flags, *args.flags.split()], Path(work) / f"{name}-{number}")
+                pairs.append((ours, theirs))
+                print(f"{name} round {number + 1}: ours {speed(ours):.0f} supervised tokens/s, {ours.peak_mib:.0f} MiB; "
+                      f"TRL {speed(theirs):.0f}, {theirs.peak_mib:.0f} MiB", flush=True)  # fmt: skip
+            ratios[f"{name}: speed, ours / TRL"] = spread([speed(a) / speed(b) for a, b in pairs])
+            ratios[f"{name}: peak memory, ours / TRL"] = spread([a.peak_mib / b.peak_mib for a, b in pairs])
+            ratios[f"{name}: mean loss, ours / TRL"] = spread([mean_loss(a) / mean_loss(b) for a, b in pairs])
+            losses[name] = {
+                side: [step["loss"] for step in pairs[0][i].data["steps"]] for i, side in ((0, "ours"), (1, "TRL"))
+            }
+            trl = pairs[0][1].data["trl"]
+    finish("sft", ratios, losses=losses, flags=args.flags, rounds=args.rounds, versions={"trl": trl})
+
+
+def prepare_model(folder: Path) -> Path:
+    """SmolLM2 as a plain folder in float32, with a template that marks the answers (TRL needs one too)."""
+    from tuner.model.load import pretrained_decoder, resolve
+    from tuner.text.tokenizer import load_pretrained_tokenizer
+
+    path, how = resolve("builtin:smollm2-135m-instruct")
+    tokenizer = load_pretrained_tokenizer(path, "chatml", **how)
+    pretrained_decoder("builtin:smollm2-135m-instruct", tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def prepare_rows(folder: Path, count: int) -> Path:
+    """A folder with conversations in a fixed order, and two more for the validation that our recipe ends with."""
+    from tuner.data.sources import load_splits
+
+    train, _ = load_splits("builtin:chitchat")
+    folder.mkdir()
+    for name, first, last in (("train", 0, count), ("test", count, count + 2)):
+        lines = [json.dumps({"messages": row["messages"]}) + "\n" for row in train.select(range(first, last))]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def run_ours(model: Path, rows: Path, steps: int, flags: list[str], output: Path) -> Measured:
+    """Our recipe as a user runs it; the steps are read from its metrics."""
+    command = [sys.executable, "recipes/sft.py", "--dataset_name", str(rows), "--model_name_or_path", str(model)]
+    command += ["--own_model", "true", "--chat_template_path", "chatml"]
+    command += f"--max_length 512 --truncation_mode keep_start --max_labels_lost 1 --max_steps {steps}".split()
+    command += [
+        "--learning_rate",
+        "2e-5",
+        "--lr_scheduler_type",
+        "linear",
+        "--warmup_steps",
+        "0",
+        "--train_sampling_strategy",
+        "sequential",
+    ]
+    command += ["--logging_steps", "1", "--save_strategy", "no", "--eval_strategy", "no", "--eval_on_start", "false"]
+    run = measure([*command, "--output_dir", str(output), *flags])
+    log = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["log"]
+    run.data["steps"] = [
+        {
+            "loss": entry["loss"],
+            "seconds": entry["step_seconds"],
+            "supervised": entry["supervised_tokens_per_second"] * entry["step_seconds"],
+        }
+        for entry in log
+        if "loss" in entry
+    ]
+    return run
+
+
+def speed(run: Measured) -> float:
+    """Supervised tokens a second, the first step left out."""
+    steps = run.data["steps"][1:]
+    return sum(s["supervised"] for s in steps) / sum(s["seconds"] for s in steps)
+
+
+def mean_loss(run: Measured) -> float:
+    """Mean over the supervised tokens of all steps."""
+    steps = run.data["steps"]
+    return sum(s["loss"] * s["supervised"] for s in steps) / sum(s["supervised"] for s in steps)
+
+
+if __name__ == "__main__":
+    assert ROOT.is_dir()
+    main()

@@ -1,0 +1,76 @@
+"""Batches: padded on the right, where nothing is learnt; packed rows carry positions."""
+
+import pytest
+import torch
+
+from tuner.data.collate import CausalCollator
+
+PAD = 99
+
+
+def feature(length, first=0, **extra):
+    ids = list(range(first, first + length))
+    return {"input_ids": ids, "labels": [-100, *ids[1:]], "rows": [first], **extra}
+
+
+def packed(*lengths):
+    positions = [p for length in lengths for p in range(length)]
+    return feature(sum(lengths), position_ids=positions) | {"rows": list(range(len(lengths)))}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "multiple", "time"), [((3, 5), 8, 8), ((8, 1), 8, 8), ((9, 1), 8, 16), ((9,), 1, 9)]
+)
+def test_length_is_rounded_up(lengths, multiple, time):
+    batch = CausalCollator(PAD, multiple)([feature(n) for n in lengths])
+    for name in ("input_ids", "labels"):
+        assert batch[name].shape == (len(lengths), time)
+        assert batch[name].dtype == torch.long
+
+
+def test_padding_is_on_the_right_and_not_learnt():
+    features = [feature(3), feature(6, 10), feature(1, 30)]
+    batch = CausalCollator(PAD, 4)(features)
+    for i, row in enumerate(features):
+        length = len(row["input_ids"])
+        assert batch["input_ids"][i].tolist() == row["input_ids"] + [PAD] * (8 - length)
+        assert batch["labels"][i].tolist() == row["labels"] + [-100] * (8 - length)
+    assert batch["tokens"].tolist() == [3, 6, 1]
+    assert batch["rows"].tolist() == [[0], [10], [30]]
+    assert "position_ids" not in batch
+    assert "attention_mask" not in batch, "nothing real sees padding on the right"
+
+
+def test_a_padding_token_in_the_text_is_still_learnt():
+    """Padding is told by length, never by the token (TRL issue 6357)."""
+    row = {"input_ids": [1, PAD, PAD], "labels": [-100, PAD, PAD], "rows": [0]}
+    batch = CausalCollator(PAD, 4)([row])
+    assert batch["labels"].tolist() == [[-100, PAD, PAD, -100]]
+    assert batch["tokens"].tolist() == [3]
+
+
+def test_packed_rows_carry_positions_that_start_again():
+    batch = CausalCollator(PAD, 8)([packed(3, 4), packed(2), packed(8)])
+    assert batch["position_ids"].tolist() == [
+        [0, 1, 2, 0, 1, 2, 3, 0],  # padding is one more document
+        [0, 1, 0, 1, 2, 3, 4, 5],
+        [0, 1, 2, 3, 4, 5, 6, 7],
+    ]
+    assert batch["rows"].tolist() == [[0, 1], [0, -1], [0, -1]]
+    assert batch["tokens"].tolist() == [7, 2, 8]
+
+
+def test_features_are_not_changed():
+    features = [feature(3), feature(5)]
+    before = [{k: list(v) for k, v in f.items()} for f in features]
+    CausalCollator(PAD)(features)
+    assert features == before
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor])
+def test_lists_and_tensors_are_the_same(kind):
+    rows = [packed(3, 4), packed(5)]
+    expected = CausalCollator(PAD)(rows)
+    batch = CausalCollator(PAD)([{k: kind(v) for k, v in row.items()} for row in rows])
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(batch[k], expected[k]) for k in batch)

@@ -1,0 +1,229 @@
+"""Encoding: labels lie on their tokens, nothing is lost that fits, and what is lost is counted."""
+
+import copy
+from collections import Counter, defaultdict
+
+import pytest
+from datasets import Dataset
+
+from tests.text import samples
+from tests.text.samples import talk
+from tuner.data.encode import encode_dataset
+from tuner.data.sources import SOURCE_ROW
+from tuner.errors import DataError, ModelError
+from tuner.text.chat import CHATML_TEMPLATE, TUNER_TEMPLATE, encode_conversations, encode_texts
+
+BOTH = pytest.mark.parametrize("name", ["small", "smollm2"])
+LONG = 10**6
+
+
+def of(conversations):
+    return Dataset.from_list([{"messages": c} for c in conversations])
+
+
+def encode(conversations, tokenizer, max_length, mode="split", lost=1.0, **kwargs):
+    return encode_dataset(of(conversations), "messages", tokenizer, max_length, mode, lost, **kwargs)
+
+
+def supervised(dataset):
+    """The supervised tokens of each source row, in order."""
+    tokens = defaultdict(list)
+    for row in dataset:
+        tokens[row["rows"][0]] += [label for label in row["labels"] if label != -100]
+    return tokens
+
+
+def fitting(tokenizer, max_length, system=None):
+    """Real conversations, with a system message or not, of which every exchange by itself fits `max_length`."""
+    head = [] if system is None else [{"role": "system", "content": system}]
+    chosen = []
+    for conversation in samples.conversations()[:100]:
+        answers = [i for i, turn in enumerate(conversation, 1) if turn["role"] == "assistant"]
+        exchanges = [head + conversation[a:b] for a, b in zip([0, *answers], answers, strict=False)]
+        longest = max(len(row["input_ids"]) for row in encode_conversations(tokenizer, exchanges, eos_required=False))
+        if longest <= max_length:
+            chosen.append(head + conversation)
+    assert len(chosen) > 20, "too few to mean anything"
+    return chosen
+
+
+def check_account(dataset, report, rows):
+    """The report is what one counts in the data set."""
+    assert (report.rows, report.sequences) == (rows, len(dataset))
+    assert report.tokens == sum(len(row["input_ids"]) for row in dataset)
+    assert report.supervised == sum(len(tokens) for tokens in supervised(dataset).values())
+    assert report.share_supervised == report.supervised / report.tokens
+    assert report.share_truncated == report.lost_tokens / (report.tokens + report.lost_tokens)
+    assert report.share_labels_lost == report.lost_supervised / (report.supervised + report.lost_supervised)
+    assert report.to_dict().keys() >= {"rows", "tokens", "lost_supervised", "share_labels_lost"}
+
+
+@BOTH
+@pytest.mark.parametrize("mode", ["split", "keep_start"])
+@pytest.mark.parametrize("max_length", [16, 100, LONG])
+def test_labels_lie_on_their_tokens(name, mode, max_length):
+    conversations = samples.conversations()[:30]
+    dataset, report = encode(conversations, samples.tokenizer_called(name), max_length, mode)
+    assert sorted(dataset.column_names) == ["input_ids", "labels", "rows"]
+    for row in dataset:
+        assert 0 < len(row["input_ids"]) == len(row["labels"]) <= max_length
+        assert row["labels"][0] == -100
+        assert all(label in (-100, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
+    assert sorted({row["rows"][0] for row in dataset}) == list(range(30))
+    check_account(dataset, report, 30)
+
+
+@BOTH
+@pytest.mark.parametrize("system", [None, "You are kind.", "Long. " * 30], ids=["no system", "system", "long system"])
+def test_split_loses_nothing_that_fits(name, system):
+    """Every supervised token is there as often as in the whole conversations, and in the same order."""
+    tokenizer = samples.tokenizer_called(name)
+    conversations = fitting(tokenizer, 160, system)
+    whole, _ = encode(conversations, tokenizer, LONG)
+    split, report = encode(conversations, tokenizer, 160)
+    assert len(split) > 1.5 * len(whole), "nothing was split"
+    assert report.lost_supervised == report.share_labels_lost == 0
+    assert Counter(t for tokens in supervised(whole).values() for t in tokens) == Counter(
+        t for tokens in supervised(split).values() for t in tokens
+    )
+    assert supervised(split) == supervised(whole)
+    begin = encode_conversations(tokenizer, [conversations[0][: bool(system)]], eos_required=False)[0]["input_ids"]
+    pieces = Counter(row for (row,) in split["rows"])
+    for row in split:
+        assert row["input_ids"][: len(begin)] == begin, "every piece begins as a conversation does"
+        if pieces[row["rows"][0]] > 1:
+            assert tokenizer.eos_token_id in row["labels"][-2:], "every piece ends with an answer"
+
+
+# A system message of the template's own, longer than what is set aside for such things.
+OWN_SYSTEM = "{{ bos_token }}<|system|>" + "Be kind. " * 12 + TUNER_TEMPLATE.removeprefix("{{- bos_token }}")
+# The assistant's mark inside the generation marks: answers in a row are one stretch of labels.
+TOUCHING = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}<|assistant|>"
+    "{{ m.content + eos_token }}{% endgeneration %}{% else %}<|user|>{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [OWN_SYSTEM, TOUCHING], ids=["own system message", "touching answers"])
+def test_split_under_other_templates(template):
+    tokenizer = copy.deepcopy(samples.small())
+    tokenizer.chat_template = template
+    conversations = fitting(tokenizer, 160)
+    if template == TOUCHING:
+        extra = [{"role": "assistant", "content": "And so on."}]
+        conversations = [c + extra * (i % 2) for i, c in enumerate(conversations)]
+    whole, _ = encode(conversations, tokenizer, LONG)
+    split, report = encode(conversations, tokenizer, 160)
+    assert len(split) > 1.5 * len(whole)
+    assert max(len(row["input_ids"]) for row in split) <= 160
+    assert report.lost_supervised == 0
+    assert supervised(split) == supervised(whole)
+
+
+@BOTH
+def test_what_fits_is_not_touched(name):
+    tokenizer, conversations = samples.tokenizer_called(name), samples.conversations()[:60]
+    plain = encode_conversations(tokenizer, conversations)
+    longest = max(len(row["input_ids"]) for row in plain)
+    for mode in ("split", "keep_start", "error"):
+        dataset, report = encode(conversations, tokenizer, longest, mode, lost=0.0)
+        assert [{k: row[k] for k in ("input_ids", "labels")} for row in dataset] == plain
+        assert dataset["rows"][:] == [[i] for i in range(60)]
+        assert report.lost_tokens == report.lost_supervised == 0
+
+
+def test_keep_start_counts_what_it_cuts():
+    tokenizer, conversations = samples.small(), samples.conversations()[:60]
+    whole, _ = encode(conversations, tokenizer, LONG)
+    cut, report = encode(conversations, tokenizer, 50, "keep_start")
+    for row, all_of_it in zip(cut, whole, strict=True):
+        assert row["input_ids"] == all_of_it["input_ids"][:50]
+        assert row["labels"] == all_of_it["labels"][:50]
+    assert report.lost_tokens == sum(max(len(row["input_ids"]) - 50, 0) for row in whole)
+    assert report.lost_supervised == sum(len(row["labels"][50:]) - row["labels"][50:].count(-100) for row in whole)
+    check_account(cut, report, 60)
+    share = report.share_labels_lost
+    assert encode(conversations, tokenizer, 50, "keep_start", lost=share)[1] == report
+    expected = (
+        rf"^rows: cutting rows to --max_length 50 would lose {share:.0%} of the answers' tokens; --max_labels_lost"
+    )
+    with pytest.raises(DataError, match=expected + ".*--truncation_mode split"):
+        encode(conversations, tokenizer, 50, "keep_start", lost=share - 0.001, name="rows")
+
+
+def test_an_exchange_that_does_not_fit_is_cut_and_counted():
+    tokenizer = samples.small()
+    conversation = talk("hi", "there", "tell me", "a story. " * 50, "more", "no")
+    whole, _ = encode([conversation], tokenizer, LONG)
+    split, report = encode([conversation], tokenizer, 40)
+    assert [len(row["input_ids"]) <= 40 for row in split] == [True] * 3
+    lost = sum(map(len, supervised(whole).values())) - sum(map(len, supervised(split).values()))
+    assert report.lost_supervised == lost > 50
+    assert tokenizer.decode(split[2]["input_ids"]).endswith("more<|assistant|>no<|eos|>"), "what comes after is kept"
+    with pytest.raises(DataError, match=r"would lose \d+% of the answers' tokens.*Raise --max_length, or allow it\.$"):
+        encode([conversation], tokenizer, 40, lost=0.05)
+
+
+@pytest.mark.parametrize("processes", [None, 2])
+def test_error_mode_names_the_row(processes):
+    tokenizer = samples.small()
+    rows = of([talk("hi", "there")] * 5 + [talk("hi", "there " * 99)]).add_column(SOURCE_ROW, [8, 7, 6, 5, 4, 333])
+    tokens = len(encode_conversations(tokenizer, rows["messages"][5:])[0]["input_ids"])
+    with pytest.raises(DataError, match=rf"^rows, row 333: {tokens} tokens, longer than --max_length 64 \("):
+        encode_dataset(rows, "messages", tokenizer, 64, "error", num_proc=processes, name="rows")
+    fine, _ = encode_dataset(rows, "messages", tokenizer, tokens, "error", name="rows")
+    assert fine["rows"][:] == [[8], [7], [6], [5], [4], [333]], "rows are known by their number in the source"
+
+
+def test_nothing_supervised_is_refused():
+    with pytest.raises(DataError, match=r"^rows: none of its 4 tokens is supervised, so there is nothing to learn\.$"):
+        encode([talk("hi", "there")] * 2, samples.small(), 2, name="rows")
+    tokenizer = copy.deepcopy(samples.small())
+    tokenizer.chat_template = "{% if false %}{% generation %}{% endgeneration %}{% endif %}{{ messages[0].content }}"
+    with pytest.raises(DataError, match="nothing to learn"):
+        encode([talk("hi", "there")], tokenizer, 100)
+
+
+def test_a_template_without_marks_is_refused():
+    tokenizer = copy.deepcopy(samples.smollm2())
+    tokenizer.chat_template = CHATML_TEMPLATE.replace("generation", "if true").replace("endif true", "endif")
+    with pytest.raises(ModelError, match="no generation marks"):
+        encode([talk("hi", "there")], tokenizer, 100)
+    dataset, _ = encode_dataset(Dataset.from_dict({"text": ["some text"]}), "text", tokenizer, 100)
+    assert len(dataset) == 1, "text needs no template"
+
+
+@BOTH
+def test_text_is_split_between_tokens(name):
+    tokenizer = samples.tokenizer_called(name)
+    texts = [" ".join(turn["content"] for turn in c) for c in samples.conversations()[:40]]
+    whole = encode_texts(tokenizer, texts)
+    dataset, report = encode_dataset(Dataset.from_dict({"text": texts}), "text", tokenizer, 64)
+    joined = defaultdict(list)
+    for row in dataset:
+        assert row["labels"] == [-100, *row["input_ids"][1:]]
+        joined[row["rows"][0]] += row["input_ids"]
+    assert [joined[i] for i in range(40)] == [row["input_ids"] for row in whole]
+    assert len(dataset) == sum(-(-len(row["input_ids"]) // 64) for row in whole)
+    assert report.lost_tokens == 0
+    check_account(dataset, report, 40)
+    _, cut = encode_dataset(Dataset.from_dict({"text": texts}), "text", tokenizer, 64, "keep_start", 1.0)
+    assert cut.lost_tokens == sum(max(len(row["input_ids"]) - 64, 0) for row in whole)
+
+
+def test_two_processes_are_one():
+    conversations = samples.conversations()[:60]
+    one, report = encode(conversations, samples.small(), 128)
+    two, other = encode(conversations, samples.small(), 128, num_proc=2)
+    assert other == report
+    assert two[:] == one[:]
+
+
+def test_batches_do_not_matter():
+    """More rows than a batch of the encoder: each is encoded as if it were alone."""
+    conversations = [talk(f"question {i}", f"answer {i}") for i in range(1100)]
+    dataset, report = encode(conversations, samples.small(), 128)
+    assert report.sequences == 1100
+    for start in (490, 990):
+        some, _ = encode(conversations[start : start + 20], samples.small(), 128)
+        assert dataset["input_ids"][start : start + 20] == some["input_ids"][:]

@@ -68,8 +68,11 @@ def main() -> None:
                 )
                 ours = run_ours(model, rows, steps, [*flags, *args.flags.split()], Path(work) / f"{name}-{number}")
                 pairs.append((ours, theirs))
-                print(f"{name} round {number + 1}: ours {speed(ours):.0f} supervised tokens/s, {ours.peak_mib:.0f} MiB; "
-                      f"TRL {speed(theirs):.0f}, {theirs.peak_mib:.0f} MiB", flush=True)  # fmt: skip
+                print(
+                    f"{name} round {number + 1}: ours {speed(ours):.0f} supervised tokens/s, {ours.peak_mib:.0f} MiB; "
+                    f"TRL {speed(theirs):.0f}, {theirs.peak_mib:.0f} MiB",
+                    flush=True,
+                )
             ratios[f"{name}: speed, ours / TRL"] = spread([speed(a) / speed(b) for a, b in pairs])
             ratios[f"{name}: peak memory, ours / TRL"] = spread([a.peak_mib / b.peak_mib for a, b in pairs])
             ratios[f"{name}: mean loss, ours / TRL"] = spread([mean_loss(a) / mean_loss(b) for a, b in pairs])

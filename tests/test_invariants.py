@@ -74,8 +74,15 @@ def test_packed_equals_padded_and_alone(encoded):
 def test_eight_micro_batches_of_one_are_one_batch_of_eight(chats, tmp_path, packing):
     flags = ["--dataset_name", chats, *EXACT, "--packing", packing]
     for name, size, steps in (("one", 8, 1), ("eight", 1, 8)):
-        done = run_recipe(*flags, "--per_device_train_batch_size", str(size), "--gradient_accumulation_steps", str(steps),
-                          "--output_dir", tmp_path / name)  # fmt: skip
+        done = run_recipe(
+            *flags,
+            "--per_device_train_batch_size",
+            str(size),
+            "--gradient_accumulation_steps",
+            str(steps),
+            "--output_dir",
+            tmp_path / name,
+        )
         assert done.returncode == 0, done.stderr[-2000:]
     one, eight = losses_of(tmp_path / "one"), losses_of(tmp_path / "eight")
     assert len(one) == 6 and one == pytest.approx(eight, abs=1e-5)
@@ -98,9 +105,23 @@ def test_two_processes_are_one(chats, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_resume_to_the_same_losses(chats, tmp_path):
-    """Stopped after 3 of 6 steps by a smaller plan's end... is another schedule: so a whole run loses its last half."""
-    flags = ["--dataset_name", chats, *EXACT, "--save_strategy", "steps", "--save_steps", "3", "--per_device_train_batch_size",
-             "4", "--dropout", "0.1", "--resume_from_checkpoint", "true", "--output_dir"]  # fmt: skip
+    """A whole run loses what came after its third step, and makes it again."""
+    flags = [
+        "--dataset_name",
+        chats,
+        *EXACT,
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "3",
+        "--per_device_train_batch_size",
+        "4",
+        "--dropout",
+        "0.1",
+        "--resume_from_checkpoint",
+        "true",
+        "--output_dir",
+    ]
     assert launch_recipe(2, *flags, tmp_path / "whole").returncode == 0
     import shutil
 

@@ -50,8 +50,9 @@ def test_the_folder_holds_what_the_readme_says(finished):
 def test_the_model_loads_and_generates(finished):
     _, folder, _ = finished
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    inputs = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=True, return_tensors="pt",
-                                           return_dict=True)  # fmt: skip
+    inputs = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     assert output.shape[1] > inputs["input_ids"].shape[1]
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id != tokenizer.pad_token_id

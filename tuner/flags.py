@@ -131,7 +131,7 @@ def _read_yaml(parser: argparse.ArgumentParser, path: Path) -> tuple[dict[str, A
         loader = _UniqueKeyLoader(path.read_text(encoding="utf-8"))
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
-            raise ArgumentError(f"expected 'name: value' lines, found {f'a {root.id}' if root else 'nothing'}.")
+            raise ArgumentError(f"expected 'name: value' lines, found {f'a {_kind(root)}' if root else 'nothing'}.")
         loader.refuse_twins(root)
         for key, value in root.value:
             place = f"--config {path}, line {key.start_mark.line + 1}"
@@ -143,8 +143,9 @@ def _read_yaml(parser: argparse.ArgumentParser, path: Path) -> tuple[dict[str, A
         raise ArgumentError(f"{place}: {error.strerror}.{'' if path.exists() else near}") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = " ".join(filter(None, (error.context, error.problem)))
-        raise ArgumentError(f"--config {path}, line {mark.line + 1}, column {mark.column + 1}: {problem}.") from error
+        raise ArgumentError(f"--config {path}{where}: {problem}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ArgumentError(f"{place}: not YAML: {' '.join(str(error).split())}.") from error
     except ArgumentError as error:
@@ -152,10 +153,15 @@ def _read_yaml(parser: argparse.ArgumentParser, path: Path) -> tuple[dict[str, A
     return values, extra
 
 
+def _kind(node: yaml.Node) -> str:
+    """YAML's word for what stands there: scalar, sequence or mapping."""
+    return type(node).__name__.removesuffix("Node").lower()
+
+
 def _as_flag(parser: argparse.ArgumentParser, loader: _UniqueKeyLoader, key: yaml.Node, value: yaml.Node) -> list[str]:
     """A line of YAML as words of a command line; none when its value is null."""
     if not isinstance(key, yaml.ScalarNode):
-        raise ArgumentError(f"a name must be a word, not a {key.id}.")
+        raise ArgumentError(f"a name must be a word, not a {_kind(key)}.")
     if key.value == "config":
         raise ArgumentError("a file cannot name another with 'config'.")
     if value.tag == "tag:yaml.org,2002:null":

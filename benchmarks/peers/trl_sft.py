@@ -1,11 +1,12 @@
 """TRL's `SFTTrainer` on rows and a model that the benchmark prepared. Runs in an environment of its own.
 
-`trl_sft.py MODEL ROWS.jsonl STEPS SETTINGS_JSON`: SETTINGS are fields of `SFTConfig`. Prints one JSON line: of each step the loss, the
-supervised tokens and the seconds.
+`trl_sft.py MODEL ROWS.jsonl STEPS SETTINGS_JSON`: SETTINGS are fields of `SFTConfig`. Prints one JSON line: of each
+step the loss, the supervised tokens and the seconds.
 """
 
 import json
 import sys
+import tempfile
 import time
 
 import torch
@@ -15,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 model_path, rows_path, steps, settings = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
-rows = [json.loads(line) for line in open(rows_path, encoding="utf-8")]
+with open(rows_path, encoding="utf-8") as stream:
+    rows = [json.loads(line) for line in stream]
 args = SFTConfig(
-    output_dir="/tmp/unused",
+    output_dir=tempfile.mkdtemp(),
     max_length=512,
     per_device_train_batch_size=8,
     max_steps=steps,

@@ -77,6 +77,19 @@ def test_folder_of_files(tmp_path, file, write):
     assert all_texts(folder) == TEXTS[3:6] + TEXTS[:3] + TEXTS[6:]
 
 
+def test_folder_of_splits(tmp_path):
+    """Files called after the splits are those; without a training one, all files together are."""
+    jsonl(tmp_path / "train.jsonl", ["a", "b", "c"])
+    jsonl(tmp_path / "test.jsonl", ["d"])
+    jsonl(tmp_path / "other.jsonl", ["e", "f"])
+    train, held_out = load_splits(str(tmp_path))
+    assert (train["text"][:], held_out["text"][:]) == (["a", "b", "c"], ["d"])
+    train, held_out = load_splits(str(tmp_path), test_split="other")
+    assert (train["text"][:], held_out["text"][:]) == (["a", "b", "c"], ["e", "f"])
+    train, held_out = load_splits(str(tmp_path), train_split="none", test_split="neither")
+    assert sorted(train["text"][:] + held_out["text"][:]) == ["a", "b", "c", "d", "e", "f"]
+
+
 @pytest.mark.parametrize("file", [k for k in KINDS if "parquet" not in k])
 def test_byte_order_mark_is_no_text(tmp_path, file):
     KINDS[file](tmp_path / file, TEXTS)
@@ -108,6 +121,12 @@ def test_home_and_relative_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert all_texts(Path("~/rows.jsonl")) == all_texts(Path("rows.jsonl")) == TEXTS
+
+
+def test_a_column_called_source_row_is_not_ours(tmp_path):
+    rows = [json.dumps({"text": text, "source_row": "theirs"}) for text in TEXTS]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    assert all_texts(tmp_path / "rows.jsonl") == TEXTS
 
 
 def numbers(rows):

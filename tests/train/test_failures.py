@@ -78,9 +78,13 @@ def test_nan_stops_before_the_step_and_names_the_rows(chats, tmp_path, value):
     script.write_text(POISON.format(condition="self.state.global_step == 5", value=value))
     command = [sys.executable, str(script), str(ROOT / "recipes" / "sft.py"), "--dataset_name", str(chats), *SMALL]
     failed = subprocess.run(
-        [*command, "--output_dir", str(tmp_path / "run")], cwd=ROOT, env=environment(), capture_output=True, text=True,
+        [*command, "--output_dir", str(tmp_path / "run")],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
         timeout=300,
-    )  # fmt: skip
+    )
     assert failed.returncode == 2, failed.stderr[-2000:]
     assert "at step 6, before the optimizer stepped" in failed.stderr and "training rows" in failed.stderr
     assert "Traceback" not in failed.stderr
@@ -95,18 +99,32 @@ def test_a_tracker_that_fails_does_not_end_the_run(chats, tmp_path):
     blocked = tmp_path / "blocked"
     blocked.write_text("not a folder")
     done = run_recipe(
-        "--dataset_name", chats, *SMALL, "--max_steps", "2", "--report_to", "tensorboard", "--output_dir", tmp_path / "run",
+        "--dataset_name",
+        chats,
+        *SMALL,
+        "--max_steps",
+        "2",
+        "--report_to",
+        "tensorboard",
+        "--output_dir",
+        tmp_path / "run",
         TENSORBOARD_LOGGING_DIR=str(blocked),
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "TensorBoardCallback failed and is switched off" in done.stderr
 
 
 def test_tensorboard_gets_the_losses(chats, tmp_path):
     done = run_recipe(
-        "--dataset_name", chats, *SMALL, "--report_to", "tensorboard", "--output_dir", tmp_path / "run",
+        "--dataset_name",
+        chats,
+        *SMALL,
+        "--report_to",
+        "tensorboard",
+        "--output_dir",
+        tmp_path / "run",
         TENSORBOARD_LOGGING_DIR=str(tmp_path / "board"),
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

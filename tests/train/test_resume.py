@@ -17,13 +17,39 @@ from tuner.train.checkpoint import defect, last_checkpoint
 
 pytestmark = pytest.mark.slow
 
-FLAGS = [*SMALL, "--dropout", "0.1", "--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "2",
-         "--num_train_epochs", "3", "--max_steps", "-1", "--save_steps", "8", "--resume_from_checkpoint", "true"]  # fmt: skip
+FLAGS = [
+    *SMALL,
+    "--dropout",
+    "0.1",
+    "--gradient_accumulation_steps",
+    "2",
+    "--per_device_train_batch_size",
+    "2",
+    "--num_train_epochs",
+    "3",
+    "--max_steps",
+    "-1",
+    "--save_steps",
+    "8",
+    "--resume_from_checkpoint",
+    "true",
+]
 # One epoch is 14 steps: kills lie in the first, second and third one, and inside saves of each file.
 KILLS = [
-    "step:1", "step:7", "open:model.safetensors", "open:optimizer.pt", "open:trainer_state.json", "open:manifest.json",
-    "rename", "step:13", "rename@1", "step:20", "open:scheduler.pt@1", "rotate@1", "step:29",
-]  # fmt: skip
+    "step:1",
+    "step:7",
+    "open:model.safetensors",
+    "open:optimizer.pt",
+    "open:trainer_state.json",
+    "open:manifest.json",
+    "rename",
+    "step:13",
+    "rename@1",
+    "step:20",
+    "open:scheduler.pt@1",
+    "rotate@1",
+    "step:29",
+]
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ def write_report(trainer: SFTTrainer, run: Run, rows: Rows, data: Sequences) -> 
     trained = done[-1]["eval_loss"] if done else trainer.evaluate()["eval_loss"]
     untrained = next((e["eval_loss"] for e in history if e.get("step") == 0 and "eval_loss" in e), None)
     losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-    last_rates: dict[str, Any] = next((e for e in reversed(history) if "tokens_per_second" in e), {})
+    rates: dict[str, Any] = next((e for e in reversed(history) if "tokens_per_second" in e), {})
     metrics = {
         "steps": trainer.state.global_step,
         "eval_loss": trained,
@@ -41,11 +41,9 @@ def write_report(trainer: SFTTrainer, run: Run, rows: Rows, data: Sequences) -> 
         "eval_loss_unigram": unigram_loss(data.train, data.eval, len(trainer.processing_class)),
         "train_loss": trainer.mean_loss(),
         "losses": losses,
-        **{
-            k: last_rates[k]
-            for k in ("tokens_per_second", "supervised_tokens_per_second", "peak_share")
-            if k in last_rates
-        },
+        "tokens_per_second": rates.get("tokens_per_second"),
+        "supervised_tokens_per_second": rates.get("supervised_tokens_per_second"),
+        "peak_share": rates.get("peak_share"),
         "log": history,
         "train_data": data.train_report.to_dict(),
         "eval_data": data.eval_report.to_dict(),

@@ -55,10 +55,12 @@ class SplitAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group, noise[parameter.device])
+                    self._update(parameter, parameter.grad.reshape(-1), group, noise[parameter.device])
         return loss
 
-    def _update(self, parameter: torch.Tensor, group: dict[str, Any], noise: torch.Tensor) -> None:
+    def _update(
+        self, parameter: torch.Tensor, gradients: torch.Tensor, group: dict[str, Any], noise: torch.Tensor
+    ) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = 0
@@ -69,9 +71,9 @@ class SplitAdamW(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         step_size = group["lr"] / (1 - beta1 ** state["step"])
         correction = (1 - beta2 ** state["step"]) ** 0.5
-        flat = [t.view(-1) for t in (parameter, state["low"], parameter.grad, state["exp_avg"], state["exp_avg_sq"])]
-        for high, low, grad, first, second in zip(*(t.split(CHUNK) for t in flat), strict=True):
-            gradient = grad.float()
+        flat = [t.view(-1) for t in (parameter, state["low"], state["exp_avg"], state["exp_avg_sq"])]
+        for high, low, first, second, part in zip(*(t.split(CHUNK) for t in (*flat, gradients)), strict=True):
+            gradient = part.float()
             mean = first.float().lerp_(gradient, 1 - beta1)
             square = second.float().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             weight = join(high, low).mul_(1 - group["lr"] * group["weight_decay"])
@@ -97,7 +99,7 @@ def join(high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
 
 
 def split(weight: torch.Tensor, high: torch.Tensor, low: torch.Tensor) -> None:
-    """Write a float32 `weight` as `high` (bfloat16, rounded half up in magnitude) and `low` (int16). Nothing is lost."""
+    """Write a float32 `weight` as `high` (bfloat16, to nearest) and `low` (int16, what is left). Nothing is lost."""
     bits = weight.view(torch.int32)
     upper = (bits + 0x8000) >> 16
     high.view(torch.int16).copy_(upper)

@@ -69,8 +69,10 @@ def measure(command: list[str], **environment: str) -> Measured:
 
 def _last_json(lines: list[str]) -> dict[str, Any]:
     for line in reversed(lines):
-        if line.startswith("{"):
-            return json.loads(line)
+        try:
+            return dict(json.loads(line))
+        except (ValueError, TypeError):  # a log line for people
+            continue
     return {}
 
 

@@ -41,7 +41,7 @@ LEAN = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="at least 3 (default: 3)")
     parser.add_argument("--informed", action="store_true", help="also against TRL without activation checkpointing")
     parser.add_argument("--flags", default=LEAN, help="our flags (default: %(default)s)")
     args = parser.parse_args()

@@ -116,6 +116,11 @@ def test_unicode_line_ends_inside_a_string(tmp_path, file, character):
     assert all_texts(tmp_path / file) == [f"before{character}after"] * 2
 
 
+def test_a_carriage_return_ends_no_row(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b'{"text":\r"one"}\n{"text": "two"}\r\n')
+    assert all_texts(tmp_path / "rows.jsonl") == ["one", "two"]
+
+
 def test_home_and_relative_paths(tmp_path, monkeypatch):
     jsonl(tmp_path / "rows.jsonl", TEXTS)
     monkeypatch.setenv("HOME", str(tmp_path))

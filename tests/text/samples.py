@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -56,9 +53,3 @@ def talk(*contents: str, system: str | None = None) -> Conversation:
     """A conversation in which user and assistant take turns."""
     turns = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
     return [{"role": "system", "content": system}, *turns] if system is not None else turns
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Rows as JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path

@@ -12,6 +12,7 @@ a resume, and nothing that is not finite reaches a weight.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -220,10 +221,12 @@ class ExactTrainerMixin(Trainer):
                 discard_staging(folder)
                 rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
         except (OSError, RuntimeError, SafetensorError) as error:
+            # torch's writer stumbles over a full disk with a message of its own.
+            full = shutil.disk_usage(folder).free < 2**20
             discard_staging(folder)
             before = last_checkpoint(folder)
             raise CheckpointError(
-                f"{name} could not be saved in {folder}: {error}. "
+                f"{name} could not be saved in {folder}: {'No space left on device' if full else error}. "
                 f"{f'The last whole checkpoint is {before}.' if before else 'There is no earlier checkpoint.'}"
             ) from error
         finally:

@@ -1,8 +1,8 @@
 """Whole conversations packed into blocks, none cut, none seeing another.
 
 Best-fit decreasing (Johnson 1974; for language models Ding et al. 2024, https://arxiv.org/abs/2404.10830): longest
-first, each into the fullest block that still has room. On real conversations blocks come out 95 % full and more. Positions
-start again at 0 with each conversation, which is what transformers' masks read as a block-diagonal pattern.
+first, each into the fullest block that still has room. On real conversations blocks come out 95 % full and more.
+Positions start again at 0 with each conversation, which is what transformers' masks read as a block-diagonal pattern.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ traceback and exits with 2, as argparse does. Anything else is a defect of ours 
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -67,6 +68,11 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _report("Interrupted before there was anything to save.")
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _report(f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}.")
+        sys.exit(EXIT_USAGE)
     except TunerError as error:
         _report(f"error: {error}")
         sys.exit(EXIT_USAGE)

@@ -17,7 +17,13 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from tuner.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 STAGING = ".saving"
@@ -51,6 +57,26 @@ def commit(staged: Path, final: Path) -> None:
         shutil.rmtree(final)
     os.rename(staged, final)
     _sync_folder(final.parent)
+
+
+@contextmanager
+def reporting_failures(output_dir: Path, name: str) -> Iterator[None]:
+    """Turn a failure to write `name` into one message that says what is still whole; half-written files are removed.
+
+    Raises:
+        CheckpointError: the disk is full or failing.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch's writer stumbles over a full disk with a message of its own.
+        full = output_dir.exists() and shutil.disk_usage(output_dir).free < 2**20
+        discard_staging(output_dir)
+        before = last_checkpoint(output_dir)
+        raise CheckpointError(
+            f"{name} could not be saved in {output_dir}: {'No space left on device' if full else error}. "
+            f"{f'The last whole checkpoint is {before}.' if before else 'There is no earlier checkpoint.'}"
+        ) from error
 
 
 def defect(folder: Path) -> str | None:

@@ -81,6 +81,8 @@ def open_run(args: RecipeArguments) -> Run:
         resume_from_checkpoint=None,
         report_to=_working_trackers(args.report_to),
         logging_nan_inf_filter=False,
+        # One push of the finished model, not one of every half-trained state.
+        hub_strategy=args.extra.get("hub_strategy", "end"),
         remove_unused_columns=False,
         prediction_loss_only=True,
         disable_tqdm=args.extra.get("disable_tqdm"),

@@ -12,13 +12,11 @@ a resume, and nothing that is not finite reaches a weight.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import (
@@ -33,10 +31,10 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from tuner.data.collate import CausalCollator
-from tuner.errors import CheckpointError, Interrupted, NonFiniteError
+from tuner.errors import ArgumentError, Interrupted, NonFiniteError
 from tuner.hardware import release_unused_memory
 from tuner.train.callbacks import Guarded, StepSeed, StopOnSignal, Throughput
-from tuner.train.checkpoint import commit, discard_staging, last_checkpoint, staging_folder
+from tuner.train.checkpoint import commit, discard_staging, last_checkpoint, reporting_failures, staging_folder
 from tuner.train.losses import use_chunked_loss
 from tuner.train.optimizers import SplitAdamW
 from tuner.train.order import EpochOrder
@@ -195,6 +193,20 @@ class ExactTrainerMixin(Trainer):
 
     # ---- checkpoints ----
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if _internal_call:  # a part of a checkpoint, which reports for itself
+            super().save_model(output_dir, _internal_call)
+        else:
+            with reporting_failures(Path(self.args.output_dir), "The model"):
+                super().save_model(output_dir)
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except Exception as error:  # the Hub client's exception types are many and private
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ArgumentError(f"--push_to_hub: the repository cannot be made ready: {reason}") from error
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
@@ -208,27 +220,22 @@ class ExactTrainerMixin(Trainer):
         self._staging = staging_folder(folder)
         staged, final = self._staging / name, folder / name
         try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                if self.state.best_model_checkpoint == str(staged):
-                    self.state.best_model_checkpoint = str(final)
-                    self.state.save_to_json(str(staged / "trainer_state.json"))
-                progress = {"running_loss": losses, "total_loss": self._total_loss_scalar,
-                            "last_logged": self._globalstep_last_logged}  # fmt: skip
-                (staged / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
-                commit(staged, final)
-                discard_staging(folder)
-                rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            # torch's writer stumbles over a full disk with a message of its own.
-            full = shutil.disk_usage(folder).free < 2**20
-            discard_staging(folder)
-            before = last_checkpoint(folder)
-            raise CheckpointError(
-                f"{name} could not be saved in {folder}: {'No space left on device' if full else error}. "
-                f"{f'The last whole checkpoint is {before}.' if before else 'There is no earlier checkpoint.'}"
-            ) from error
+            with reporting_failures(folder, name):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    if self.state.best_model_checkpoint == str(staged):
+                        self.state.best_model_checkpoint = str(final)
+                        self.state.save_to_json(str(staged / "trainer_state.json"))
+                    progress = {
+                        "running_loss": losses,
+                        "total_loss": self._total_loss_scalar,
+                        "last_logged": self._globalstep_last_logged,
+                    }
+                    (staged / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
+                    commit(staged, final)
+                    discard_staging(folder)
+                    rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()

@@ -36,8 +36,6 @@ COMPARISONS: dict[str, tuple[int, int, dict[str, Any], list[str]]] = {
 # bfloat16 weights with their lower bits in the optimizer; one conversation at a time, so that nothing is padded; the
 # plain attention, which on CPUs is faster than the fused one at these lengths.
 FAST = "--dtype bfloat16 --per_device_train_batch_size 1 --gradient_accumulation_steps 8 --attn_implementation eager"
-    "--dtype bfloat16 --activation_checkpointing true --per_device_train_batch_size 4 --gradient_accumulation_steps 2"
-)
 
 
 def main() -> None:

@@ -5,13 +5,13 @@ and learn the same (the assistant's) tokens. Two comparisons:
 
 - `default`: TRL with its defaults (bf16 mixed precision and activation checkpointing are among them in 1.12).
 - `packing`: TRL with bf16 and packing on.
-- `informed` (with `--informed`): TRL as an informed user sets it on a CPU: bf16, no activation checkpointing.
+- `informed` (with `--only informed`): TRL as an informed user sets it on a CPU: bf16, no activation checkpointing.
 
 A step's speed is its supervised tokens over its seconds; a run's is that of all steps but the first, which warms up.
 The losses of both sides are in the result, step by step.
 
     make bench-sft                 # three rounds
-    make bench-sft ARGS="--rounds 5 --informed"
+    make bench-sft ARGS="--rounds 5 --only default informed"
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ FAST = "--dtype bfloat16 --per_device_train_batch_size 1 --gradient_accumulation
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="at least 3 (default: 3)")
-    parser.add_argument("--informed", action="store_true", help="also against TRL without activation checkpointing")
+    parser.add_argument(
+        "--only", nargs="+", choices=COMPARISONS, default=["default", "packing"], help="which comparisons"
+    )
     parser.add_argument("--flags", default=FAST, help="our flags (default: %(default)s)")
     args = parser.parse_args()
     python = peer_python("trl", PEER)
@@ -50,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         model = prepare_model(Path(work) / "model")
         for name, (steps, count, settings, flags) in COMPARISONS.items():
-            if name == "informed" and not args.informed:
+            if name not in args.only:
                 continue
             rows = prepare_rows(Path(work) / name, count)
             pairs = []

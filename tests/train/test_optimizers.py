@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.recipes import equal
-from tuner.train.optimizers import SplitAdamW, join, round_stochastically, split
+from tuner.train.optimizers import SplitAdamW, halve_parameters, join, round_stochastically, split
 
 
 @settings(deadline=None)
@@ -89,6 +89,18 @@ def test_large_and_small_parameters_and_groups():
     for parameter, old in zip((large, small), before, strict=True):
         assert (join(parameter.data, optimizer.state[parameter]["low"]) != old.float()).float().mean() > 0.999
     assert torch.equal(frozen.data, torch.ones(2).bfloat16()), "no gradient, no step"
+
+
+def test_a_first_small_step_shows_as_it_would_in_float32():
+    """Weights begin with the bits that bfloat16 leaves out: a tiny step moves the right share of them."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(300, 300, bias=False)
+    start = layer.weight.detach().clone()
+    halve_parameters(layer)
+    layer.weight.grad = -torch.ones_like(layer.weight)
+    SplitAdamW(layer.parameters(), lr=1e-5, weight_decay=0.0).step()
+    seen = (layer.weight.detach().double() - start.bfloat16().double()).mean()
+    assert float(seen) == pytest.approx(1e-5, rel=0.05)
 
 
 def test_other_dtypes_are_refused():

@@ -134,15 +134,6 @@ def load_causal_lm(name_or_path: str, dtype: torch.dtype, **options: Any) -> Pre
     return model
 
 
-def cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Put the parameters into `dtype`, in place. Buffers stay: rotary frequencies need float32."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
-    model.config.dtype = dtype
-    return model
-
-
 def _forget_quantization(model: PreTrainedModel) -> None:
     """A GGUF is dequantised on loading but remembered as quantised, and would then refuse to be saved or cast."""
     if hasattr(model.config, "quantization_config"):

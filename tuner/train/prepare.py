@@ -22,8 +22,9 @@ from tuner.data.pack import pack_dataset
 from tuner.data.schema import Kind, canonicalize
 from tuner.data.sources import load_splits
 from tuner.model import PRESETS
-from tuner.model.load import cast_parameters, new_decoder, pretrained_decoder, resolve
+from tuner.model.load import new_decoder, pretrained_decoder, resolve
 from tuner.text.tokenizer import load_pretrained_tokenizer, train_bpe_tokenizer, use_chat_template
+from tuner.train.optimizers import halve_parameters
 from tuner.train.run import Run
 
 
@@ -138,7 +139,10 @@ def load_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
     else:
         set_seed(args.seed)
         model = new_decoder(args.preset, tokenizer, args.max_length, args.dropout, args.attn_implementation)
-    return cast_parameters(model, getattr(torch, args.dtype))
+    if args.dtype == "bfloat16":
+        halve_parameters(model)
+        model.config.dtype = torch.bfloat16
+    return model
 
 
 def _was_trained(folder: Path) -> bool:

@@ -98,8 +98,8 @@ class SplitAdamW(torch.optim.Optimizer):
 def halve_parameters(model: nn.Module) -> None:
     """Put a model's float32 parameters into bfloat16, in place; `SplitAdamW` finds what that leaves out beside them.
 
-    Without it every weight would start exactly on bfloat16's grid, and steps smaller than half its spacing would show
-    nowhere at first; with it they show in as many weights as they should. Buffers stay: rotary frequencies need float32.
+    Without it every weight would start exactly on bfloat16's grid, and steps below half its spacing would show nowhere
+    at first; with it they show in as many weights as they should. Buffers stay: rotary frequencies need float32.
     """
     for parameter in model.parameters():
         if parameter.dtype == torch.float32:

@@ -12,6 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import venv
 from dataclasses import dataclass
@@ -54,8 +55,6 @@ def measure(command: list[str], **environment: str) -> Measured:
         stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         errors: list[str] = []
-        import threading
-
         drain = threading.Thread(target=lambda: errors.extend(process.stderr or []))
         drain.start()
         lines = [line for line in process.stdout or [] if line.strip()]

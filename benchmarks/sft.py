@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.harness import ROOT, Measured, finish, measure, peer_python, spread
+from benchmarks.harness import Measured, finish, measure, peer_python, spread
 
 PEER = ["torch", "transformers", "trl", "datasets", "accelerate"]
 # What each comparison trains: steps, rows to take, TRL's settings, our flags.
@@ -151,5 +151,4 @@ def mean_loss(run: Measured) -> float:
 
 
 if __name__ == "__main__":
-    assert ROOT.is_dir()
     main()

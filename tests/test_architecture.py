@@ -24,7 +24,7 @@ FLOORS = [
 SOURCES = sorted((ROOT / "tuner").rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # Modules of transformers, torch and the standard library that the custom code of a model may import on the Hub.
-TRAVELS = ["configuration", "norm", "positions", "attention", "feedforward", "block", "decoder"]
+TRAVELS = ["configuration", "lean", "norm", "positions", "attention", "feedforward", "block", "decoder"]
 
 
 def module_of(path: Path) -> str:

@@ -31,6 +31,7 @@ def main(folder: str, way: str) -> None:
         gradient = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
     print("same", flush=True)
+    torch.distributed.destroy_process_group()  # its threads must be gone before the interpreter is
 
 
 if __name__ == "__main__":

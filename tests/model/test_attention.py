@@ -12,14 +12,15 @@ from transformers.masking_utils import sdpa_mask
 
 from tests.model.helpers import VOCAB_SIZE, greatest_difference, tiny_config, tiny_decoder, token_ids
 from tuner.model import TunerDecoderForCausalLM
+from tuner.model.lean import rotate
 from tuner.model.norm import TunerRMSNorm
-from tuner.model.positions import TunerRotaryEmbedding, rotate
+from tuner.model.positions import TunerRotaryEmbedding
 
 TOLERANCE = 1e-5
 FLEX_TOLERANCE = 1e-4
 TIME = 13
 LENGTHS = (4, 1, 6, 2)  # of the sequences in one packed row; they sum to TIME
-EAGER_AND_SDPA = pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+EVERY_KERNEL = pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "blocked"])
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +77,7 @@ def test_flex_attention() -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("positions_given", [False, True], ids=["counted", "positions given"])
-@EAGER_AND_SDPA
+@EVERY_KERNEL
 def test_padding_changes_nothing(attn_implementation: str, side: str, positions_given: bool) -> None:
     """Left padding shifts the positions unless they are given; the rotation only knows distances."""
     model, mask, ids = tiny_decoder(attn_implementation), padding_mask(side), token_ids(3, TIME)
@@ -91,13 +92,13 @@ def test_padding_changes_nothing(attn_implementation: str, side: str, positions_
 
 
 @pytest.mark.parametrize("use_cache", [False, True], ids=["uncached", "cached"])
-@EAGER_AND_SDPA
+@EVERY_KERNEL
 def test_packed_is_unpacked(attn_implementation: str, use_cache: bool) -> None:
     """With a cache too: `use_cache` is on by default, and must not let one sequence see another."""
     assert_packed_is_unpacked(tiny_decoder(attn_implementation), TOLERANCE, use_cache)
 
 
-@EAGER_AND_SDPA
+@EVERY_KERNEL
 def test_packed_neighbours_are_invisible(attn_implementation: str) -> None:
     """Bit for bit: other neighbours, same logits. And without restarting positions they are visible."""
     model, ids = tiny_decoder(attn_implementation), token_ids(1, TIME)
@@ -110,7 +111,11 @@ def test_packed_neighbours_are_invisible(attn_implementation: str) -> None:
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
-@given(changed=st.integers(0, TIME - 1), shift=st.integers(1, VOCAB_SIZE - 1), name=st.sampled_from(["eager", "sdpa"]))
+@given(
+    changed=st.integers(0, TIME - 1),
+    shift=st.integers(1, VOCAB_SIZE - 1),
+    name=st.sampled_from(["eager", "sdpa", "blocked"]),
+)
 def test_the_future_is_invisible(changed: int, shift: int, name: str) -> None:
     with torch.no_grad():
         model, ids = tiny_decoder(name), token_ids(2, TIME)
@@ -138,7 +143,7 @@ def test_another_kernel_can_be_put_in() -> None:
     assert torch.equal(logits, tiny_decoder("sdpa")(ids, attention_mask=mask).logits)
 
 
-@EAGER_AND_SDPA
+@EVERY_KERNEL
 def test_a_row_does_not_depend_on_its_batch(attn_implementation: str) -> None:
     model, ids = tiny_decoder(attn_implementation), token_ids(4, TIME)
     together = model(ids).logits

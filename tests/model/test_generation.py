@@ -20,7 +20,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "sampled beams": {"do_sample": True, "num_beams": 2, "temperature": 1.5},
     "repetition penalty": {"do_sample": False, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
 }
-EAGER_AND_SDPA = pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+EVERY_KERNEL = pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "blocked"])
 
 
 def decoder(attn_implementation: str = "sdpa", **overrides: Any) -> TunerDecoderForCausalLM:
@@ -34,7 +34,7 @@ def generate(model: TunerDecoderForCausalLM, ids: torch.Tensor, seed: int = 0, *
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
-@EAGER_AND_SDPA
+@EVERY_KERNEL
 def test_cached_is_uncached(attn_implementation: str, strategy: dict[str, Any]) -> None:
     model, prompt = decoder(attn_implementation), token_ids(2, 7)
     cached = generate(model, prompt, use_cache=True, **strategy)
@@ -43,7 +43,7 @@ def test_cached_is_uncached(attn_implementation: str, strategy: dict[str, Any]) 
     assert torch.equal(cached, generate(model, prompt, use_cache=False, **strategy))
 
 
-@EAGER_AND_SDPA
+@EVERY_KERNEL
 def test_static_cache_is_dynamic_cache(attn_implementation: str) -> None:
     model, prompt = decoder(attn_implementation), token_ids(2, 7)
     static = generate(model, prompt, cache_implementation="static", **GREEDY)
@@ -89,7 +89,7 @@ def test_beams_find_a_likelier_continuation_than_greedy() -> None:
 
 
 @pytest.mark.parametrize("strategy", [GREEDY, {"do_sample": False, "num_beams": 3}], ids=["greedy", "beams"])
-@EAGER_AND_SDPA
+@EVERY_KERNEL
 def test_left_padded_batch_is_one_by_one(attn_implementation: str, strategy: dict[str, Any]) -> None:
     model, lengths, longest = decoder(attn_implementation), (3, 11, 7), 11
     prompts = [token_ids(1, length, seed=length) for length in lengths]
@@ -129,7 +129,7 @@ def test_generation_from_embeddings() -> None:
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-@EAGER_AND_SDPA
+@EVERY_KERNEL
 def test_piecewise_forward_is_one_forward(attn_implementation: str, cache: str) -> None:
     """A prompt fed in pieces of any size: positions and masks go on from what the cache holds."""
     model, ids = decoder(attn_implementation), token_ids(2, 16)

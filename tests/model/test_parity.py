@@ -66,7 +66,7 @@ def assert_same_model(theirs: PreTrainedModel, ours: PreTrainedModel, time: int 
         *(pytest.param({"rope_parameters": dict(rope)}, id=name) for name, rope in ROPES.items()),
     ],
 )
-@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "blocked"])
 def test_llama(overrides: dict[str, Any], attn_implementation: str) -> None:
     theirs = tiny_llama(attn_implementation, **overrides)
     ours = decoder_from_llama(theirs)

@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from .blocked import BLOCKED, can_be_blocked
 from .configuration import PRESETS, TunerDecoderConfig
 from .convert import decoder_config_from_llama, decoder_from_llama
 from .decoder import TunerDecoderForCausalLM, TunerDecoderModel, TunerDecoderPreTrainedModel
@@ -11,11 +12,13 @@ AutoModel.register(TunerDecoderConfig, TunerDecoderModel)
 AutoModelForCausalLM.register(TunerDecoderConfig, TunerDecoderForCausalLM)
 
 __all__ = [
+    "BLOCKED",
     "PRESETS",
     "TunerDecoderConfig",
     "TunerDecoderForCausalLM",
     "TunerDecoderModel",
     "TunerDecoderPreTrainedModel",
+    "can_be_blocked",
     "decoder_config_from_llama",
     "decoder_from_llama",
 ]

@@ -15,8 +15,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration import TunerDecoderConfig
+from .lean import rotate
 from .norm import TunerRMSNorm
-from .positions import rotate
 
 
 def eager_attention_forward(
@@ -89,8 +89,9 @@ class TunerAttention(nn.Module):
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
         if self.config.use_qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
-        query = rotate(query.transpose(1, 2), *position_embeddings)
-        key = rotate(key.transpose(1, 2), *position_embeddings)
+        cos, sin = (table.unsqueeze(1) for table in position_embeddings)
+        query = rotate(query.transpose(1, 2), cos, sin)
+        key = rotate(key.transpose(1, 2), cos, sin)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 

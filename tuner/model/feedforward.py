@@ -7,6 +7,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .configuration import TunerDecoderConfig
+from .lean import silu_product
 
 
 class TunerGatedMLP(nn.Module):
@@ -18,6 +19,8 @@ class TunerGatedMLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
+        self.is_silu = config.hidden_act in ("silu", "swish")
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
+        return self.down_proj(silu_product(gate, up) if self.is_silu else self.act_fn(gate) * up)

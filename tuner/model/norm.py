@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .lean import rms_norm
+
 
 class TunerRMSNorm(nn.Module):
-    """`x / sqrt(mean(x²) + eps) * weight` over the last dimension, computed in the weight's precision or better.
+    """`x / sqrt(mean(x²) + eps) * weight` over the last dimension, computed in float32 or better.
 
     Under autocast the result comes in the autocast dtype: the products that read it (three in attention, two in the
     feed-forward) would otherwise each cast it for themselves.
@@ -21,8 +23,7 @@ class TunerRMSNorm(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         device = hidden_states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
-        normed = nn.functional.rms_norm(hidden_states.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)
-        return normed.to(dtype)
+        return rms_norm(hidden_states, self.weight, self.eps, dtype)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.eps}"

@@ -48,13 +48,3 @@ class TunerRotaryEmbedding(nn.Module):
         angles = torch.cat((angles, angles), dim=-1)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
-
-
-def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn each pair of dimensions of `heads` `(batch, heads, time, head_dim)` by its token's angle.
-
-    `cos` and `sin` are `(batch or 1, time, head_dim)`.
-    """
-    first, second = heads.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return heads * cos.unsqueeze(1) + turned * sin.unsqueeze(1)

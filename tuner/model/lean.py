@@ -1,0 +1,101 @@
+"""Norm, gate and rotation that keep for their backward pass what is there anyway, and compute the rest again.
+
+Autograd keeps every factor of every product: half of what a block remembers of a token, in float32 where the norm went
+through it. All of it follows from the inputs in a few cheap passes. A compiler finds this for itself, so that a
+compiled model takes the plain formulas.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
+        normed, scale = _normed(x, weight, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return normed.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        normed = x * scale
+        wide = grad.to(normed.dtype)
+        weight_grad = (wide * normed).flatten(0, -2).sum(dim=0).to(weight.dtype)
+        wide = wide * weight
+        along = (wide * normed).mean(dim=-1, keepdim=True)
+        return wide.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype), weight_grad, None, None
+
+
+class _SiluProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(heads, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, -sin), None, None  # back by the same angle
+
+
+def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True).add_(eps))
+    return (wide * scale).mul_(weight), scale
+
+
+def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    turned = heads * cos
+    (first, second), (first_turned, second_turned) = heads.chunk(2, dim=-1), turned.chunk(2, dim=-1)
+    sin, _ = sin.chunk(2, dim=-1)
+    # A product and a sum, each rounded, as everyone computes it: `addcmul_` would round once.
+    first_turned.sub_(second * sin)
+    second_turned.add_(first * sin)
+    return turned
+
+
+def _learns(*tensors: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
+    """`x / sqrt(mean(x²) + eps) * weight` over the last dimension, computed in float32 or better, given in `dtype`."""
+    if torch.compiler.is_compiling():
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return F.rms_norm(wide, weight.shape, weight.to(wide.dtype), eps).to(dtype)
+    return _RMSNorm.apply(x, weight, eps, dtype) if _learns(x, weight) else _normed(x, weight, eps)[0].to(dtype)
+
+
+def silu_product(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """`silu(gate) * up`, elementwise."""
+    if torch.compiler.is_compiling() or not _learns(gate, up):
+        return F.silu(gate) * up
+    return _SiluProduct.apply(gate, up)
+
+
+def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn dimension `i` of the last `d` together with `i + d / 2` by an angle whose cosine and sine stand at both.
+
+    `heads` and, broadcast to it, `cos` and `sin` are `(..., d)`.
+    """
+    if torch.compiler.is_compiling():
+        first, second = heads.chunk(2, dim=-1)
+        return heads * cos + torch.cat((-second, first), dim=-1) * sin
+    return _Rotation.apply(heads, cos, sin) if _learns(heads) else _rotated(heads, cos, sin)

@@ -26,7 +26,8 @@ def encoded():
     return Dataset.from_list(rows)
 
 
-def test_packed_equals_padded_and_alone(encoded):
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "blocked"])
+def test_packed_equals_padded_joined_and_alone(encoded, attn_implementation):
     """Loss and logits of conversations in one block are those of each by itself."""
     torch.manual_seed(0)
     config = TunerDecoderConfig(
@@ -37,8 +38,8 @@ def test_packed_equals_padded_and_alone(encoded):
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    model = TunerDecoderForCausalLM(config).eval()
-    collate = CausalCollator(pad_token_id=0)
+    model = TunerDecoderForCausalLM._from_config(config, attn_implementation=attn_implementation).eval()
+    collate, join = CausalCollator(pad_token_id=0), CausalCollator(pad_token_id=0, padding_free=True)
     packed = pack_dataset(encoded, 64)
     batch = collate([packed[i] for i in range(len(packed))])
     with torch.no_grad():
@@ -64,9 +65,14 @@ def test_packed_equals_padded_and_alone(encoded):
                 labels=b["labels"],
                 num_items_in_batch=count,
             ).loss
-            for b in (batch, padded)
+            for b in (
+                batch,
+                padded,
+                join([packed[i] for i in range(len(packed))]),
+                join([encoded[i] for i in range(len(encoded))]),
+            )
         ]
-    assert abs(losses[0] - losses[1]) < 1e-5
+    assert max(losses) - min(losses) < 1e-5
 
 
 @pytest.mark.slow

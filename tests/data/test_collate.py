@@ -74,3 +74,18 @@ def test_lists_and_tensors_are_the_same(kind):
     batch = CausalCollator(PAD)([{k: kind(v) for k, v in row.items()} for row in rows])
     assert batch.keys() == expected.keys()
     assert all(torch.equal(batch[k], expected[k]) for k in batch)
+
+
+def test_joined_rows_are_one_row_without_padding_between():
+    batch = CausalCollator(PAD, 8, padding_free=True)([feature(3), feature(2, 10), feature(4, 20)])
+    assert batch["input_ids"].tolist() == [[0, 1, 2, 10, 11, 20, 21, 22, 23] + [PAD] * 7]
+    assert batch["labels"].tolist() == [[-100, 1, 2, -100, 11, -100, 21, 22, 23] + [-100] * 7]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, 3, *range(7)]]
+    assert batch["rows"].tolist() == [[0, 10, 20]]
+    assert int(batch["tokens"].sum()) == 9
+
+
+def test_joined_blocks_keep_their_conversations_apart():
+    batch = CausalCollator(PAD, 1, padding_free=True)([packed(2, 3), packed(1, 2)])
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2, 0, 0, 1]]
+    assert batch["rows"].tolist() == [[0, 1, 0, 1]]

@@ -154,12 +154,15 @@ def _append(columns: dict[str, list[Any]], piece: Encoded, index: int, max_lengt
     supervised = len(labels) - labels.count(-100)
     kept = min(len(ids), max_length)
     kept_supervised = kept - labels[:kept].count(-100)
+    if kept_supervised:
+        # What follows the last answer is seen by nothing that is learnt: it would only cost time.
+        kept = next(t for t in range(kept, 0, -1) if labels[t - 1] != -100)
     columns["input_ids"].append(ids[:kept])
     columns["labels"].append(labels[:kept])
     columns["rows"].append([index])
     columns["tokens"].append(kept)
     columns["supervised"].append(kept_supervised)
-    columns["lost_tokens"].append(len(ids) - kept)
+    columns["lost_tokens"].append(max(len(ids) - max_length, 0))
     columns["lost_supervised"].append(supervised - kept_supervised)
 
 

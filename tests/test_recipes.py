@@ -12,7 +12,7 @@ from tests.recipes import SMALL, losses_of, run_recipe
 pytestmark = pytest.mark.slow
 
 # float32, 12 steps, logged every 3, seed 42. Other CPUs sum in another order: hence a tolerance, but a small one.
-PINNED = {"packed": [6.1791, 5.8102, 5.5986, 5.5688], "padded": [6.166, 5.8814, 5.6912, 5.5914]}
+PINNED = {"packed": [6.2083, 5.8129, 5.6395, 5.5274], "padded": [6.193, 5.887, 5.6574, 5.6192]}
 
 
 @pytest.fixture(scope="module", params=PINNED)

@@ -41,12 +41,15 @@ class ModelArguments:
     )
     dropout: float = flag(0.0, "Dropout of a new model, on the residual branches and the attention weights.")
     dtype: Literal["float32", "bfloat16"] = flag(
-        "float32", "Weights in memory; bfloat16 takes half of it, the optimizer keeps the bits that it lacks."
+        "float32", "Weights in memory; bfloat16 takes half of it, the optimizer keeps the next bits."
     )
     own_model: bool = flag(False, "Load a Llama checkpoint into our own decoder instead of transformers' class.")
     model_revision: str = flag("main", "Branch, tag or commit on the Hub.")
     trust_remote_code: bool = flag(False, "Allow code that comes with a model on the Hub.")
-    attn_implementation: str | None = flag(None, "Attention kernel: eager, sdpa, flash_attention_2 or flex_attention.")
+    attn_implementation: str | None = flag(
+        None,
+        "Attention kernel: eager, sdpa, blocked, flash_attention_2 or flex_attention. Without it: blocked on CPUs.",
+    )
     tokenizer_name_or_path: str | None = flag(
         None, "Tokenizer to load. Without it: the model's, or a new one trained on the data."
     )
@@ -68,6 +71,9 @@ class DataArguments:
     dataset_num_proc: int | None = flag(None, "Processes that tokenize.", least=1)
     max_length: int = flag(1024, "Longest sequence, in tokens; with packing, the size of a block.", least=2)
     packing: bool = flag(True, "Pack whole conversations into blocks, none seeing another; otherwise pad.")
+    padding_free: bool | None = flag(
+        None, "Join a batch's sequences instead of padding them. Without it: on where attention is blocked or flash."
+    )
     truncation_mode: Literal["split", "keep_start", "error"] = flag(
         "split", "Rows longer than max_length: split between turns, cut after max_length tokens, or refused."
     )

@@ -62,6 +62,7 @@ def run(main: Callable[[], None]) -> None:
     """Call `main` and turn what the user can mend into one message and an exit code: 2, or 128 + signal."""
     try:
         main()
+        _leave_process_group()
     except Interrupted as stop:
         _report(str(stop))
         sys.exit(128 + stop.signal_number)
@@ -76,6 +77,14 @@ def run(main: Callable[[], None]) -> None:
     except TunerError as error:
         _report(f"error: {error}")
         sys.exit(EXIT_USAGE)
+
+
+def _leave_process_group() -> None:
+    # A process group's threads that outlive the interpreter abort the process now and then. torch is not imported for
+    # this: `--help` ends here too.
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _report(message: str) -> None:

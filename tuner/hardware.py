@@ -6,6 +6,7 @@ import ctypes.util
 import gc
 import os
 import time
+from pathlib import Path
 
 import pyarrow
 import torch
@@ -59,13 +60,46 @@ def measure_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 3) -> floa
     return 2 * size**3 / best
 
 
+def use_huge_pages() -> None:
+    """Let torch ask for pages of 2 MiB on CPUs, where the system gives them when asked (Linux: madvise).
+
+    Fewer faults and fewer holes between tensors: less time and less memory. torch reads the variable at its first
+    allocation, so this must be called before anything makes a tensor; a value that is set already stays.
+    """
+    try:
+        offered = "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii")
+    except OSError:
+        offered = False
+    if offered:
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def keep_freed_memory() -> None:
+    """Let C's allocator keep what training frees, because the next step takes as much again.
+
+    Otherwise glibc gives large blocks back to the system at once and gets them again page by page, each zeroed anew.
+    """
+    libc = _libc("mallopt")
+    if libc is not None:
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
 def release_unused_memory() -> None:
     """Give back to the system what loading and tokenizing have freed; C's allocator keeps it otherwise."""
     gc.collect()
     pyarrow.default_memory_pool().release_unused()
-    libc = ctypes.util.find_library("c")
-    if libc is not None and hasattr(ctypes.CDLL(libc), "malloc_trim"):  # glibc's own
-        ctypes.CDLL(libc).malloc_trim(0)
+    libc = _libc("malloc_trim")
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _libc(function: str) -> ctypes.CDLL | None:
+    """The C library, where it has one of glibc's own functions."""
+    name = ctypes.util.find_library("c")
+    library = ctypes.CDLL(name) if name is not None else None
+    return library if hasattr(library, function) else None
 
 
 def memory_bytes() -> int:

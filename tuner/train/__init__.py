@@ -1,1 +1,5 @@
-"""Objectives and the trainer: losses, checkpoints, callbacks, and the mixin that every trainer shares."""
+"""Training: losses, optimizers, checkpoints, the trainer, and what a recipe calls around it."""
+
+from tuner.hardware import use_huge_pages
+
+use_huge_pages()  # before anything imported below makes the process's first tensor

@@ -105,13 +105,15 @@ class Throughput(TrainerCallback):
         self._started = time.perf_counter()
 
     def count(self, inputs: dict[str, torch.Tensor]) -> None:
-        """Count a batch of `input_ids` and `labels` `(batch, time)`; padding is no token."""
+        """Count a batch of `labels` and, maybe, `position_ids` `(batch, time)`; padding is no token."""
         labels = int((inputs["labels"] != -100).sum())
         tokens = int(inputs["tokens"].sum())
+        # The keys that tokens see before them: as many as their positions say, the rest is masked.
+        positions = inputs.get("position_ids")
+        seen = int(positions.sum()) if positions is not None else int((inputs["tokens"] ** 2).sum()) // 2
         self.tokens += tokens
         self.supervised += labels
-        context = inputs["input_ids"].shape[1] / 2  # causal: half of the square
-        self.operations += int(6 * (tokens * self.weights + labels * self.head) + tokens * context * self.attention)
+        self.operations += 6 * (tokens * self.weights + labels * self.head) + seen * self.attention
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         now = time.perf_counter()

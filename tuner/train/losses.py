@@ -1,14 +1,16 @@
 """Losses that never hold a (tokens x vocabulary) matrix.
 
 The cross-entropy of a language model needs, of its logits, two numbers a token: the target's, and the log of the sum of
-exponentials. Here the head runs only where there is a label, a chunk of tokens at a time, and each chunk's gradient is
-taken while its logits are still there (as Liger's fused loss does: Hsu et al. 2024, https://arxiv.org/abs/2410.10989).
-The backward pass then multiplies by one scalar: no logits are kept and none are computed twice.
+exponentials. Here the head runs only where there is a label, and over a slice of the vocabulary at a time: the forward
+pass keeps that sum, the backward pass makes the slice's logits again and from them its gradient (Wijmans et al. 2024,
+https://arxiv.org/abs/2411.09009). What is kept is one number a token, and each row of the head's gradient is written
+once, where going by slices of tokens would add to all of it every time.
 """
 
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,8 +19,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-# Elements of one chunk of logits: 32 MB in float32.
-CHUNK_ELEMENTS = 2**23
+# Elements of one slice of logits: 16 MB in float32.
+SLICE_ELEMENTS = 2**22
 # Fields of other families' configurations that change the logits after the head.
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
 
@@ -28,42 +30,49 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
     ) -> torch.Tensor:
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        chunk = max(CHUNK_ELEMENTS // weight.shape[0], 64)
-        cast_weight = weight.to(dtype)
-        need_hidden, need_weight, need_bias, _ = ctx.needs_input_grad
-        hidden_grad = torch.empty_like(hidden) if need_hidden else None
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        bias_grad = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        with torch.autocast(device, enabled=False):
-            for start in range(0, len(targets), chunk):
-                part, wanted = hidden[start : start + chunk].to(dtype), targets[start : start + chunk, None]
-                logits = F.linear(part, cast_weight, None if bias is None else bias.to(dtype)).float()
-                log_sum = logits.logsumexp(dim=-1, keepdim=True)
-                total += (log_sum - logits.gather(1, wanted)).sum()
-                if not (need_hidden or need_weight):
-                    continue
-                # d loss / d logits = softmax - onehot, in place of the logits.
-                grad = logits.sub_(log_sum).exp_()
-                grad.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=grad.dtype))
-                if bias_grad is not None:
-                    bias_grad += grad.sum(dim=0)
-                grad = grad.to(dtype)
-                if hidden_grad is not None:
-                    hidden_grad[start : start + chunk] = grad @ cast_weight
-                if weight_grad is not None:
-                    weight_grad += grad.T @ part
-        # Summed in float32, kept in the weight's dtype: they wait here for the whole backward pass of the blocks.
-        ctx.save_for_backward(
-            hidden_grad, *(None if g is None else g.to(weight.dtype) for g in (weight_grad, bias_grad))
-        )
-        return total
+        log_sum = torch.full(targets.shape, -torch.inf, device=hidden.device)
+        wanted = torch.zeros_like(log_sum)
+        for _, logits, inside, column in _slices(hidden, weight, bias, targets):
+            wanted[inside] = logits[inside, column]
+            log_sum = torch.logaddexp(log_sum, logits.logsumexp(dim=-1))
+        ctx.save_for_backward(hidden, weight, bias, targets, log_sum)
+        return (log_sum - wanted).sum()
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return *(None if gradient is None else gradient.mul_(scale) for gradient in ctx.saved_tensors), None
+        hidden, weight, bias, targets, log_sum = ctx.saved_tensors
+        need_hidden, need_weight, need_bias, _ = ctx.needs_input_grad
+        hidden_grad = torch.zeros_like(hidden, dtype=torch.float32) if need_hidden else None
+        weight_grad = torch.empty_like(weight) if need_weight else None
+        bias_grad = torch.empty_like(bias) if need_bias and bias is not None else None
+        scaled = hidden * scale.to(hidden.dtype)
+        for rows, logits, inside, column in _slices(hidden, weight, bias, targets):
+            # d loss / d logits = softmax - onehot, in place of the logits.
+            grad = logits.sub_(log_sum[:, None]).exp_()
+            grad[inside, column] -= 1
+            if bias_grad is not None:
+                bias_grad[rows] = grad.sum(dim=0) * scale
+            grad = grad.to(hidden.dtype)
+            if hidden_grad is not None:
+                hidden_grad += grad @ weight[rows]
+            if weight_grad is not None:
+                torch.mm(grad.T, scaled, out=weight_grad[rows])
+        if hidden_grad is not None:
+            hidden_grad = hidden_grad.mul_(scale).to(hidden.dtype)
+        return hidden_grad, weight_grad, bias_grad, None
+
+
+def _slices(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Slices of the vocabulary: which, the float32 logits `(tokens, slice)`, the tokens whose target is within, and
+    where in the slice it is."""
+    size = max(SLICE_ELEMENTS // max(len(targets), 1), 256)
+    for start in range(0, len(weight), size):
+        rows = slice(start, min(start + size, len(weight)))
+        logits = F.linear(hidden, weight[rows], None if bias is None else bias[rows]).float()
+        inside = ((targets >= rows.start) & (targets < rows.stop)).nonzero().squeeze(1)
+        yield rows, logits, inside, targets[inside] - start
 
 
 def chunked_cross_entropy(
@@ -79,9 +88,13 @@ def chunked_cross_entropy(
 
     Returns:
         A float32 scalar. Products run in the autocast dtype where autocast is on; the softmax is always float32.
-        Backward may be called once.
     """
-    return _ChunkedCrossEntropy.apply(hidden, weight, bias, targets)
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    with torch.autocast(device, enabled=False):
+        return _ChunkedCrossEntropy.apply(
+            hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), targets
+        )
 
 
 def supervised_positions(hidden_states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

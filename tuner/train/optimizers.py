@@ -1,12 +1,13 @@
-"""AdamW over bfloat16 weights that loses nothing a float32 weight would keep.
+"""AdamW over bfloat16 weights that still shows small steps.
 
-A float32 number is a bfloat16 one and 16 more bits. The model holds the first half, the optimizer the second, and an
-update is made on both together: the arithmetic is that of float32 master weights, in half their memory and without a
-second copy of the weights. The moments are held in bfloat16: the first rounded to nearest, the second stochastically,
-because `beta2 = 0.999` changes it by less than bfloat16 can show and rounding to nearest would leave it where it is
-(Zamirai et al. 2020, https://arxiv.org/abs/2010.06192).
+bfloat16 keeps 8 significant bits of a weight, and most steps of fine-tuning are smaller than the last of them. Here the
+optimizer holds the next 8, and an update is made on both together in float32: master weights of 16 significant bits for
+one more byte, where mixed precision holds a second copy of four. What is below is rounded stochastically, so that steps
+smaller than the last bit count in the mean. The moments are held in bfloat16: the first rounded to nearest, the second
+stochastically, because `beta2 = 0.999` changes it by less than bfloat16 can show and rounding to nearest would leave it
+where it is (Zamirai et al. 2020, https://arxiv.org/abs/2010.06192).
 
-In all 10 bytes a parameter, gradient included, where mixed precision over float32 weights takes 18.
+In all 9 bytes a parameter, gradient included, where mixed precision over float32 weights takes 18.
 """
 
 from __future__ import annotations
@@ -44,10 +45,20 @@ class SplitAdamW(torch.optim.Optimizer):
         for parameter in self._parameters():
             if parameter.dtype != torch.bfloat16:
                 raise ValueError(f"SplitAdamW takes bfloat16 parameters, not {parameter.dtype}.")
+        # Made now and not at the first step: among what a step leaves free they would lie scattered, and the next step
+        # would find no room between them.
+        for parameter in self._parameters():
+            low = parameter.__dict__.pop("remainder", None)
+            self.state[parameter] = {
+                "step": 0,
+                "low": torch.zeros_like(parameter, dtype=torch.int8) if low is None else low.to(parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update. Draws one block of random bits from torch's generator, for the rounding of the second moment."""
+        """One update. Draws one block of random bits from torch's generator, for what is rounded stochastically."""
         loss = None if closure is None else closure()
         noise = {
             device: torch.randint(2**16, (CHUNK,), dtype=torch.int32, device=device)
@@ -63,12 +74,6 @@ class SplitAdamW(torch.optim.Optimizer):
         self, parameter: torch.Tensor, gradients: torch.Tensor, group: dict[str, Any], noise: torch.Tensor
     ) -> None:
         state = self.state[parameter]
-        if not state:
-            state["step"] = 0
-            low = parameter.__dict__.pop("remainder", None)
-            state["low"] = torch.zeros_like(parameter, dtype=torch.int16) if low is None else low.to(parameter.device)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
         beta1, beta2 = group["betas"]
         step_size = group["lr"] / (1 - beta1 ** state["step"])
@@ -81,8 +86,9 @@ class SplitAdamW(torch.optim.Optimizer):
             weight = join(high, low).mul_(1 - group["lr"] * group["weight_decay"])
             weight.addcdiv_(mean, (square.sqrt() / correction).add_(group["eps"]), value=-step_size)
             first.copy_(mean)
-            second.copy_(round_stochastically(square, noise[: square.numel()]))
-            split(weight, high, low)
+            noise = noise[: weight.numel()]
+            second.copy_(round_stochastically(square, noise))
+            split(weight, high, low, noise)
 
     def _parameters(self) -> Iterator[torch.Tensor]:
         return (parameter for group in self.param_groups for parameter in group["params"])
@@ -96,31 +102,35 @@ class SplitAdamW(torch.optim.Optimizer):
 
 
 def halve_parameters(model: nn.Module) -> None:
-    """Put a model's float32 parameters into bfloat16, in place; `SplitAdamW` finds what that leaves out beside them.
+    """Put a model's float32 parameters into bfloat16, in place; `SplitAdamW` finds the next bits beside them.
 
-    Without it every weight would start exactly on bfloat16's grid, and steps below half its spacing would show nowhere
-    at first; with it they show in as many weights as they should. Buffers stay: rotary frequencies need float32.
+    Without them every weight would start exactly on bfloat16's grid, and steps below half its spacing would show
+    nowhere at first; with them they show in as many weights as they should. Buffers stay: rotary frequencies need
+    float32.
     """
     for parameter in model.parameters():
         if parameter.dtype == torch.float32:
             high = torch.empty_like(parameter.data, dtype=torch.bfloat16)
-            low = torch.empty_like(parameter.data, dtype=torch.int16)
+            low = torch.empty_like(parameter.data, dtype=torch.int8)
             split(parameter.data.contiguous(), high, low)
             parameter.data = high
             parameter.__dict__["remainder"] = low
 
 
 def join(high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-    """The float32 whose nearest bfloat16 is `high` and whose remainder in units of the 16 lower bits is `low`."""
-    return ((high.view(torch.int16).int() << 16) + low.int()).view(torch.float32)
+    """The float32 that `high` (bfloat16) and `low` (int8, in units of 1/256 of its last bit) stand for together."""
+    return ((high.view(torch.int16).int() << 16) + (low.int() << 8)).view(torch.float32)
 
 
-def split(weight: torch.Tensor, high: torch.Tensor, low: torch.Tensor) -> None:
-    """Write a float32 `weight` as `high` (bfloat16, to nearest) and `low` (int16, what is left). Nothing is lost."""
-    bits = weight.view(torch.int32)
+def split(weight: torch.Tensor, high: torch.Tensor, low: torch.Tensor, noise: torch.Tensor | None = None) -> None:
+    """Write a float32 `weight` as its nearest bfloat16 `high` and what is left, `low` (int8).
+
+    The 8 bits below those are rounded to nearest, or with `noise`, integers uniform in [0, 2^16), stochastically.
+    """
+    bits = weight.view(torch.int32) + (0x80 if noise is None else noise & 0xFF)
     upper = (bits + 0x8000) >> 16
     high.view(torch.int16).copy_(upper)
-    low.copy_(bits - (upper << 16))
+    low.copy_((bits - (upper << 16)) >> 8)
 
 
 def round_stochastically(value: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.hardware import measure_peak, memory_bytes
 from tuner.train.prepare import Sequences
-from tuner.train.run import Run, product_dtype
+from tuner.train.run import Run, joins_rows, product_dtype
 from tuner.train.size import linear_sizes, parameters_by_component, training_bytes
 
 # Share of the measured peak that training steps were seen to reach on CPUs (0.2 to 0.5).
@@ -97,7 +97,8 @@ def _estimates(run: Run, data: Sequences, model: PreTrainedModel) -> Table:
     steps_an_epoch = math.ceil(len(data.train) / per_step)
     steps = training.max_steps if training.max_steps > 0 else math.ceil(steps_an_epoch * training.num_train_epochs)
     tokens = data.train_report.tokens / len(data.train)
-    width = run.args.max_length if run.args.packing else min(2 * tokens, run.args.max_length)
+    padded = run.args.max_length if run.args.packing else min(2 * tokens, run.args.max_length)
+    width = tokens if joins_rows(run, model) else padded
     supervised = data.train_report.share_supervised
     memory = training_bytes(
         model,

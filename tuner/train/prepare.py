@@ -21,7 +21,8 @@ from tuner.data.encode import EncodingReport, encode_dataset
 from tuner.data.pack import pack_dataset
 from tuner.data.schema import Kind, canonicalize
 from tuner.data.sources import load_splits
-from tuner.model import PRESETS
+from tuner.hardware import device_type
+from tuner.model import BLOCKED, PRESETS, can_be_blocked
 from tuner.model.load import new_decoder, pretrained_decoder, resolve
 from tuner.text.tokenizer import load_pretrained_tokenizer, train_bpe_tokenizer, use_chat_template
 from tuner.train.optimizers import halve_parameters
@@ -139,6 +140,9 @@ def load_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
     else:
         set_seed(args.seed)
         model = new_decoder(args.preset, tokenizer, args.max_length, args.dropout, args.attn_implementation)
+    on_cpu = args.use_cpu or device_type() == "cpu"
+    if on_cpu and not args.attn_implementation and not args.torch_compile and can_be_blocked(model):
+        model.set_attn_implementation(BLOCKED)
     if args.dtype == "bfloat16":
         halve_parameters(model)
         model.config.dtype = torch.bfloat16

@@ -35,6 +35,9 @@ FREE_TO_CHANGE = {
     *("save_strategy", "save_steps", "save_total_limit"),
 }
 
+# Attention that skips what another sequence of the row holds, instead of masking it.
+JOINING = ("blocked", "flash_attention_2", "flash_attention_3")
+
 
 @dataclass
 class Run:
@@ -90,7 +93,7 @@ def open_run(args: RecipeArguments) -> Run:
     set_seed(args.seed)
     chosen = " (the hardware is fast in it; --bf16 false turns it off)" if bf16 and args.bf16 is None else ""
     say(
-        "Weights in bfloat16, their lower bits in the optimizer."
+        "Weights in bfloat16, their next bits in the optimizer."
         if half
         else f"Mixed precision: {'bf16' if bf16 else 'off'} on {training.device.type}{chosen}"
     )
@@ -211,3 +214,13 @@ def _plain(args: RecipeArguments) -> dict[str, Any]:
 def product_dtype(training: TrainingArguments, model: PreTrainedModel) -> torch.dtype:
     """The dtype that a run's products are in."""
     return torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else model.dtype
+
+
+def joins_rows(run: Run, model: PreTrainedModel) -> bool:
+    """Whether a batch's sequences become one row: as asked, or where attention tells them apart at no cost.
+
+    Not by default on several accelerators in one process, which take a share of the rows each.
+    """
+    if run.args.padding_free is not None:
+        return run.args.padding_free
+    return run.training.n_gpu <= 1 and model.config._attn_implementation in JOINING

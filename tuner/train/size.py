@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from tuner.train.losses import CHUNK_ELEMENTS
+from tuner.train.losses import SLICE_ELEMENTS
 
 COMPONENTS = {
     "embedding": ("embed", "wte", "wpe"),
@@ -44,7 +44,7 @@ def training_bytes(
     """Estimated memory of one training step, by what holds it.
 
     Float32 weights, gradients and AdamW's two moments are 16 bytes a parameter, and mixed precision adds a copy of 2;
-    bfloat16 weights with `SplitAdamW` take 10. Activations are counted as what a block keeps for its backward pass:
+    bfloat16 weights with `SplitAdamW` take 9. Activations are counted as what a block keeps for its backward pass:
     about `16 * hidden + 4 * intermediate` numbers a token; with activation checkpointing one `hidden` a block, and all
     of one block.
 
@@ -63,13 +63,13 @@ def training_bytes(
     block = tokens * number * (16 * config.hidden_size + 4 * intermediate)
     layers = config.num_hidden_layers
     residual = size * tokens * config.hidden_size
-    chunk = min(supervised, max(CHUNK_ELEMENTS // config.vocab_size, 64))
+    part = supervised * min(config.vocab_size, max(SLICE_ELEMENTS // max(supervised, 1), 256))
     return {
         "weights": size * parameters,
         "half-precision copy": 2 * parameters if mixed else 0,
         "gradients": size * trainable,
-        "optimizer": (6 if size == 2 else 8) * trainable,
+        "optimizer": (5 if size == 2 else 8) * trainable,
         "activations": block + layers * residual if checkpointing else block * layers,
-        "logits (a chunk)": 6 * chunk * config.vocab_size,
+        "logits (a slice)": 6 * part,
         "libraries": 500 * 2**20,
     }

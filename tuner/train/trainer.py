@@ -32,13 +32,13 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from tuner.data.collate import CausalCollator
 from tuner.errors import ArgumentError, Interrupted, NonFiniteError
-from tuner.hardware import release_unused_memory
+from tuner.hardware import keep_freed_memory, release_unused_memory
 from tuner.train.callbacks import Guarded, StepSeed, StopOnSignal, Throughput
 from tuner.train.checkpoint import commit, discard_staging, last_checkpoint, reporting_failures, staging_folder
 from tuner.train.losses import use_chunked_loss
 from tuner.train.optimizers import SplitAdamW
 from tuner.train.order import EpochOrder
-from tuner.train.run import Run, product_dtype, say
+from tuner.train.run import Run, joins_rows, product_dtype, say
 from tuner.train.size import linear_sizes
 
 PROGRESS = "progress.json"
@@ -99,6 +99,7 @@ class ExactTrainerMixin(Trainer):
                 say(f"{self._checkpoint} is the end of this run: nothing is left to train.")
                 return self._load_finished(self._checkpoint)
         release_unused_memory()
+        keep_freed_memory()
         try:
             result = super().train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None, **kwargs)
         finally:
@@ -290,7 +291,7 @@ class SFTTrainer(ExactTrainerMixin, Trainer):
         super().__init__(
             model=model,
             args=run.training,
-            data_collator=CausalCollator(tokenizer.pad_token_id),
+            data_collator=CausalCollator(tokenizer.pad_token_id, padding_free=joins_rows(run, model)),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,

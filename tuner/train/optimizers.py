@@ -86,9 +86,9 @@ class SplitAdamW(torch.optim.Optimizer):
             weight = join(high, low).mul_(1 - group["lr"] * group["weight_decay"])
             weight.addcdiv_(mean, (square.sqrt() / correction).add_(group["eps"]), value=-step_size)
             first.copy_(mean)
-            noise = noise[: weight.numel()]
-            second.copy_(round_stochastically(square, noise))
-            split(weight, high, low, noise)
+            bits = noise[: weight.numel()]
+            second.copy_(round_stochastically(square, bits))
+            split(weight, high, low, bits)
 
     def _parameters(self) -> Iterator[torch.Tensor]:
         return (parameter for group in self.param_groups for parameter in group["params"])

@@ -25,6 +25,7 @@ from transformers.integrations.integration_utils import (
 from tuner.arguments import DataArguments, ModelArguments, RecipeArguments
 from tuner.errors import ArgumentError, CheckpointError, nearest
 from tuner.hardware import device_type, has_fast_bf16, use_all_cores
+from tuner.model import BLOCKED
 from tuner.train.checkpoint import defect, discard_staging, last_checkpoint, list_checkpoints
 
 # Arguments that may differ when a run is continued: none of them changes a weight.
@@ -36,7 +37,7 @@ FREE_TO_CHANGE = {
 }
 
 # Attention that skips what another sequence of the row holds, instead of masking it.
-JOINING = ("blocked", "flash_attention_2", "flash_attention_3")
+JOINING = (BLOCKED, "flash_attention_2", "flash_attention_3")
 
 
 @dataclass

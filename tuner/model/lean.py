@@ -1,8 +1,8 @@
 """Norm, gate and rotation that keep for their backward pass what is there anyway, and compute the rest again.
 
 Autograd keeps every factor of every product: a good third of what a block remembers of a token, in float32 where the
-norm went through it. All of it follows from the inputs in a few cheap passes. A compiler finds this for itself, so that a
-compiled model takes the plain formulas.
+norm went through it. All of it follows from the inputs in a few cheap passes. A compiler finds this for itself, so that
+a compiled model takes the plain formulas.
 """
 
 from __future__ import annotations

@@ -33,17 +33,21 @@ class Measured:
     peak_mib: float
 
 
-def peer_python(name: str, packages: list[str]) -> str:
-    """The interpreter of a peer's own environment, made when it is not there, under the project's constraints."""
+def own_python(name: str, packages: list[str]) -> str:
+    """The interpreter of one side's own environment, made when it is not there, under the project's constraints.
+
+    Ours has one too: `make install` adds what tests and extras need, and importing that costs time and memory.
+    """
     folder = PEERS / name
     python = folder / "bin" / "python"
     stamp = folder / ".installed"
-    if not stamp.exists() or stamp.read_text() != "\n".join(packages):
+    wanted = "\n".join([*packages, *((ROOT / file).read_text() for file in ("constraints.txt", "pyproject.toml"))])
+    if not stamp.exists() or stamp.read_text() != wanted:
         print(f"installing {' '.join(packages)} into {folder.relative_to(ROOT)}", flush=True)
         venv.create(folder, with_pip=True)
         constraints = ["-c", str(ROOT / "constraints.txt")]
         subprocess.run([python, "-m", "pip", "install", "-qq", *constraints, *packages], check=True)
-        stamp.write_text("\n".join(packages))
+        stamp.write_text(wanted)
     return str(python)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.harness import Measured, finish, measure, peer_python, spread
+from benchmarks.harness import Measured, finish, measure, own_python, spread
 
 PEER = ["torch", "transformers", "trl", "datasets", "accelerate"]
 # What each comparison trains: steps, rows to take, TRL's settings, our flags.
@@ -46,7 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--flags", default=FAST, help="our flags (default: %(default)s)")
     args = parser.parse_args()
-    python = peer_python("trl", PEER)
+    python, our_python = own_python("trl", PEER), own_python("tuner", ["-e", "."])
     ratios: dict[str, dict[str, float]] = {}
     losses: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as work:
@@ -67,7 +67,9 @@ def main() -> None:
                         json.dumps(settings),
                     ]
                 )
-                ours = run_ours(model, rows, steps, [*flags, *args.flags.split()], Path(work) / f"{name}-{number}")
+                ours = run_ours(
+                    our_python, model, rows, steps, [*flags, *args.flags.split()], Path(work) / f"{name}-{number}"
+                )
                 pairs.append((ours, theirs))
                 print(
                     f"{name} round {number + 1}: ours {speed(ours):.0f} supervised tokens/s, {ours.peak_mib:.0f} MiB; "
@@ -108,9 +110,9 @@ def prepare_rows(folder: Path, count: int) -> Path:
     return folder
 
 
-def run_ours(model: Path, rows: Path, steps: int, flags: list[str], output: Path) -> Measured:
+def run_ours(python: str, model: Path, rows: Path, steps: int, flags: list[str], output: Path) -> Measured:
     """Our recipe as a user runs it; the steps are read from its metrics."""
-    command = [sys.executable, "recipes/sft.py", "--dataset_name", str(rows), "--model_name_or_path", str(model)]
+    command = [python, "recipes/sft.py", "--dataset_name", str(rows), "--model_name_or_path", str(model)]
     command += ["--own_model", "true", "--chat_template_path", "chatml"]
     command += f"--max_length 512 --truncation_mode keep_start --max_labels_lost 1 --max_steps {steps}".split()
     command += [

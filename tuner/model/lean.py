@@ -40,7 +40,9 @@ class _SiluProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+        gate_grad = grad * up
+        torch.ops.aten.silu_backward(gate_grad, gate, grad_input=gate_grad)
+        return gate_grad, F.silu(gate).mul_(grad)
 
 
 class _Rotation(torch.autograd.Function):

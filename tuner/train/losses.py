@@ -19,8 +19,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-# Elements of one slice of logits: 16 MB in float32.
-SLICE_ELEMENTS = 2**22
+from tuner.train.tied import head_weight, share_gradient
+
+# Elements of one slice of logits: 4 MB in float32.
+SLICE_ELEMENTS = 2**20
 # Fields of other families' configurations that change the logits after the head.
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
 
@@ -141,9 +143,10 @@ def use_chunked_loss(model: PreTrainedModel) -> bool:
             return own_forward(*args, **kwargs)
         hidden_states = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
         hidden, targets = supervised_positions(hidden_states, labels)
-        total = chunked_cross_entropy(hidden, self.get_output_embeddings().weight, targets, head.bias)
+        total = chunked_cross_entropy(hidden, head_weight(self), targets, head.bias)
         count = num_items_in_batch if num_items_in_batch is not None else max(len(targets), 1)
         return CausalLMOutputWithPast(loss=total / count)
 
     causal_lm.forward = types.MethodType(forward, causal_lm)
+    share_gradient(causal_lm)
     return True

@@ -2,24 +2,30 @@
 
 bfloat16 keeps 8 significant bits of a weight, and most steps of fine-tuning are smaller than the last of them. Here the
 optimizer holds the next 8, and an update is made on both together in float32: master weights of 16 significant bits for
-one more byte, where mixed precision holds a second copy of four. What is below is rounded stochastically, so that steps
-smaller than the last bit count in the mean. The moments are held in bfloat16: the first rounded to nearest, the second
-stochastically, because `beta2 = 0.999` changes it by less than bfloat16 can show and rounding to nearest would leave it
-where it is (Zamirai et al. 2020, https://arxiv.org/abs/2010.06192).
+one more byte, where mixed precision holds a second copy of four. The first moment takes one byte, with a scale for
+every 64 (as in Dettmers et al. 2022, https://arxiv.org/abs/2110.02861), the second is held in bfloat16. What is cut off
+is rounded stochastically, so that it counts in the mean: `beta2 = 0.999` changes the second moment by less than
+bfloat16 can show, and rounding to nearest would leave it as it is (Zamirai et al. 2020,
+https://arxiv.org/abs/2010.06192).
 
-In all 9 bytes a parameter, gradient included, where mixed precision over float32 weights takes 18.
+In all 8 bytes a parameter, gradient included, where mixed precision over float32 weights takes 18.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from tuner.train.rounding import compress, expand, join, round_stochastically, split
+
 # Elements updated at once: few enough that the float32 temporaries stay in the cache.
-CHUNK = 2**19
+CHUNK = 2**18
+# Numbers of the first moment that share a scale; fewer where a parameter's size is no multiple.
+BLOCK = 64
 
 
 class SplitAdamW(torch.optim.Optimizer):
@@ -49,10 +55,12 @@ class SplitAdamW(torch.optim.Optimizer):
         # would find no room between them.
         for parameter in self._parameters():
             low = parameter.__dict__.pop("remainder", None)
+            blocks = parameter.numel() // math.gcd(parameter.numel(), BLOCK)
             self.state[parameter] = {
                 "step": 0,
                 "low": torch.zeros_like(parameter, dtype=torch.int8) if low is None else low.to(parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg": torch.zeros_like(parameter, dtype=torch.int8),
+                "exp_avg_scale": torch.zeros(blocks, 1, device=parameter.device),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
 
@@ -79,14 +87,16 @@ class SplitAdamW(torch.optim.Optimizer):
         step_size = group["lr"] / (1 - beta1 ** state["step"])
         correction = (1 - beta2 ** state["step"]) ** 0.5
         flat = [t.view(-1) for t in (parameter, state["low"], state["exp_avg"], state["exp_avg_sq"])]
-        for high, low, first, second, part in zip(*(t.split(CHUNK) for t in (*flat, gradients)), strict=True):
+        scales = state["exp_avg_scale"].split(CHUNK * len(state["exp_avg_scale"]) // parameter.numel())
+        chunks = zip(*(t.split(CHUNK) for t in (*flat, gradients)), scales, strict=True)
+        for high, low, first, second, part, scale in chunks:
             gradient = part.float()
-            mean = first.float().lerp_(gradient, 1 - beta1)
+            mean = expand(first, scale).lerp_(gradient, 1 - beta1)
             square = second.float().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             weight = join(high, low).mul_(1 - group["lr"] * group["weight_decay"])
             weight.addcdiv_(mean, (square.sqrt() / correction).add_(group["eps"]), value=-step_size)
-            first.copy_(mean)
             bits = noise[: weight.numel()]
+            compress(mean, first, scale, bits)
             second.copy_(round_stochastically(square, bits))
             split(weight, high, low, bits)
 
@@ -94,11 +104,14 @@ class SplitAdamW(torch.optim.Optimizer):
         return (parameter for group in self.param_groups for parameter in group["params"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch does, but leaves the lower halves integers: torch casts a state to its parameter's dtype."""
-        super().load_state_dict(state_dict)
+        """As torch does, but leaves every state its dtype: torch casts them to their parameter's."""
+        super().load_state_dict({**state_dict, "state": {}})
         parameters = list(self._parameters())
         for index, state in state_dict["state"].items():
-            self.state[parameters[index]]["low"] = state["low"].to(parameters[index].device)
+            device = parameters[index].device
+            self.state[parameters[index]] = {
+                name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in state.items()
+            }
 
 
 def halve_parameters(model: nn.Module) -> None:
@@ -115,24 +128,3 @@ def halve_parameters(model: nn.Module) -> None:
             split(parameter.data.contiguous(), high, low)
             parameter.data = high
             parameter.__dict__["remainder"] = low
-
-
-def join(high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-    """The float32 that `high` (bfloat16) and `low` (int8, in units of 1/256 of its last bit) stand for together."""
-    return ((high.view(torch.int16).int() << 16) + (low.int() << 8)).view(torch.float32)
-
-
-def split(weight: torch.Tensor, high: torch.Tensor, low: torch.Tensor, noise: torch.Tensor | None = None) -> None:
-    """Write a float32 `weight` as its nearest bfloat16 `high` and what is left, `low` (int8).
-
-    The 8 bits below those are rounded to nearest, or with `noise`, integers uniform in [0, 2^16), stochastically.
-    """
-    bits = weight.view(torch.int32) + (0x80 if noise is None else noise & 0xFF)
-    upper = (bits + 0x8000) >> 16
-    high.view(torch.int16).copy_(upper)
-    low.copy_((bits - (upper << 16)) >> 8)
-
-
-def round_stochastically(value: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """A bfloat16 above or below `value`, with the odds that make the mean right; `noise` is uniform in [0, 2^16)."""
-    return ((value.view(torch.int32) + noise) >> 16).to(torch.int16).view(torch.bfloat16)

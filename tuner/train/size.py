@@ -44,7 +44,7 @@ def training_bytes(
     """Estimated memory of one training step, by what holds it.
 
     Float32 weights, gradients and AdamW's two moments are 16 bytes a parameter, and mixed precision adds a copy of 2;
-    bfloat16 weights with `SplitAdamW` take 9. Activations are counted as what a block keeps for its backward pass:
+    bfloat16 weights with `SplitAdamW` take 8. Activations are counted as what a block keeps for its backward pass:
     about `16 * hidden + 4 * intermediate` numbers a token; with activation checkpointing one `hidden` a block, and all
     of one block.
 

@@ -104,6 +104,7 @@ class ExactTrainerMixin(Trainer):
             result = super().train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None, **kwargs)
         finally:
             self._stop.restore()
+        release_unused_memory()
         if self._stop.received is not None:
             where = last_checkpoint(Path(self.args.output_dir))
             saved = f"Saved {where}." if where else "Nothing was saved (--save_strategy no)."

@@ -13,9 +13,10 @@ from tests.recipes import ROOT, environment
 FLOORS = [
     ["tuner.errors"],
     ["tuner.flags"],
-    ["tuner.arguments", "tuner.hardware", "tuner.text"],
+    ["tuner.arguments", "tuner.hardware", "tuner.text", "tuner.blocked"],
     ["tuner.data"],
     ["tuner.model"],
+    ["tuner.load"],
     ["tuner.train"],
     ["tuner.evaluation"],
     ["tuner.talk", "tuner.doctor"],
@@ -24,7 +25,10 @@ FLOORS = [
 SOURCES = sorted((ROOT / "tuner").rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # Modules of transformers, torch and the standard library that the custom code of a model may import on the Hub.
-TRAVELS = ["configuration", "lean", "norm", "positions", "attention", "feedforward", "block", "decoder"]
+TRAVELS = [
+    *("components", "configuration", "sharding", "lean", "norm", "positions", "linear", "attention", "experts"),
+    *("feedforward", "block", "stack", "decoder", "encoder", "seq2seq"),
+]
 
 
 def module_of(path: Path) -> str:

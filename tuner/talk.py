@@ -19,7 +19,7 @@ from transformers import (
 import tuner.model  # noqa: F401  (registers our classes with the Auto classes)
 from tuner.errors import ArgumentError, ModelError
 from tuner.hardware import device_type, has_fast_bf16
-from tuner.model.load import load_causal_lm, resolve
+from tuner.load import load_causal_lm, resolve
 from tuner.text.chat import Message, generation_prompt
 from tuner.text.tokenizer import load_pretrained_tokenizer
 

@@ -23,8 +23,16 @@ from transformers import (
 )
 
 from tests.model.helpers import greatest_difference, scramble, tiny_decoder, token_ids
-from tuner.model import BLOCKED, blocked, can_be_blocked
-from tuner.model.blocked import BlockPlan, blocked_attention_forward, blocked_mask, plan_blocks, plan_causal
+from tuner import blocked
+from tuner.blocked import (
+    BLOCKED,
+    BlockPlan,
+    blocked_attention_forward,
+    blocked_mask,
+    can_be_blocked,
+    plan_blocks,
+    plan_causal,
+)
 
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from tuner.data.sources import load_splits
-from tuner.model.load import resolve
+from tuner.load import resolve
 from tuner.text.tokenizer import load_pretrained_tokenizer, train_bpe_tokenizer
 
 Conversation = list[dict[str, str]]

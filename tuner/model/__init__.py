@@ -1,24 +1,75 @@
 """Our Transformer as `PreTrainedModel` subclasses. Importing this package registers them with the Auto classes."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from typing import Any
 
-from .blocked import BLOCKED, can_be_blocked
-from .configuration import PRESETS, TunerDecoderConfig
-from .convert import decoder_config_from_llama, decoder_from_llama
-from .decoder import TunerDecoderForCausalLM, TunerDecoderModel, TunerDecoderPreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
-AutoConfig.register(TunerDecoderConfig.model_type, TunerDecoderConfig)
-AutoModel.register(TunerDecoderConfig, TunerDecoderModel)
-AutoModelForCausalLM.register(TunerDecoderConfig, TunerDecoderForCausalLM)
+from .components import TunerConfig
+from .configuration import PRESETS, TunerDecoderConfig, TunerEncoderConfig, TunerSeq2SeqConfig
+from .decoder import TunerDecoderForCausalLM, TunerDecoderForSequenceClassification, TunerDecoderModel
+from .encoder import (
+    TunerEncoderForMaskedLM,
+    TunerEncoderForPreTraining,
+    TunerEncoderForQuestionAnswering,
+    TunerEncoderForReplacedTokenDetection,
+    TunerEncoderForSequenceClassification,
+    TunerEncoderForTokenClassification,
+    TunerEncoderModel,
+)
+from .seq2seq import TunerSeq2SeqForConditionalGeneration, TunerSeq2SeqModel
+from .stack import TunerPreTrainedModel
+
+CLASSES: dict[Any, dict[Any, Any]] = {
+    TunerDecoderConfig: {
+        AutoModel: TunerDecoderModel,
+        AutoModelForCausalLM: TunerDecoderForCausalLM,
+        AutoModelForSequenceClassification: TunerDecoderForSequenceClassification,
+    },
+    TunerEncoderConfig: {
+        AutoModel: TunerEncoderModel,
+        AutoModelForMaskedLM: TunerEncoderForMaskedLM,
+        AutoModelForPreTraining: TunerEncoderForPreTraining,
+        AutoModelForQuestionAnswering: TunerEncoderForQuestionAnswering,
+        AutoModelForSequenceClassification: TunerEncoderForSequenceClassification,
+        AutoModelForTokenClassification: TunerEncoderForTokenClassification,
+    },
+    TunerSeq2SeqConfig: {
+        AutoModel: TunerSeq2SeqModel,
+        AutoModelForSeq2SeqLM: TunerSeq2SeqForConditionalGeneration,
+    },
+}
+for _config, _classes in CLASSES.items():
+    AutoConfig.register(_config.model_type, _config)
+    for _auto, _model in _classes.items():
+        _auto.register(_config, _model)
 
 __all__ = [
-    "BLOCKED",
     "PRESETS",
+    "TunerConfig",
     "TunerDecoderConfig",
     "TunerDecoderForCausalLM",
+    "TunerDecoderForSequenceClassification",
     "TunerDecoderModel",
-    "TunerDecoderPreTrainedModel",
-    "can_be_blocked",
-    "decoder_config_from_llama",
-    "decoder_from_llama",
+    "TunerEncoderConfig",
+    "TunerEncoderForMaskedLM",
+    "TunerEncoderForPreTraining",
+    "TunerEncoderForQuestionAnswering",
+    "TunerEncoderForReplacedTokenDetection",
+    "TunerEncoderForSequenceClassification",
+    "TunerEncoderForTokenClassification",
+    "TunerEncoderModel",
+    "TunerPreTrainedModel",
+    "TunerSeq2SeqConfig",
+    "TunerSeq2SeqForConditionalGeneration",
+    "TunerSeq2SeqModel",
 ]

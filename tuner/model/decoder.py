@@ -1,60 +1,38 @@
-"""The decoder: embeddings, a stack of blocks, a norm, and the language-model head over it.
+"""The decoder: a causal stack, and the heads over it.
 
-Everything a user of the ecosystem expects is inherited: generation, caches, loading and saving, sharding plans. What is
-ours is the stack itself. Deliberately absent: a `return_dict`, `output_attentions` or `output_hidden_states` argument;
-transformers 5 records those outside the forward pass.
+Everything a user of the ecosystem expects is inherited: generation, caches, loading and saving, sharding plans.
+Deliberately absent: a `return_dict`, `output_attentions` or `output_hidden_states` argument; transformers 5 records
+those outside the forward pass.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, MoeCausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import TunerAttention
-from .block import TunerDecoderLayer
+from .attention import own_cache
 from .configuration import TunerDecoderConfig
-from .norm import TunerRMSNorm
-from .positions import TunerRotaryEmbedding
+from .stack import TunerPreTrainedModel, TunerStack
 
 
-class TunerDecoderPreTrainedModel(PreTrainedModel):
-    """What transformers must know of the family. Weights are initialised by its own rules: every parameter here sits in
-    a Linear, an Embedding, an RMSNorm or the rotary table, which those rules cover."""
-
-    config: TunerDecoderConfig
-    config_class = TunerDecoderConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["TunerDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": TunerDecoderLayer, "attentions": TunerAttention}
-
-
-class TunerDecoderModel(TunerDecoderPreTrainedModel):
+class TunerDecoderModel(TunerStack):
     """Token ids to hidden states."""
 
-    def __init__(self, config: TunerDecoderConfig):
-        super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList([TunerDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
-        self.norm = TunerRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_emb = TunerRotaryEmbedding(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
-        self.gradient_checkpointing = False  # set by `gradient_checkpointing_enable`; no cache is made then
+    config_class = TunerDecoderConfig
+    is_causal = True
+
+    def __init__(self, config: TunerDecoderConfig, owns_tokens: bool = True):
+        super().__init__(config, owns_tokens)
         self.post_init()
 
     @merge_with_config_defaults
@@ -67,8 +45,10 @@ class TunerDecoderModel(TunerDecoderPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPast:
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
         """
         Args:
             input_ids: `(batch, time)`; exactly one of it and `inputs_embeds` `(batch, time, hidden_size)`.
@@ -76,46 +56,39 @@ class TunerDecoderModel(TunerDecoderPreTrainedModel):
             position_ids: `(batch, time)`. Several sequences packed into one row are told apart by positions that start
                 again at 0; pass no attention mask then.
             past_key_values: keys and values of earlier tokens.
+            encoder_hidden_states: `(batch, source time, hidden_size)`, what cross-attention looks at.
+            encoder_attention_mask: `(batch, source time)`.
 
         Raises:
             ValueError: neither or both of `input_ids` and `inputs_embeds`.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        if position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
-
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
+        hidden_states, position_ids = self.embed(
+            input_ids, inputs_embeds, attention_mask, position_ids, past_key_values
         )
+        masks = self.masks(hidden_states, attention_mask, position_ids, own_cache(past_key_values))
         if use_cache and past_key_values is None:
             # After the mask: packed rows are recognised only where no cache is given, and an empty one masks nothing.
             past_key_values = DynamicCache(config=self.config)
-        position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
-        hidden_states = self.dropout(inputs_embeds)
-        for layer in self.layers:
-            hidden_states = layer(
-                hidden_states,
-                attention_mask=causal_mask,
-                position_embeddings=position_embeddings,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                **kwargs,
+            if self.config.add_cross_attention:
+                past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
+        if encoder_hidden_states is not None:
+            kwargs["encoder_hidden_states"] = encoder_hidden_states
+            kwargs["encoder_attention_mask"] = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=encoder_attention_mask,
+                encoder_hidden_states=encoder_hidden_states,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        hidden_states = self.run(hidden_states, position_ids, masks, past_key_values, use_cache=use_cache, **kwargs)
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=hidden_states, past_key_values=past_key_values
+        )
 
 
-class TunerDecoderForCausalLM(TunerDecoderPreTrainedModel, GenerationMixin):
+class TunerDecoderForCausalLM(TunerPreTrainedModel, GenerationMixin):
     """The decoder with a next-token head, tied to the embeddings or not."""
 
+    config_class = TunerDecoderConfig
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
@@ -125,7 +98,7 @@ class TunerDecoderForCausalLM(TunerDecoderPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = TunerDecoderModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     @can_return_tuple
@@ -140,7 +113,7 @@ class TunerDecoderForCausalLM(TunerDecoderPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> CausalLMOutputWithPast:
+    ) -> MoeCausalLMOutputWithPast:
         """
         Args:
             labels: `(batch, time)`; position `t` is predicted from `t - 1`, -100 is ignored.
@@ -149,23 +122,37 @@ class TunerDecoderForCausalLM(TunerDecoderPreTrainedModel, GenerationMixin):
         Returns:
             `logits` `(batch, kept time, vocab_size)`, and `loss` in nats a token when labels are given.
         """
-        outputs: BaseModelOutputWithPast = self.model(
+        outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            **kwargs,
+            **self.with_router(labels, kwargs),
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        if self.config.logit_scale != 1:
+            hidden_states = hidden_states * self.config.logit_scale
+        logits = self.lm_head(hidden_states)
         loss = None
+        items = kwargs.get("num_items_in_batch")
+        balance = self.balance(outputs.get("router_logits"), attention_mask, labels, items)
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
+            loss = loss if balance is None else loss + balance
+        return MoeCausalLMOutputWithPast(
             loss=loss,
+            aux_loss=balance,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            router_logits=outputs.get("router_logits"),
         )
+
+
+class TunerDecoderForSequenceClassification(GenericForSequenceClassification, TunerPreTrainedModel):
+    """The decoder with a class for every sequence, read from its last real token."""
+
+    config_class = TunerDecoderConfig

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from tuner.model import TunerPreTrainedModel
 from tuner.train.tied import head_weight, share_gradient
 
 # Elements of one slice of logits: 4 MB in float32.
@@ -128,6 +129,8 @@ def use_chunked_loss(model: PreTrainedModel) -> bool:
     head = causal_lm.get_output_embeddings()
     backbone = causal_lm.base_model
     transformed = any(getattr(config, name, None) not in (None, 1, 1.0) for name in LOGIT_TRANSFORMS)
+    balances = isinstance(causal_lm, TunerPreTrainedModel)
+    transformed |= bool(getattr(config, "output_router_logits", False)) and not balances  # its loss has a second term
     if transformed or not isinstance(head, nn.Linear) or backbone is causal_lm:
         return False
     own_forward = causal_lm.forward
@@ -141,11 +144,17 @@ def use_chunked_loss(model: PreTrainedModel) -> bool:
     ) -> Any:
         if labels is None:
             return own_forward(*args, **kwargs)
-        hidden_states = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
-        hidden, targets = supervised_positions(hidden_states, labels)
+        if balances:
+            kwargs = self.with_router(labels, kwargs)
+        outputs = self.base_model(*args, use_cache=False, **kwargs)
+        hidden, targets = supervised_positions(outputs.last_hidden_state, labels)
         total = chunked_cross_entropy(hidden, head_weight(self), targets, head.bias)
         count = num_items_in_batch if num_items_in_batch is not None else max(len(targets), 1)
-        return CausalLMOutputWithPast(loss=total / count)
+        loss = total / count
+        if balances:
+            balance = self.balance(outputs.get("router_logits"), kwargs.get("attention_mask"), labels, count)
+            loss = loss if balance is None else loss + balance
+        return CausalLMOutputWithPast(loss=loss)
 
     causal_lm.forward = types.MethodType(forward, causal_lm)
     share_gradient(causal_lm)

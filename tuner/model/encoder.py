@@ -178,6 +178,7 @@ class TunerEncoderForPreTraining(TunerEncoderForMaskedLM):
     def build_head(self, config: TunerEncoderConfig) -> None:
         super().build_head(config)
         self.seq_relationship = nn.Linear(config.hidden_size, 2)
+        self.loss_type = "ForMaskedLM"  # by its name it would be given the loss that shifts
 
     @can_return_tuple
     def forward(

@@ -14,7 +14,7 @@ from .components import TunerConfig
 # Queries and keys that a causal Performer compares directly; all before them are met as one running sum.
 CHUNK = 128
 # Added to every feature, so that a query all of whose features are tiny averages instead of dividing by zero.
-STABILIZER = 1e-6
+STABILIZER = 1e-10
 
 
 def _grouped(states: torch.Tensor, groups: int) -> torch.Tensor:
@@ -77,7 +77,9 @@ class TunerPerformer(nn.Module):
         for _ in range(-(-count // size)):
             normal = torch.randn(size, size, generator=generator)
             lengths = torch.randn(size, size, generator=generator).norm(dim=1, keepdim=True)
-            rows.append(torch.linalg.qr(normal)[0].T * lengths)
+            basis, triangle = torch.linalg.qr(normal)
+            # Without the signs the directions are not uniform, and no number of features makes up for it.
+            rows.append((basis * triangle.diagonal().sign()).T * lengths)
         return torch.cat(rows)[:count]
 
     def forward(

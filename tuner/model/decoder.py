@@ -156,3 +156,11 @@ class TunerDecoderForSequenceClassification(GenericForSequenceClassification, Tu
     """The decoder with a class for every sequence, read from its last real token."""
 
     config_class = TunerDecoderConfig
+
+    def __init__(self, config: TunerDecoderConfig):
+        # Not the generic one's: that asks an Auto class, which knows nothing of code that came with a checkpoint.
+        super(GenericForSequenceClassification, self).__init__(config)
+        self.num_labels = config.num_labels
+        self.model = TunerDecoderModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
-from transformers.modeling_layers import GenericForQuestionAnswering, GenericForTokenClassification
+from transformers.modeling_layers import GenericForQuestionAnswering
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     MaskedLMOutput,
@@ -254,17 +254,27 @@ class TunerEncoderForSequenceClassification(TunerEncoderWithHead):
         return self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
 
 
-class TunerEncoderForTokenClassification(GenericForTokenClassification, TunerEncoderPreTrainedModel):
-    """A class for every token."""
+class TunerEncoderForTokenClassification(TunerEncoderForSequenceClassification):
+    """A class for every token. `labels` `(batch, time)`, -100 for none; `logits` `(batch, time, num_labels)`."""
 
-    def __init__(self, config: TunerEncoderConfig):
-        super().__init__(config)
-        self.model.pooler = None
+    has_pooler = False
+    output_class = TokenClassifierOutput
+
+    def predict(self, outputs: BaseModelOutputWithPooling) -> torch.Tensor:
+        return self.score(self.dropout(outputs.last_hidden_state))
+
+    def loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
+    ) -> torch.Tensor:
+        return self.loss_function(logits=logits, labels=labels, config=self.config, **kwargs)
 
 
 class TunerEncoderForQuestionAnswering(GenericForQuestionAnswering, TunerEncoderPreTrainedModel):
     """Where an answer begins and ends."""
 
     def __init__(self, config: TunerEncoderConfig):
-        super().__init__(config)
-        self.model.pooler = None
+        # Not the generic one's: that asks an Auto class, which knows nothing of code that came with a checkpoint.
+        super(GenericForQuestionAnswering, self).__init__(config)
+        self.model = TunerEncoderModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()

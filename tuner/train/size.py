@@ -68,7 +68,7 @@ def training_bytes(
         "weights": size * parameters,
         "half-precision copy": 2 * parameters if mixed else 0,
         "gradients": size * trainable,
-        "optimizer": (5 if size == 2 else 8) * trainable,
+        "optimizer": (4 if size == 2 else 8) * trainable,
         "activations": block + layers * residual if checkpointing else block * layers,
         "logits (a slice)": 6 * part,
         "libraries": 500 * 2**20,

@@ -14,7 +14,7 @@ SFT := recipes/sft.py --config recipes/configs/sft/tiny.yaml
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft dry-run chat test test-slow lint format bench-sft bench-startup clean
+.PHONY: help install sft dry-run chat test test-slow lint format bench-sft bench-model bench-attention bench-startup clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,12 @@ format: install ## Format the code and mend what can be mended
 
 bench-sft: install ## Time training beside its peers
 	@$(RUN) python benchmarks/sft.py $(ARGS)
+
+bench-model: install ## Time our decoder beside Llama's class, and experts
+	@$(RUN) python benchmarks/model.py $(ARGS)
+
+bench-attention: install ## Time and memory of linear attention as sequences grow
+	@$(RUN) python benchmarks/attention.py $(ARGS)
 
 bench-startup: install ## Time the start-up beside its peers
 	@$(RUN) python benchmarks/startup.py $(ARGS)

@@ -13,13 +13,13 @@ from tests.recipes import ROOT, environment
 FLOORS = [
     ["tuner.errors"],
     ["tuner.flags"],
-    ["tuner.arguments", "tuner.hardware", "tuner.text", "tuner.blocked"],
+    ["tuner.arguments", "tuner.hardware", "tuner.text", "tuner.blocked", "tuner.families"],
     ["tuner.data"],
     ["tuner.model"],
     ["tuner.load"],
     ["tuner.train"],
     ["tuner.evaluation"],
-    ["tuner.talk", "tuner.doctor", "tuner.exchange"],
+    ["tuner.talk", "tuner.doctor", "tuner.exchange", "tuner.anatomy"],
     ["tuner.cli"],
 ]
 SOURCES = sorted((ROOT / "tuner").rglob("*.py"))

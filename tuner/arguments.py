@@ -43,7 +43,7 @@ class ModelArguments:
     dtype: Literal["float32", "bfloat16"] = flag(
         "float32", "Weights in memory; bfloat16 takes half of it, the optimizer keeps the next bits."
     )
-    own_model: bool = flag(False, "Load a Llama checkpoint into our own decoder instead of transformers' class.")
+    own_model: bool = flag(False, "Train a checkpoint of Llama, Qwen3, GPT-2, ... as our own model, not transformers'.")
     model_revision: str = flag("main", "Branch, tag or commit on the Hub.")
     trust_remote_code: bool = flag(False, "Allow code that comes with a model on the Hub.")
     attn_implementation: str | None = flag(

@@ -233,7 +233,8 @@ def blocked_attention_forward(
 
 def can_be_blocked(model: PreTrainedModel) -> bool:
     """Whether a model hands its masks and attention to transformers' interfaces, and would otherwise use SDPA."""
-    return bool(model._supports_attention_backend) and model.config._attn_implementation == "sdpa"
+    softmax = getattr(model.config, "attention_type", "softmax") == "softmax"  # a field of ours
+    return bool(model._supports_attention_backend) and softmax and model.config._attn_implementation == "sdpa"
 
 
 AttentionInterface.register(BLOCKED, blocked_attention_forward)

@@ -22,6 +22,11 @@ def _main(argv: Sequence[str] | None) -> None:
 
         examine()
         return
+    if args.command == "plan":
+        from tuner.anatomy import plan
+
+        plan(args.model, args.context, Path(args.output))
+        return
     if args.command == "convert":
         from tuner.exchange import convert
 
@@ -66,6 +71,14 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("model", metavar="MODEL", help="a run's folder, a Hub id, a GGUF file or builtin:<name>")
     convert.add_argument("--to", required=True, metavar="FAMILY", help="llama, qwen3, bert, t5, ... or tuner for ours")
     convert.add_argument("output", metavar="OUT", help="the folder to write, which must be new")
+    anatomy = commands.add_parser("plan", help="parameters, operations and memory of a configuration")
+    anatomy.add_argument(
+        "model", metavar="CONFIG", help="a preset, a folder, a config.json, a Hub id or builtin:<name>"
+    )
+    anatomy.add_argument("--context", type=_positive, metavar="INT", help="tokens of context (default: the longest)")
+    anatomy.add_argument(
+        "--output", default="parameters.png", metavar="FILE", help="the picture (default: parameters.png)"
+    )
     commands.add_parser("doctor", help="versions, hardware, and what is fast here")
     return parser
 

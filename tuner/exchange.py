@@ -13,9 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 import tuner.model
 from tuner.errors import ArgumentError, ModelError, nearest
+from tuner.families import FAMILIES
 from tuner.load import load_pretrained, resolve
 from tuner.model import TunerPreTrainedModel
-from tuner.model.convert import FAMILIES, from_transformers, to_transformers
+from tuner.model.convert import from_transformers, to_transformers
 
 OURS = "tuner"
 

@@ -85,7 +85,7 @@ def pretrained_decoder(
     """A pretrained causal language model in float32, with the tokenizer's special tokens.
 
     Args:
-        own_model: put the weights into `TunerDecoderForCausalLM` (Llama models).
+        own_model: put the weights into `TunerDecoderForCausalLM` (the families of `tuner.families`).
 
     Raises:
         ModelError: nothing to load, a vocabulary smaller than the tokenizer's, or no counterpart in our classes.

@@ -8,20 +8,33 @@ from __future__ import annotations
 import sys
 
 import torch
-from transformers import AutoModelForCausalLM
+import transformers
+from transformers import AutoConfig
 from transformers.distributed import DistributedConfig
 
+import tuner.model
 from tests.model.helpers import token_ids
-from tuner.model import TunerDecoderForCausalLM
+
+AUTO = {
+    "TunerDecoderForCausalLM": "AutoModelForCausalLM",
+    "TunerEncoderForMaskedLM": "AutoModelForMaskedLM",
+    "TunerSeq2SeqForConditionalGeneration": "AutoModelForSeq2SeqLM",
+}
 
 
 def main(folder: str, way: str) -> None:
-    whole = TunerDecoderForCausalLM.from_pretrained(folder)
-    sharded = AutoModelForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(**{way: 2}))
+    [name] = AutoConfig.from_pretrained(folder).architectures
+    whole = getattr(tuner.model, name).from_pretrained(folder)
+    auto = getattr(transformers, AUTO[name])
+    sharded = auto.from_pretrained(folder, distributed_config=DistributedConfig(**{way: 2}))
     assert any(hasattr(parameter, "full_tensor") for parameter in sharded.parameters()), "nothing was sharded"
-    ids = token_ids(2, 12)
-    expected, actual = whole(ids, labels=ids), sharded(ids, labels=ids)
-    torch.testing.assert_close(actual.logits, expected.logits, rtol=0, atol=1e-5)
+    ids = token_ids(2, 12, vocab_size=whole.get_input_embeddings().num_embeddings)
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    rows = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+    expected, actual = whole(**rows), sharded(**rows)
+    torch.testing.assert_close(actual.logits[mask.bool()], expected.logits[mask.bool()], rtol=0, atol=1e-5)
+    torch.testing.assert_close(actual.loss, expected.loss, rtol=0, atol=1e-5)
     expected.loss.backward()
     actual.loss.backward()
     gradients = {name: parameter.grad for name, parameter in sharded.named_parameters()}

@@ -10,7 +10,8 @@ import transformers
 from transformers import PreTrainedModel
 
 from tests.model.helpers import scramble
-from tuner.model.convert import FAMILIES, from_transformers, to_transformers
+from tuner.families import FAMILIES
+from tuner.model.convert import from_transformers, to_transformers
 
 TOLERANCE = 1e-5
 SIZE = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

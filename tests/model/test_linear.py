@@ -99,6 +99,16 @@ def test_linformer_refuses_what_is_too_long():
         linformer()(*heads(25), None, 0.3)
 
 
+def test_packed_rows_are_refused():
+    from transformers import AutoModel
+
+    model = AutoModel.from_config(
+        TunerDecoderConfig(**SIZE, vocab_size=11, num_hidden_layers=1, attention_type="performer")
+    )
+    with pytest.raises(ValueError, match="performer attention cannot tell sequences in one row apart"):
+        model(torch.ones(1, 5, dtype=torch.long), position_ids=torch.tensor([[0, 1, 2, 0, 1]]))
+
+
 @pytest.mark.parametrize("shape", [TunerDecoderConfig, TunerEncoderConfig])
 def test_only_a_plain_mask_is_taken(shape):
     from transformers import AutoModel

@@ -184,6 +184,9 @@ class TunerStack(TunerPreTrainedModel):
         if isinstance(attention_mask, dict):  # made by `generate`
             return attention_mask
         if self.config.attention_type != "softmax":
+            alone = attention_mask is not None or torch.compiler.is_compiling()
+            if not alone and bool((position_ids.diff() < 0).any()):
+                raise ValueError(f"{self.config.attention_type} attention cannot tell sequences in one row apart.")
             if attention_mask is not None and attention_mask.dim() != 2:
                 raise ValueError(
                     f"{self.config.attention_type} attention takes a mask (batch, time) of real tokens only."

@@ -22,6 +22,7 @@ from tuner.data.encode import EncodingReport, encode_dataset
 from tuner.data.pack import pack_dataset
 from tuner.data.schema import Kind, canonicalize
 from tuner.data.sources import load_splits
+from tuner.errors import ModelError
 from tuner.hardware import device_type
 from tuner.load import new_decoder, pretrained_decoder, resolve
 from tuner.model import PRESETS
@@ -141,6 +142,9 @@ def load_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
     else:
         set_seed(args.seed)
         model = new_decoder(args.preset, tokenizer, args.max_length, args.dropout, args.attn_implementation)
+    kind = getattr(model.config, "attention_type", "softmax")  # a field of ours
+    if kind != "softmax" and (args.packing or args.padding_free):
+        raise ModelError(f"{kind} attention cannot tell sequences in one row apart: pass --packing false.")
     on_cpu = args.use_cpu or device_type() == "cpu"
     if on_cpu and not args.attn_implementation and not args.torch_compile and can_be_blocked(model):
         model.set_attn_implementation(BLOCKED)

@@ -8,14 +8,12 @@ from __future__ import annotations
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .. import decoder, encoder, seq2seq
-from .decoders import DECODERS
-from .encoders import ENCODERS
-from .family import Family, Head
-from .pairs import PAIRS
-from .rules import Rule, export_weights, import_weights
+from tuner.families import FAMILIES
+from tuner.families.family import Family, Head
+from tuner.families.rules import Rule, export_weights, import_weights
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (*DECODERS, *ENCODERS, *PAIRS)}
+from . import decoder, encoder, seq2seq
+
 _MODULES = {"TunerDecoder": decoder, "TunerEncoder": encoder, "TunerSeq2Seq": seq2seq}
 
 

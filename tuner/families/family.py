@@ -13,7 +13,6 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from ..components import BIASES
 from .rules import Rule
 
 SIDES = ("encoder", "decoder")
@@ -125,7 +124,7 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 def _unused(config: PreTrainedConfig) -> set[str]:
     """Fields that say nothing about a model with these positions."""
     positions = getattr(config, "position_embedding_type", None)
-    return {"max_position_embeddings"} if positions in (*BIASES, "none", "sinusoidal") else set()
+    return {"max_position_embeddings"} if positions in ("alibi", "relative", "none", "sinusoidal") else set()
 
 
 def _labels(config: PreTrainedConfig) -> dict[str, Any]:

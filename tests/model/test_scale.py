@@ -93,7 +93,7 @@ def test_reentrant_checkpointing_changes_nothing(shape: Shape, fields: dict[str,
     loss, gradients = loss_and_gradients(model, rows)
     model.activation_checkpointing_enable({"use_reentrant": True})
     again, gradients_again = loss_and_gradients(model, rows)
-    assert torch.equal(loss, again)
+    torch.testing.assert_close(again, loss, rtol=1e-6, atol=0)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradients_again[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
 
@@ -102,10 +102,22 @@ def test_reentrant_checkpointing_changes_nothing(shape: Shape, fields: dict[str,
 @EVERY_SHAPE
 @variants("defaults", "relative positions", "sliding alibi", "experts", "performer")
 def test_compiled_in_one_graph(shape: Shape, fields: dict[str, Any]) -> None:
-    model = built(shape, **fields)
+    model = built(shape, **fields, **({"router_aux_loss_coef": 0.5} if "num_local_experts" in fields else {}))
+    rows = batch(model)
+    expected = model(**rows)
     torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True)
-    assert greatest_difference(logits(compiled, shape), logits(model, shape)) <= 1e-4
+    actual = torch.compile(model, fullgraph=True)(**rows)
+    real = torch.ones(4, 18).bool() if shape is pair else rows["attention_mask"].bool()
+    assert greatest_difference(actual.logits[real], expected.logits[real]) <= 1e-4
+    torch.testing.assert_close(actual.loss, expected.loss, rtol=1e-5, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="transformers takes a lock where it first records outputs; torch traces none")
+def test_experts_compiled_before_their_first_loss() -> None:
+    model = built(decoder, num_local_experts=4)
+    torch.compiler.reset()
+    torch.compile(model, fullgraph=True)(**batch(model))
 
 
 @GENERATING
@@ -168,6 +180,18 @@ def test_loaded_by_device(shape: Shape, fields: dict[str, Any], device_map: str,
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     again = type(model).from_pretrained(tmp_path, device_map=device_map)
     assert_bitwise_equal(again, model)
+    assert torch.equal(logits(again, shape), logits(model, shape))
+
+
+@EVERY_SHAPE
+@variants("defaults", "relative positions", "sinusoidal positions", "performer", "experts", "learned positions")
+def test_partly_on_disk(shape: Shape, fields: dict[str, Any], tmp_path: Path) -> None:
+    """Memory for most of the model: the rest is read from the disk when its turn comes."""
+    model = built(shape, **fields, num_hidden_layers=3)
+    model.save_pretrained(tmp_path)
+    memory = {"cpu": int(0.7 * sum(4 * p.numel() for p in model.parameters()))}
+    again = type(model).from_pretrained(tmp_path, device_map="auto", max_memory=memory, offload_folder=tmp_path)
+    assert set(again.hf_device_map.values()) == {"cpu", "disk"}
     assert torch.equal(logits(again, shape), logits(model, shape))
 
 

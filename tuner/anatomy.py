@@ -36,7 +36,7 @@ COMPONENTS = {
     "feed-forward": ("mlp", "gate_proj", "up_proj", "down_proj", "experts"),
     "router": ("router",),
     "norm": ("norm", "q_norm", "k_norm", "output_norm", "embed_norm", "self_attn_residual", "mlp_residual"),
-    "head": ("lm_head", "head", "score", "pooler", "seq_relationship", "qa_outputs"),
+    "head": ("lm_head", "prediction", "score", "pooler", "seq_relationship", "qa_outputs"),
 }
 # Bytes a parameter while training: weights, gradients, AdamW's state.
 TRAINING = {"float32": 16, "bf16 mixed precision": 18, "--dtype bfloat16": 8}

@@ -37,25 +37,25 @@ encoder.layer.{i}.output.LayerNorm = layers.{i}.mlp_residual.norm
 pooler.dense = pooler.dense
 """)
 _BERT_LM = table("""
-cls.predictions.transform.dense = head.dense
-cls.predictions.transform.LayerNorm = head.norm
+cls.predictions.transform.dense = prediction.dense
+cls.predictions.transform.LayerNorm = prediction.norm
 cls.predictions.decoder.weight = lm_head.weight
 cls.predictions.bias = lm_head.bias
 """)
 _BERT_NSP = table("cls.seq_relationship = seq_relationship")
 _ROBERTA_LM = table("""
-lm_head.dense = head.dense
-lm_head.layer_norm = head.norm
+lm_head.dense = prediction.dense
+lm_head.layer_norm = prediction.norm
 lm_head.decoder.weight = lm_head.weight
 lm_head.bias = lm_head.bias
 """)
 _ELECTRA_LM = table("""
-generator_predictions.dense = head.dense
-generator_predictions.LayerNorm = head.norm
+generator_predictions.dense = prediction.dense
+generator_predictions.LayerNorm = prediction.norm
 generator_lm_head = lm_head
 """)
 _ELECTRA_RTD = table("""
-discriminator_predictions.dense = head.dense
+discriminator_predictions.dense = prediction.dense
 discriminator_predictions.dense_prediction = score
 """)
 _POOLING_HEAD = table("""

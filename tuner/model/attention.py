@@ -7,6 +7,8 @@ kernel in.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
@@ -120,6 +122,13 @@ class TunerAttention(nn.Module):
             mixed = self.linear(query, key, value, attention_mask, self.scaling)
             return self.o_proj(mixed.reshape(*batch_and_time, -1)), None
         if position_bias is not None:
+            heads = query.shape[1]
+            if heads != position_bias.shape[1]:  # tensor parallel: this device has some of the heads
+                shard: Any = self.q_proj.weight
+                first = shard.device_mesh.get_local_rank("tp") * heads
+                position_bias = position_bias[:, first : first + heads]
+            if self.config._attn_implementation == "flex_attention":  # it indexes the rows of the batch
+                position_bias = position_bias.expand(len(query), -1, -1, -1)
             kwargs["position_bias"] = position_bias.to(query.dtype)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         mixed, weights = attend(

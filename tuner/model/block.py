@@ -31,11 +31,11 @@ class TunerLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        position_bias: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         past_key_values: Cache | None = None,
-        position_bias: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
@@ -58,4 +58,5 @@ class TunerLayer(GradientCheckpointingLayer):
                 **kwargs,
             )
             hidden_states = self.cross_attn_residual(hidden_states, lambda states: attend_across(states)[0])
-        return self.mlp_residual(hidden_states, self.mlp)
+        # A function and not the module: accelerate moves every argument that can be moved.
+        return self.mlp_residual(hidden_states, lambda states: self.mlp(states))

@@ -152,11 +152,11 @@ class TunerEncoderForMaskedLM(TunerEncoderWithHead):
     output_class = MaskedLMOutput
 
     def build_head(self, config: TunerEncoderConfig) -> None:
-        self.head = TunerHead(config, config.embedding_size, config.head_act, has_norm=True)
+        self.prediction = TunerHead(config, config.embedding_size, config.head_act, has_norm=True)
         self.lm_head = nn.Linear(config.embedding_size, config.vocab_size, bias=config.lm_head_bias)
 
     def predict(self, outputs: BaseModelOutputWithPooling) -> torch.Tensor:
-        return self.lm_head(self.head(outputs.last_hidden_state))
+        return self.lm_head(self.prediction(outputs.last_hidden_state))
 
 
 @dataclass
@@ -218,11 +218,11 @@ class TunerEncoderForReplacedTokenDetection(TunerEncoderWithHead):
     """
 
     def build_head(self, config: TunerEncoderConfig) -> None:
-        self.head = TunerHead(config, config.hidden_size, config.head_act)
+        self.prediction = TunerHead(config, config.hidden_size, config.head_act)
         self.score = nn.Linear(config.hidden_size, 1)
 
     def predict(self, outputs: BaseModelOutputWithPooling) -> torch.Tensor:
-        return self.score(self.head(outputs.last_hidden_state)).squeeze(-1)
+        return self.score(self.prediction(outputs.last_hidden_state)).squeeze(-1)
 
     def loss(
         self, logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any

@@ -128,7 +128,10 @@ class TunerSeq2SeqForConditionalGeneration(TunerSeq2SeqPreTrainedModel, Generati
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         """As inherited, but what a sliding layer keeps of the encoder's output is all of it."""
+        given = model_kwargs.get("past_key_values") is not None
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        if given:  # it holds the encoder's keys and values already
+            return
         cache, part = model_kwargs.get("past_key_values"), self.config.decoder
         if isinstance(cache, EncoderDecoderCache) and "sliding_attention" in part.layer_types:
             options = {}
@@ -144,6 +147,7 @@ class TunerSeq2SeqForConditionalGeneration(TunerSeq2SeqPreTrainedModel, Generati
         attention_mask: torch.Tensor | None = None,
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: Any = None,
         decoder_inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -169,6 +173,7 @@ class TunerSeq2SeqForConditionalGeneration(TunerSeq2SeqPreTrainedModel, Generati
             attention_mask=attention_mask,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
             decoder_inputs_embeds=decoder_inputs_embeds,
             **options,
         )

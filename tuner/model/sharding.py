@@ -15,6 +15,8 @@ def tensor_parallel_plan(config: PreTrainedConfig) -> dict[str, str]:
     """Heads and the feed-forward's width are shared out; one sum over devices ends each sublayer."""
     attentions = ["self_attn"] + (["cross_attn"] if getattr(config, "add_cross_attention", False) else [])
     plan: dict[str, str] = {}
+    if config.position_embedding_type == "relative":
+        plan["position_bias.bias"] = "replicated_with_grad_allreduce"
     for name in (f"layers.*.{attention}" for attention in attentions):
         plan |= {f"{name}.{kind}_proj": "colwise" for kind in "qkv"} | {f"{name}.o_proj": "rowwise"}
         if config.use_qk_norm:  # each device sees its own heads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
 from transformers.masking_utils import (
     create_bidirectional_mask,
     create_bidirectional_sliding_window_mask,
@@ -50,6 +52,15 @@ class TunerPreTrainedModel(PreTrainedModel):
         "cross_attentions": OutputRecorder(TunerAttention, index=1, layer_name="cross_attn"),
         "router_logits": OutputRecorder(TunerRouter, index=0),
     }
+
+    def init_parallel_plans(self) -> None:
+        """As inherited, without rules for parts that this configuration does not have."""
+        super().init_parallel_plans()
+        found = chain(self.named_modules(), self.named_parameters())
+        names = {replace_layer_number_by_wildcard(name) for name, _ in found}
+        for plan in (self._tp_plan, self._pp_plan, self._fsdp_plan):
+            for name in plan.keys() - names:
+                del plan[name]
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
@@ -203,6 +214,7 @@ class TunerStack(TunerPreTrainedModel):
         position_ids: torch.Tensor,
         masks: dict[str, Any],
         past_key_values: Cache | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Through all blocks; `(batch, time, hidden_size)` in and out."""
@@ -211,11 +223,12 @@ class TunerStack(TunerPreTrainedModel):
         for layer, kind in zip(self.layers, self.config.layer_types, strict=True):
             hidden_states = layer(
                 hidden_states,
+                biases.get(kind),  # what has a gradient goes by position: reentrant checkpointing asks for it
+                encoder_hidden_states,
                 attention_mask=masks[kind],
                 position_embeddings=tables,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
-                position_bias=biases.get(kind),
                 **kwargs,
             )
         return hidden_states if self.norm is None else self.norm(hidden_states)

@@ -135,7 +135,8 @@ def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **op
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ModelError(f"{name_or_path} lacks weights of a {type(model).__name__}: {shown}.")
-    _forget_quantization(model)
+    if how:
+        _forget_quantization(model)
     return model
 
 

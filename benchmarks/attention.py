@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.harness import ROOT, finish, measure
+from benchmarks.harness import ROOT, finish, measure, spread
 
 LENGTHS = (512, 2048, 8192)
 KINDS = {
@@ -39,22 +39,22 @@ def main() -> None:
         print(json.dumps(one(args.one[0], int(args.one[1]))))
         return
     found: dict[str, dict[int, dict[str, float]]] = {kind: {} for kind in KINDS}
-    for length in LENGTHS:
-        for kind in KINDS:
-            runs = [measure([sys.executable, __file__, "--one", kind, str(length)]).data for _ in range(args.rounds)]
-            found[kind][length] = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    growth = {}
+    for kind in KINDS:
+        rounds = [
+            [measure([sys.executable, __file__, "--one", kind, str(length)]).data for length in LENGTHS]
+            for _ in range(args.rounds)
+        ]
+        for number, length in enumerate(LENGTHS):
+            names = rounds[0][number]
+            found[kind][length] = {name: statistics.median(runs[number][name] for runs in rounds) for name in names}
+        for name, what in (("seconds", "time"), ("mib", "memory")):
+            ratios = [runs[-1][name] / runs[-2][name] for runs in rounds]
+            growth[f"{kind}: {what}, {LENGTHS[-1]:,} / {LENGTHS[-2]:,} positions"] = spread(ratios)
     print(f"{'':26s}" + "".join(f"{length:>22,}" for length in LENGTHS))
     for kind, figures in found.items():
         cells = (f"{f['seconds'] * 1e3:,.0f} ms, {f['mib']:,.0f} MiB" for f in figures.values())
         print(f"{kind:26s}" + "".join(f"{cell:>22s}" for cell in cells))
-    growth = {
-        f"{kind}: {name}, {LENGTHS[-1]:,} / {LENGTHS[1]:,} positions": {"median": round(
-            figures[LENGTHS[-1]][name] / figures[LENGTHS[1]][name], 2
-        )}
-        for kind, figures in found.items()
-        for name in ("seconds", "mib")
-    }  # fmt: skip
-    growth = {name: {**value, "min": value["median"], "max": value["median"]} for name, value in growth.items()}
     draw(found, ROOT / "docs" / "attention.png")
     finish("attention", growth, figures=found, rounds=args.rounds)
 
@@ -99,7 +99,8 @@ def draw(found: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
         for kind, figures in found.items():
             axes.plot(list(figures), [f[name] * scale for f in figures.values()], "o-", label=kind)
         axes.set(xscale="log", yscale="log", xlabel="positions", ylabel=label)
-        axes.set_xticks(LENGTHS, [f"{length:,}" for length in LENGTHS], minor=False)
+        axes.set_xticks(LENGTHS, [f"{length:,}" for length in LENGTHS])
+        axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
     panels[0].legend(fontsize=8)
     figure.savefig(path, dpi=130)

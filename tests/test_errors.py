@@ -58,10 +58,14 @@ def test_stopped_by_a_signal_after_saving(number):
 
 def test_interrupted_before_there_was_anything_to_save():
     # A process started in the background of a shell inherits that Ctrl-C is ignored: whoever runs the tests may be one.
-    program = "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nfrom tuner import errors\n"
-    program += "errors.run(lambda: (print('begun', flush=True), time.sleep(60)))"
+    heed = "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program = "from tuner import errors\nerrors.run(lambda: (print('begun', flush=True), time.sleep(60)))"
     with subprocess.Popen(
-        [sys.executable, "-c", program], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", heed + program],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGINT)

@@ -58,6 +58,14 @@ assert tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tok
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_neighbour_is_left_alone(run, tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "kept.txt").write_text("mine")
+    convert(str(run), "llama", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial"]
+    assert (tmp_path / "out.partial" / "kept.txt").read_text() == "mine"
+
+
 def test_dtype_is_kept(run, tmp_path):
     AutoModelForCausalLM.from_pretrained(run, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
     convert(str(tmp_path / "half"), "llama", tmp_path / "out")

@@ -35,7 +35,7 @@ COMPONENTS = {
     "attention mixtures": ("linear",),
     "feed-forward": ("mlp", "gate_proj", "up_proj", "down_proj", "experts"),
     "router": ("router",),
-    "norm": ("norm", "q_norm", "k_norm", "output_norm", "embed_norm", "self_attn_residual", "mlp_residual"),
+    "norm": ("norm", "q_norm", "k_norm", "output_norm", "embed_norm"),
     "head": ("lm_head", "prediction", "score", "pooler", "seq_relationship", "qa_outputs"),
 }
 # Bytes a parameter while training: weights, gradients, AdamW's state.
@@ -48,7 +48,7 @@ HEADS: dict[Any, Any] = {
 }
 
 
-def plan(source: str, context: int | None, output: Path | None) -> None:
+def plan(source: str, context: int | None, output: Path) -> None:
     """Print a configuration's tables, and draw `parameters.png`.
 
     Args:
@@ -73,12 +73,11 @@ def plan(source: str, context: int | None, output: Path | None) -> None:
     per_token = cache_bytes(config)
     if per_token:
         console.print(f"KV cache in bfloat16: {per_token:,} bytes a token.")
-    if output is not None:
-        try:
-            draw(sizes, source, output)
-        except (OSError, ValueError) as error:
-            raise ArgumentError(f"--output {output} cannot be written: {error}") from error
-        console.print(f"Written to {output}")
+    try:
+        draw(sizes, source, output)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"--output {output} cannot be written: {error}") from error
+    console.print(f"Written to {output}")
 
 
 def read_config(source: str) -> PreTrainedConfig:
@@ -152,19 +151,19 @@ def operations(model: PreTrainedModel, context: int) -> dict[str, float]:
 
 
 def memory(model: PreTrainedModel, context: int) -> dict[str, float]:
-    """Bytes that hold the model: to train it without activations, to run it with one sequence's cache."""
+    """Bytes that hold the model: to train it without activations, to run it with one sequence's cache, in bfloat16."""
     count = sum(parameter.numel() for parameter in model.parameters())
     cache = cache_bytes(model.config) * context
     held = {f"training, {name}": float(size * count) for name, size in TRAINING.items()}
     return held | {f"inference, {name}": float(size * count + cache) for name, size in INFERENCE.items()}
 
 
-def cache_bytes(config: PreTrainedConfig, number: int = 2) -> int:
-    """Keys and values that a token leaves in a decoder's cache, in bytes; a sliding layer keeps them for a while."""
+def cache_bytes(config: PreTrainedConfig) -> int:
+    """Keys and values that a token leaves in a decoder's cache, in bytes of bfloat16; sliding layers drop them again."""
     decoder: Any = parts(config)[-1]
     if decoder.model_type != TunerDecoderConfig.model_type:
         return 0
-    return 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * number
+    return 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * 2
 
 
 def draw(sizes: dict[str, int], title: str, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,15 @@ def convert(source: str, family: str, output: Path) -> None:
         raise ArgumentError(f"{output} holds something already: choose a new folder.")
     model = _load(source)
     try:
-        if family == OURS or not isinstance(model, TunerPreTrainedModel):
-            ours = model if isinstance(model, TunerPreTrainedModel) else from_transformers(model)
-            converted = ours if family == OURS else to_transformers(ours, family)
-        else:
-            converted = to_transformers(model, family)
+        ours = model if isinstance(model, TunerPreTrainedModel) else from_transformers(model)
+        converted = ours if family == OURS else to_transformers(ours, family)
     except ValueError as error:
         raise ModelError(f"{source} cannot become {family}: {error}") from error
-    staging = output.with_name(f"{output.name}.partial")
+    staging = None
     try:
-        shutil.rmtree(staging, ignore_errors=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f"{output.name}.", dir=output.parent))
+        staging.chmod(0o755)
         converted.save_pretrained(staging)
         tokenizer = _save_tokenizer(source, staging)
         difference = _difference(model.float(), load_pretrained(type(converted), str(staging), torch.float32))
@@ -58,10 +58,11 @@ def convert(source: str, family: str, output: Path) -> None:
     except OSError as error:
         raise ModelError(f"{output} cannot be written: {error.strerror}.") from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
     Console(highlight=False).print(
         f"{type(model).__name__} -> {type(converted).__name__}, {sum(p.numel() for p in converted.parameters()):,} "
-        f"parameters{'' if tokenizer else ', no tokenizer'}; logits differ by at most {difference:.1e}.\n"
+        f"parameters{'' if tokenizer else ', no tokenizer'}; outputs differ by {difference:.1e} of the greatest.\n"
         f"Written to {output}"
     )
 

@@ -125,13 +125,13 @@ def _pair(name: str, rules: str) -> tuple[Head, ...]:
     )
 
 
-_t5_rules = _both(_T5_BLOCK, _T5_CROSS, ("1", "2"))
+_T5_RULES = _both(_T5_BLOCK, _T5_CROSS, ("1", "2"))
 _COPIES = tuple(f"{model}{side}.embed_tokens.weight" for model in ("", "model.") for side in SIDES)
 PAIRS = (
     Family(
         "t5",
         _pair("T5", "lm_head = lm_head"),
-        lambda config: table(_t5_rules.replace("{up}", "wi_1" if config.encoder.mlp_type == "gated" else "wi")),
+        lambda config: table(_T5_RULES.replace("{up}", "wi_1" if config.encoder.mlp_type == "gated" else "wi")),
         {**_T5_FIELDS, **_IDS, **_START},
         _T5_FIXED,
         read=_read_t5,

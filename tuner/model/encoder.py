@@ -197,7 +197,8 @@ class TunerEncoderForPreTraining(TunerEncoderForMaskedLM):
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **options)
         logits, relation = self.predict(outputs), self.seq_relationship(outputs.pooler_output)
         losses = [] if labels is None else [self.loss(logits, labels, attention_mask, **kwargs)]
-        balance = self.balance(outputs.get("router_logits"), attention_mask)
+        items = kwargs.get("num_items_in_batch")
+        balance = self.balance(outputs.get("router_logits"), attention_mask, labels, items)
         if losses and balance is not None:
             losses.append(balance)
         if next_sentence_label is not None:

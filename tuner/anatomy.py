@@ -159,7 +159,7 @@ def memory(model: PreTrainedModel, context: int) -> dict[str, float]:
 
 
 def cache_bytes(config: PreTrainedConfig) -> int:
-    """Keys and values that a token leaves in a decoder's cache, in bytes of bfloat16; sliding layers drop them again."""
+    """Keys and values that a token leaves in a decoder's cache, in bytes of bfloat16; sliding layers drop some."""
     decoder: Any = parts(config)[-1]
     if decoder.model_type != TunerDecoderConfig.model_type:
         return 0

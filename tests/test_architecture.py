@@ -27,7 +27,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # Modules of transformers, torch and the standard library that the custom code of a model may import on the Hub.
 TRAVELS = [
     *("components", "configuration", "sharding", "lean", "norm", "positions", "linear", "attention", "experts"),
-    *("feedforward", "block", "stack", "decoder", "encoder", "seq2seq"),
+    *("feedforward", "block", "stack", "decoder", "encoder", "seq2seq", "products"),
 ]
 
 

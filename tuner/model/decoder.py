@@ -22,6 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import own_cache
 from .configuration import TunerDecoderConfig
+from .products import TunerLinear
 from .stack import TunerPreTrainedModel, TunerStack
 
 
@@ -98,7 +99,7 @@ class TunerDecoderForCausalLM(TunerPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = TunerDecoderModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
+        self.lm_head = TunerLinear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     @can_return_tuple

@@ -73,7 +73,8 @@ def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     return turned
 
 
-def _learns(*tensors: torch.Tensor) -> bool:
+def learns(*tensors: torch.Tensor) -> bool:
+    """Whether autograd will ask for a gradient of what is computed from these."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
@@ -82,12 +83,12 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dty
     if torch.compiler.is_compiling():
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return F.rms_norm(wide, weight.shape, weight.to(wide.dtype), eps).to(dtype)
-    return _RMSNorm.apply(x, weight, eps, dtype) if _learns(x, weight) else _normed(x, weight, eps)[0].to(dtype)
+    return _RMSNorm.apply(x, weight, eps, dtype) if learns(x, weight) else _normed(x, weight, eps)[0].to(dtype)
 
 
 def silu_product(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """`silu(gate) * up`, elementwise."""
-    if torch.compiler.is_compiling() or not _learns(gate, up):
+    if torch.compiler.is_compiling() or not learns(gate, up):
         return F.silu(gate) * up
     return _SiluProduct.apply(gate, up)
 
@@ -100,4 +101,4 @@ def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     if torch.compiler.is_compiling():
         first, second = heads.chunk(2, dim=-1)
         return heads * cos + torch.cat((-second, first), dim=-1) * sin
-    return _Rotation.apply(heads, cos, sin) if _learns(heads) else _rotated(heads, cos, sin)
+    return _Rotation.apply(heads, cos, sin) if learns(heads) else _rotated(heads, cos, sin)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tuner.model import TunerPreTrainedModel
+from tuner.model.products import linear
 from tuner.train.tied import head_weight, share_gradient
 
 # Elements of one slice of logits: 4 MB in float32.
@@ -57,7 +58,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 bias_grad[rows] = grad.sum(dim=0) * scale
             grad = grad.to(hidden.dtype)
             if hidden_grad is not None:
-                hidden_grad += grad @ weight[rows]
+                hidden_grad += linear(grad, weight[rows].T)
             if weight_grad is not None:
                 torch.mm(grad.T, scaled, out=weight_grad[rows])
         if hidden_grad is not None:
@@ -73,7 +74,7 @@ def _slices(
     size = max(SLICE_ELEMENTS // max(len(targets), 1), 256)
     for start in range(0, len(weight), size):
         rows = slice(start, min(start + size, len(weight)))
-        logits = F.linear(hidden, weight[rows], None if bias is None else bias[rows]).float()
+        logits = linear(hidden, weight[rows], None if bias is None else bias[rows]).float()
         inside = ((targets >= rows.start) & (targets < rows.stop)).nonzero().squeeze(1)
         yield rows, logits, inside, targets[inside] - start
 

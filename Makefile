@@ -10,6 +10,7 @@ SHELL := bash
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 INSTALLED := $(VENV)/.installed
+TORCHAO := $(VENV)/torchao
 SFT := recipes/sft.py --config recipes/configs/sft/tiny.yaml
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
@@ -46,8 +47,15 @@ chat: install ## Chat with the model of `make sft`
 test: install ## Run the fast tests
 	@$(RUN) python -m pytest -m "not slow" $(ARGS)
 
-test-slow: install ## Run the tests that take minutes
+test-slow: install $(TORCHAO) ## Run the tests that take minutes
 	@$(RUN) python -m pytest -m slow $(ARGS)
+	@$(RUN) PYTHONPATH=$(abspath $(TORCHAO)) python -m pytest tests/model/test_adapters.py -k eight_bits
+
+# Apart from the environment: where it is found, peft imports it with every command, and on CPUs it warns each time.
+$(TORCHAO): $(INSTALLED)
+	@echo "install torchao, for the tests of quantisation"
+	@$(PIP) install -c constraints.txt --no-deps --upgrade --target $@ torchao
+	@touch $@
 
 lint: install ## Check style, formatting and types
 	@$(RUN) ruff check

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from tuner.errors import ArgumentError, ModelError
@@ -26,7 +25,7 @@ from tuner.model import (
     TunerSeq2SeqConfig,
     TunerSeq2SeqForConditionalGeneration,
 )
-from tuner.model.experts import TunerExperts
+from tuner.train.size import active_weights
 
 # By the last known name in a parameter's path.
 COMPONENTS = {
@@ -122,14 +121,7 @@ def operations(model: PreTrainedModel, context: int) -> dict[str, float]:
     Of experts those that a token is sent to. A causal token sees half the context on average. The backward pass costs
     twice the forward pass (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361, section 2.1).
     """
-    weights = 0.0
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            weights += module.weight.numel()
-        elif isinstance(module, TunerExperts):
-            chosen: Any = module.config
-            share = chosen.num_experts_per_tok / module.num_experts
-            weights += share * sum(parameter.numel() for parameter in module.parameters())
+    weights = active_weights(model)
     attention = 0.0
     for part in parts(model.config):
         causal = part.model_type == TunerDecoderConfig.model_type

@@ -7,7 +7,7 @@ backward pass (Dao et al. 2022, https://arxiv.org/abs/2205.14135), so what is ke
 square.
 
 Registered as "blocked" with transformers' attention and mask interfaces: any of its models takes
-`attn_implementation="blocked"`. Decoding over a cache, attention dropout and compiled graphs are left to SDPA.
+`attn_implementation="blocked"`. Decoding over a cache, attention dropout and masks in compiled graphs are left to SDPA.
 """
 
 from __future__ import annotations
@@ -125,35 +125,78 @@ class _BlockedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: BlockPlan, scale: float
     ) -> torch.Tensor:
-        heads, time = key.shape[1:3]
+        heads, ctx.time = key.shape[1:3]
         query, key, value = _by_key(query, heads), _by_key(key, heads), _by_key(value, heads)
-        out = torch.empty_like(query)
-        for block, bias in plan.with_biases(query.dtype):
-            # What a block writes beyond its own queries, the next one writes again.
-            _rows(out, block, block.queries).copy_(
-                _weights(query, key, block, bias, scale) @ _rows(value, block, block.keys)
-            )
         ctx.save_for_backward(query, key, value)
-        ctx.plan, ctx.scale, ctx.time = plan, scale, time
-        return _by_token(out, time)
+        ctx.plan, ctx.scale = plan, scale
+        return _by_token(_attend(query, key, value, plan, scale), ctx.time)
 
     @staticmethod
     def backward(ctx: Any, out_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors
-        out_grad = _by_key(out_grad, key.shape[1])
-        query_grad = torch.empty_like(query)
-        # A key meets many blocks of queries: their sum is made in float32.
-        wide = torch.promote_types(key.dtype, torch.float32)
-        key_grad, value_grad = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
-        for block, bias in ctx.plan.with_biases(query.dtype):
-            weights, grad = _weights(query, key, block, bias, ctx.scale), _rows(out_grad, block, block.queries)
-            _rows(value_grad, block, block.keys).add_(weights.transpose(1, 2) @ grad)
-            weights_grad = grad @ _rows(value, block, block.keys).transpose(1, 2)
-            scores_grad = torch._softmax_backward_data(weights_grad, weights, -1, weights.dtype).mul_(ctx.scale)
-            _rows(query_grad, block, block.queries).copy_(scores_grad @ _rows(key, block, block.keys))
-            _rows(key_grad, block, block.keys).add_(scores_grad.transpose(1, 2) @ _rows(query, block, block.queries))
-        gradients = (_by_token(g, ctx.time) for g in (query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype)))
-        return *gradients, None, None
+        out_grad = _by_key(out_grad, ctx.saved_tensors[1].shape[1])
+        gradients = _gradients(out_grad, *ctx.saved_tensors, ctx.plan, ctx.scale)
+        return *(_by_token(gradient, ctx.time) for gradient in gradients), None, None
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: BlockPlan, scale: float
+) -> torch.Tensor:
+    out = torch.empty_like(query)
+    for block, bias in plan.with_biases(query.dtype):
+        # What a block writes beyond its own queries, the next one writes again.
+        _rows(out, block, block.queries).copy_(
+            _weights(query, key, block, bias, scale) @ _rows(value, block, block.keys)
+        )
+    return out
+
+
+def _gradients(
+    out_grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: BlockPlan, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    query_grad = torch.empty_like(query)
+    # A key meets many blocks of queries: their sum is made in float32.
+    wide = torch.promote_types(key.dtype, torch.float32)
+    key_grad, value_grad = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
+    for block, bias in plan.with_biases(query.dtype):
+        weights, grad = _weights(query, key, block, bias, scale), _rows(out_grad, block, block.queries)
+        _rows(value_grad, block, block.keys).add_(weights.transpose(1, 2) @ grad)
+        weights_grad = grad @ _rows(value, block, block.keys).transpose(1, 2)
+        scores_grad = torch._softmax_backward_data(weights_grad, weights, -1, weights.dtype).mul_(scale)
+        _rows(query_grad, block, block.queries).copy_(scores_grad @ _rows(key, block, block.keys))
+        _rows(key_grad, block, block.keys).add_(scores_grad.transpose(1, 2) @ _rows(query, block, block.queries))
+    return query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype)
+
+
+# A compiler takes plain causal attention as one operation; it would unroll the blocks and learn nothing from them.
+@torch.library.custom_op("tuner::blocked_causal", mutates_args=())
+def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    heads, time = key.shape[1:3]
+    grouped = (_by_key(states, heads) for states in (query, key, value))
+    return _by_token(_attend(*grouped, plan_causal(time, query.device), scale), time)
+
+
+@torch.library.custom_op("tuner::blocked_causal_backward", mutates_args=())
+def _causal_backward(
+    out_grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    heads, time = key.shape[1:3]
+    grouped = (_by_key(states, heads) for states in (out_grad, query, key, value))
+    found = _gradients(*grouped, plan_causal(time, query.device), scale)
+    return _by_token(found[0], time), _by_token(found[1], time), _by_token(found[2], time)
+
+
+def _like(states: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    return _by_token(_by_key(states, key.shape[1]), states.shape[2])
+
+
+_causal.register_fake(lambda query, key, value, scale: _like(query, key))
+_causal_backward.register_fake(
+    lambda out_grad, query, key, value, scale: tuple(_like(states, key) for states in (query, key, value))
+)
+_causal.register_autograd(
+    lambda ctx, grad: (*_causal_backward(grad, *ctx.saved_tensors, ctx.scale), None),
+    setup_context=lambda ctx, inputs, output: (ctx.save_for_backward(*inputs[:3]), setattr(ctx, "scale", inputs[3])),
+)
 
 
 def _by_key(heads: torch.Tensor, key_value_heads: int) -> torch.Tensor:
@@ -220,7 +263,9 @@ def blocked_attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface; shapes as in `eager_attention_forward`, no weights are returned."""
     plan = attention_mask if isinstance(attention_mask, BlockPlan) else None
-    if plan is None or dropout or any(kwargs.get(name) is not None for name in ("softcap", "position_bias")):
+    compiled = torch.compiler.is_compiling() and attention_mask is None and _is_causal(module, query, key, kwargs)
+    extras = dropout or any(kwargs.get(name) is not None for name in ("softcap", "position_bias"))
+    if extras or (plan is None and not compiled):
         mask = attention_mask if plan is None else plan.mask
         return sdpa_attention_forward(module, query, key, value, mask, dropout, scaling, **kwargs)
     device = query.device.type
@@ -228,7 +273,16 @@ def blocked_attention_forward(
         query, key, value = (t.to(torch.get_autocast_dtype(device)) for t in (query, key, value))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     with torch.autocast(device, enabled=False):
+        if plan is None:
+            return _causal(query, key, value, scale).transpose(1, 2), None
         return _BlockedAttention.apply(query, key, value, plan, scale).transpose(1, 2), None
+
+
+def _is_causal(module: nn.Module, query: torch.Tensor, key: torch.Tensor, options: dict[str, Any]) -> bool:
+    """What a missing mask means; SDPA's interface asks the same."""
+    causal = options.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    return bool(causal) and query.shape[2] == key.shape[2] > 1
 
 
 def can_be_blocked(model: PreTrainedModel) -> bool:

@@ -32,7 +32,7 @@ def resolve(name_or_path: str) -> tuple[str, dict[str, Any]]:
         key = name_or_path.removeprefix("builtin:")
         if key not in BUILTIN:
             known = ", ".join(f"builtin:{name}" for name in BUILTIN)
-            raise ModelError(f"--model_name_or_path {name_or_path}: there are {known}.{nearest(key, BUILTIN)}")
+            raise ModelError(f"{name_or_path}: there are {known}.{nearest(key, BUILTIN)}")
         package, file = BUILTIN[key]
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
@@ -43,7 +43,7 @@ def resolve(name_or_path: str) -> tuple[str, dict[str, Any]]:
     if path.suffix == ".gguf" and path.is_file():
         return str(path.parent), {"gguf_file": path.name}
     if name_or_path.startswith((".", "/", "~")) and not path.is_dir():
-        raise ModelError(f"--model_name_or_path {name_or_path}: no such folder.")
+        raise ModelError(f"{name_or_path}: no such folder.")
     return str(path) if path.is_dir() else name_or_path, {}
 
 

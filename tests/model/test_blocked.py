@@ -216,3 +216,39 @@ def test_no_square_is_made():
         plan = blocked_mask(batch_size=1, q_length=time, kv_length=time)
         blocked_attention_forward(torch.nn.Module(), query, key, value, plan)[0].sum().backward()
     assert 0 < largest <= heads * blocked.QUERIES * time < heads * time * time / 10
+
+
+@pytest.mark.parametrize("groups", [1, 2], ids=["all heads", "grouped"])
+@pytest.mark.parametrize("time", [2, 14])
+def test_the_compilers_operation(small_blocks, time, groups):
+    torch.manual_seed(0)
+    shapes = [(2, 4, time, 8), (2, 4 // groups, time, 8), (2, 4 // groups, time, 8)]
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    torch.library.opcheck(torch.ops.tuner.blocked_causal, (*inputs, 0.3))
+    ours = torch.ops.tuner.blocked_causal(*inputs, 0.3)
+    exact = F.scaled_dot_product_attention(*inputs, is_causal=True, scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(ours, exact)
+    weights = torch.randn_like(exact)
+    gradients = (torch.autograd.grad((out * weights).sum(), inputs) for out in (ours, exact))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("rows", ["plain", "packed", "padded", "one token"])
+def test_compiled_it_computes_the_same(small_blocks, rows, monkeypatch):
+    """Plain rows by blocks, every other mask by SDPA."""
+    calls = []
+    monkeypatch.setattr(blocked, "_attend", lambda *a, attend=blocked._attend: calls.append(1) or attend(*a))
+    model, ids = tiny_decoder(BLOCKED), token_ids(2, 14)
+    inputs: dict[str, Any] = {"input_ids": ids[:, :1] if rows == "one token" else ids, "use_cache": False}
+    if rows == "packed":
+        inputs["position_ids"] = torch.cat([torch.arange(n) for n in (5, 1, 8)])[None].expand(2, -1)
+    elif rows == "padded":
+        inputs["attention_mask"] = torch.ones_like(ids).index_fill_(1, torch.arange(3), 0)
+    model.set_attn_implementation("sdpa")
+    expected = model(**inputs).logits
+    model.set_attn_implementation(BLOCKED)
+    calls.clear()
+    actual = torch.compile(model, backend="aot_eager", fullgraph=True)(**inputs).logits
+    assert bool(calls) == (rows == "plain")
+    start = 3 if rows == "padded" else 0
+    assert greatest_difference(actual[:, start:], expected[:, start:]) <= 1e-5

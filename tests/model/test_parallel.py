@@ -51,6 +51,9 @@ def test_sharded_is_whole(way: str, overrides: dict[str, Any], tmp_path: Path) -
     [
         pytest.param(encoder, {}, id="encoder"),
         pytest.param(encoder, BIASES, id="encoder, biases"),
+        pytest.param(encoder, {"attention_type": "linformer"}, id="encoder, Linformer"),
+        pytest.param(encoder, {"attention_type": "performer"}, id="encoder, Performer"),
+        pytest.param(decoder, {"attention_type": "performer"}, id="decoder, Performer"),
         pytest.param(pair, {}, id="pair"),
         pytest.param(pair, BIASES, id="pair, biases"),
         pytest.param(decoder, {"num_local_experts": 4, "router_aux_loss_coef": 0.5}, id="experts"),

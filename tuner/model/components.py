@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from .sharding import PIPELINE_PLAN, tensor_parallel_plan
+from .sharding import PIPELINE_PLAN, TENSOR_PARALLEL_PLAN
 
 CHOICES = {
     "position_embedding_type": ("rotary", "learned", "sinusoidal", "alibi", "relative", "none"),
@@ -99,6 +99,7 @@ class TunerConfig(PreTrainedConfig):
 
     attribute_map = {"rms_norm_eps": "norm_eps"}
     base_model_pp_plan = PIPELINE_PLAN
+    base_model_tp_plan = TENSOR_PARALLEL_PLAN
 
     vocab_size: int = 4096
     hidden_size: int = 256
@@ -162,10 +163,6 @@ class TunerConfig(PreTrainedConfig):
         if self.position_embedding_type != "rotary":
             self.rope_parameters = None
         self.validate_architecture()  # the strict dataclass calls it too, but hides the ValueError in one of its own
-
-    @property
-    def base_model_tp_plan(self) -> dict[str, str]:
-        return tensor_parallel_plan(self)
 
     def validate_architecture(self) -> None:
         """Refuse what cannot be built. Called after every construction, and by transformers before saving."""

@@ -63,9 +63,7 @@ class TunerDecoderModel(TunerStack):
         Raises:
             ValueError: neither or both of `input_ids` and `inputs_embeds`.
         """
-        hidden_states, position_ids = self.embed(
-            input_ids, inputs_embeds, attention_mask, position_ids, past_key_values
-        )
+        hidden_states, positions = self.embed(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values)
         masks = self.masks(hidden_states, attention_mask, position_ids, own_cache(past_key_values))
         if use_cache and past_key_values is None:
             # After the mask: packed rows are recognised only where no cache is given, and an empty one masks nothing.
@@ -80,7 +78,7 @@ class TunerDecoderModel(TunerStack):
                 attention_mask=encoder_attention_mask,
                 encoder_hidden_states=encoder_hidden_states,
             )
-        hidden_states = self.run(hidden_states, position_ids, masks, past_key_values, use_cache=use_cache, **kwargs)
+        hidden_states = self.run(hidden_states, positions, masks, past_key_values, use_cache=use_cache, **kwargs)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states, past_key_values=past_key_values
         )

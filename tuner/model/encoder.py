@@ -66,11 +66,11 @@ class TunerEncoderModel(TunerStack):
         Raises:
             ValueError: neither or both of `input_ids` and `inputs_embeds`.
         """
-        hidden_states, position_ids = self.embed(
+        hidden_states, positions = self.embed(
             input_ids, inputs_embeds, attention_mask, position_ids, token_type_ids=token_type_ids
         )
         masks = self.masks(hidden_states, attention_mask, position_ids)
-        hidden_states = self.run(hidden_states, position_ids, masks, **kwargs)
+        hidden_states = self.run(hidden_states, positions, masks, **kwargs)
         pooled = self.pooler(hidden_states[:, 0]) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 

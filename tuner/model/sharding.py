@@ -1,8 +1,9 @@
-"""How a stack is cut over several devices: within products, and between blocks."""
+"""How a stack is cut over several devices: within products, and between blocks.
+
+Rules for parts that a configuration does not have are dropped when a model is built.
+"""
 
 from __future__ import annotations
-
-from transformers import PreTrainedConfig
 
 PIPELINE_PLAN = {
     "embed_tokens": (["input_ids"], ["inputs_embeds"]),
@@ -10,22 +11,24 @@ PIPELINE_PLAN = {
     "norm": (["hidden_states"], ["hidden_states"]),
 }
 
-
-def tensor_parallel_plan(config: PreTrainedConfig) -> dict[str, str]:
-    """Heads and the feed-forward's width are shared out; one sum over devices ends each sublayer."""
-    attentions = ["self_attn"] + (["cross_attn"] if getattr(config, "add_cross_attention", False) else [])
-    plan: dict[str, str] = {}
-    if config.position_embedding_type == "relative":
-        plan["position_bias.bias"] = "replicated_with_grad_allreduce"
-    for name in (f"layers.*.{attention}" for attention in attentions):
-        plan |= {f"{name}.{kind}_proj": "colwise" for kind in "qkv"} | {f"{name}.o_proj": "rowwise"}
-        if config.use_qk_norm:  # each device sees its own heads
-            plan |= {f"{name}.{kind}_norm": "replicated_with_grad_allreduce" for kind in "qk"}
-    if config.num_local_experts:
-        return plan | {
-            "layers.*.mlp.experts.gate_up_proj": "packed_colwise",
-            "layers.*.mlp.experts.down_proj": "rowwise",
-            "layers.*.mlp.experts": "moe_tp_experts",
-        }
-    names = ("gate_proj", "up_proj") if config.mlp_type == "gated" else ("up_proj",)
-    return plan | {f"layers.*.mlp.{name}": "colwise" for name in names} | {"layers.*.mlp.down_proj": "rowwise"}
+# Heads and the feed-forward's width are shared out; one sum over devices ends each sublayer. A device sees its own
+# heads alone: what all devices hold of them has a gradient that is the sum of theirs.
+TENSOR_PARALLEL_PLAN = {
+    "position_bias.bias": "replicated_with_grad_allreduce",
+    **{
+        f"layers.*.{attention}.{part}": rule
+        for attention in ("self_attn", "cross_attn")
+        for part, rule in {
+            **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "colwise"),
+            "o_proj": "rowwise",
+            **dict.fromkeys(("q_norm", "k_norm"), "replicated_with_grad_allreduce"),
+            **dict.fromkeys(("linear.key_mixture", "linear.value_mixture"), "replicated_with_grad_allreduce"),
+        }.items()
+    },
+    "layers.*.mlp.gate_proj": "colwise",
+    "layers.*.mlp.up_proj": "colwise",
+    "layers.*.mlp.down_proj": "rowwise",
+    "layers.*.mlp.experts.gate_up_proj": "packed_colwise",
+    "layers.*.mlp.experts.down_proj": "rowwise",
+    "layers.*.mlp.experts": "moe_tp_experts",
+}

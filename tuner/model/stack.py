@@ -26,6 +26,7 @@ from .experts import TunerExperts, TunerRouter, load_balancing_loss
 from .linear import TunerLinformer, TunerPerformer
 from .norm import build_norm
 from .positions import BIAS_CLASSES, TunerRotaryEmbedding, TunerSinusoidalEmbedding
+from .products import TunerLinear
 
 MASKS = {
     True: {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask},
@@ -131,7 +132,7 @@ class TunerStack(TunerPreTrainedModel):
         elif kind == "sinusoidal":
             self.embed_positions = TunerSinusoidalEmbedding(width)
         self.embed_norm = build_norm(config, width) if config.embedding_norm else None
-        self.embed_proj = nn.Linear(width, config.hidden_size) if width != config.hidden_size else None
+        self.embed_proj = TunerLinear(width, config.hidden_size) if width != config.hidden_size else None
         self.rotary_emb = TunerRotaryEmbedding(config) if kind == "rotary" else None
         self.position_bias = BIAS_CLASSES[kind](config, not self.is_causal) if kind in BIAS_CLASSES else None
         self.layers = nn.ModuleList(
@@ -188,15 +189,19 @@ class TunerStack(TunerPreTrainedModel):
         return (torch.arange(embeds.shape[1], device=embeds.device) + seen).unsqueeze(0)
 
     def masks(
-        self, embeds: torch.Tensor, attention_mask: Any, position_ids: torch.Tensor, cache: Cache | None = None
+        self, embeds: torch.Tensor, attention_mask: Any, position_ids: torch.Tensor | None, cache: Cache | None = None
     ) -> dict[str, Any]:
-        """A mask for each kind of layer there is. Attention that is linear in time takes the plain one, or none."""
+        """A mask for each kind of layer there is. Attention that is linear in time takes the plain one, or none.
+
+        `position_ids` are the caller's: only those can start again within a row, and a compiler, which cannot look,
+        writes out a whole mask for them.
+        """
         kinds = set(self.config.layer_types)
         if isinstance(attention_mask, dict):  # made by `generate`
             return attention_mask
         if self.config.attention_type != "softmax":
-            alone = attention_mask is not None or torch.compiler.is_compiling()
-            if not alone and bool((position_ids.diff() < 0).any()):
+            unseen = attention_mask is not None or position_ids is None or torch.compiler.is_compiling()
+            if not unseen and bool((position_ids.diff() < 0).any()):
                 raise ValueError(f"{self.config.attention_type} attention cannot tell sequences in one row apart.")
             if attention_mask is not None and attention_mask.dim() != 2:
                 raise ValueError(

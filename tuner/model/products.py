@@ -42,18 +42,32 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad
         rows, grad_rows = x.flatten(0, -2), grad.contiguous().flatten(0, -2)
+        multiply = linear if torch.is_grad_enabled() else product
         return (
-            linear(grad, weight.T) if need_x else None,
-            linear(grad_rows.T, rows.T) if need_weight else None,
+            multiply(grad, weight.T) if need_x else None,
+            multiply(grad_rows.T, rows.T) if need_weight else None,
             grad_rows.sum(dim=0) if need_bias else None,
         )
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`x Wᵀ + b`, as `F.linear`: `x` `(..., in)`, `weight` `(out, in)`, `bias` `(out,)`; returns `(..., out)`."""
-    plain = type(x) is torch.Tensor and type(weight) in (torch.Tensor, nn.Parameter)
-    if (
-        plain
+    """`x Wᵀ + b`, as `F.linear`: `x` `(..., in)`, `weight` `(out, in)`, `bias` `(out,)`; returns `(..., out)`.
+
+    Where nothing is learnt it is `F.linear`: a converted model then answers in the very bits of the family it is of.
+    """
+    given = (x, weight) if bias is None else (x, weight, bias)
+    return _Linear.apply(x, weight, bias) if learns(*given) and _suits(x, weight) else F.linear(x, weight, bias)
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """As `linear`, inside of a loss or a gradient, where autograd does not look."""
+    return _onednn(x, weight, bias) if _suits(x, weight) else F.linear(x, weight, bias)
+
+
+def _suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    return (
+        type(x) is torch.Tensor
+        and type(weight) in (torch.Tensor, nn.Parameter)
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and x.dim() > 1
@@ -62,10 +76,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         and not torch.is_autocast_enabled("cpu")
         and not is_in_torch_dispatch_mode()
         and _is_faster()
-    ):
-        given = (x, weight) if bias is None else (x, weight, bias)
-        return _Linear.apply(x, weight, bias) if learns(*given) else _onednn(x, weight, bias)
-    return F.linear(x, weight, bias)
+    )
 
 
 class TunerLinear(nn.Linear):

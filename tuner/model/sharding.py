@@ -21,8 +21,7 @@ TENSOR_PARALLEL_PLAN = {
         for part, rule in {
             **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "colwise"),
             "o_proj": "rowwise",
-            **dict.fromkeys(("q_norm", "k_norm"), "replicated_with_grad_allreduce"),
-            **dict.fromkeys(("linear.key_mixture", "linear.value_mixture"), "replicated_with_grad_allreduce"),
+            **dict.fromkeys(("q_norm", "k_norm", "linear"), "replicated_with_grad_allreduce"),
         }.items()
     },
     "layers.*.mlp.gate_proj": "colwise",

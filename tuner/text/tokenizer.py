@@ -64,13 +64,14 @@ def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length:
 
 
 def load_pretrained_tokenizer(
-    name_or_path: str, chat_template_path: str | None = None, **kwargs: object
+    name_or_path: str, chat_template_path: str | None = None, needs_end: bool = True, **kwargs: object
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer and make it fit for training: a chat template, and padding that is not the end token.
 
     Args:
         name_or_path: a folder or a Hub id.
         chat_template_path: `chatml`, a Jinja file, or a folder whose tokenizer has the template.
+        needs_end: refuse one without an end token; encoders need none.
 
     Raises:
         ModelError: no tokenizer there, no spare token for padding, or an unreadable template.
@@ -81,7 +82,7 @@ def load_pretrained_tokenizer(
         raise ModelError(f"No tokenizer could be loaded from {name_or_path}: {_one_line(error)}") from error
     if chat_template_path is not None:
         use_chat_template(tokenizer, chat_template_path)
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and needs_end:
         raise ModelError(f"The tokenizer of {name_or_path} has no end token, so a model could never learn to stop.")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         vocabulary = tokenizer.get_vocab()

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tuner.model import TunerPreTrainedModel
-from tuner.model.products import linear
+from tuner.model.products import product
 from tuner.train.tied import head_weight, share_gradient
 
 # Elements of one slice of logits: 4 MB in float32.
@@ -32,7 +32,12 @@ LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        z_loss: float,
     ) -> torch.Tensor:
         log_sum = torch.full(targets.shape, -torch.inf, device=hidden.device)
         wanted = torch.zeros_like(log_sum)
@@ -40,30 +45,33 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             wanted[inside] = logits[inside, column]
             log_sum = torch.logaddexp(log_sum, logits.logsumexp(dim=-1))
         ctx.save_for_backward(hidden, weight, bias, targets, log_sum)
-        return (log_sum - wanted).sum()
+        ctx.z_loss = z_loss
+        return (log_sum - wanted).sum() + z_loss * log_sum.square().sum()
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, targets, log_sum = ctx.saved_tensors
-        need_hidden, need_weight, need_bias, _ = ctx.needs_input_grad
+        need_hidden, need_weight, need_bias, *_ = ctx.needs_input_grad
         hidden_grad = torch.zeros_like(hidden, dtype=torch.float32) if need_hidden else None
         weight_grad = torch.empty_like(weight) if need_weight else None
         bias_grad = torch.empty_like(bias) if need_bias and bias is not None else None
         scaled = hidden * scale.to(hidden.dtype)
         for rows, logits, inside, column in _slices(hidden, weight, bias, targets):
-            # d loss / d logits = softmax - onehot, in place of the logits.
+            # d loss / d logits = softmax - onehot, in place of the logits; d log_sum² / d logits = 2 log_sum softmax.
             grad = logits.sub_(log_sum[:, None]).exp_()
+            if ctx.z_loss:
+                grad *= 1 + 2 * ctx.z_loss * log_sum[:, None]
             grad[inside, column] -= 1
             if bias_grad is not None:
                 bias_grad[rows] = grad.sum(dim=0) * scale
             grad = grad.to(hidden.dtype)
             if hidden_grad is not None:
-                hidden_grad += linear(grad, weight[rows].T)
+                hidden_grad += product(grad, weight[rows].T)
             if weight_grad is not None:
                 torch.mm(grad.T, scaled, out=weight_grad[rows])
         if hidden_grad is not None:
             hidden_grad = hidden_grad.mul_(scale).to(hidden.dtype)
-        return hidden_grad, weight_grad, bias_grad, None
+        return hidden_grad, weight_grad, bias_grad, None, None
 
 
 def _slices(
@@ -74,13 +82,17 @@ def _slices(
     size = max(SLICE_ELEMENTS // max(len(targets), 1), 256)
     for start in range(0, len(weight), size):
         rows = slice(start, min(start + size, len(weight)))
-        logits = linear(hidden, weight[rows], None if bias is None else bias[rows]).float()
+        logits = product(hidden, weight[rows], None if bias is None else bias[rows]).float()
         inside = ((targets >= rows.start) & (targets < rows.stop)).nonzero().squeeze(1)
         yield rows, logits, inside, targets[inside] - start
 
 
 def chunked_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None = None
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    z_loss: float = 0.0,
 ) -> torch.Tensor:
     """Sum over tokens of `logsumexp(W h) - (W h)[target]`, in nats.
 
@@ -89,6 +101,8 @@ def chunked_cross_entropy(
         weight: the head, `(vocab_size, hidden_size)`.
         targets: `(tokens,)`, every one a token id.
         bias: `(vocab_size,)` or none.
+        z_loss: weight of `logsumexp(W h)²`, which keeps the logits near a sum of one (Chowdhery et al. 2022, section 5,
+            https://arxiv.org/abs/2204.02311).
 
     Returns:
         A float32 scalar. Products run in the autocast dtype where autocast is on; the softmax is always float32.
@@ -97,7 +111,7 @@ def chunked_cross_entropy(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     with torch.autocast(device, enabled=False):
         return _ChunkedCrossEntropy.apply(
-            hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), targets
+            hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), targets, z_loss
         )
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from datasets import Dataset
 from torch.utils.data import Sampler
 
+from tuner.data.draws import Draws
+
 # Batches that are sorted by length together: enough that a batch's rows are alike, few enough that order stays random.
 MEGABATCH = 50
 
@@ -20,29 +22,30 @@ class EpochOrder(Sampler[int]):
     """Indices of one epoch.
 
     Args:
-        dataset: rows with `input_ids`.
+        dataset: rows with `input_ids`, or `Draws`, which are given by draw: a row's number grows with every epoch.
         strategy: `random`; `group_by_length`, rows of like length in one batch and the longest batch first, so that a
             run that cannot hold it fails at once; `sequential`.
         batch_size: rows in one forward pass, for `group_by_length`.
         epoch: tells the current epoch.
     """
 
-    def __init__(self, dataset: Dataset, strategy: str, batch_size: int, seed: int, epoch: Callable[[], int]):
+    def __init__(self, dataset: Dataset | Draws, strategy: str, batch_size: int, seed: int, epoch: Callable[[], int]):
         self.size = len(dataset)
+        self.counts_epochs = isinstance(dataset, Draws)
         self.strategy, self.batch_size, self.seed, self.epoch = strategy, batch_size, seed, epoch
-        self.lengths = np.array([len(ids) for ids in dataset["input_ids"]]) if strategy == "group_by_length" else None
+        rows = dataset.rows.with_format(None) if isinstance(dataset, Draws) else dataset
+        self.lengths = np.array([len(ids) for ids in rows["input_ids"]]) if strategy == "group_by_length" else None
 
     def __len__(self) -> int:
         return self.size
 
     def __iter__(self) -> Iterator[int]:
-        if self.strategy == "sequential":
-            return iter(range(self.size))
-        generator = np.random.default_rng([self.seed, self.epoch()])
-        order = generator.permutation(self.size)
+        epoch = self.epoch()
+        generator = np.random.default_rng([self.seed, epoch])
+        order = np.arange(self.size) if self.strategy == "sequential" else generator.permutation(self.size)
         if self.lengths is not None:
             order = self._grouped(order, self.lengths, generator)
-        return iter(order.tolist())
+        return iter((order + epoch * self.size if self.counts_epochs else order).tolist())
 
     def _grouped(self, order: np.ndarray, lengths: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         batches: list[np.ndarray] = []

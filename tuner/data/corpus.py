@@ -1,0 +1,164 @@
+"""Raw text to examples: documents, blocks of tokens, pairs of neighbouring segments.
+
+A document is a text; its parts are its lines, long lines in sentences. A conversation is a document with a line a turn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from tuner.data.schema import CANONICAL, Kind
+from tuner.data.sources import SOURCE_ROW
+from tuner.errors import DataError
+
+# A line longer than so many characters is taken in sentences.
+LONG_LINE = 200
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+
+
+def to_documents(rows: Dataset, kind: Kind) -> Dataset:
+    """Canonical rows as documents: `text` and `source_row`. Each turn of a conversation becomes a line."""
+    if kind == "text":
+        return rows
+    return rows.map(
+        _turns_to_lines,
+        batched=True,
+        remove_columns=["messages"],
+        features=CANONICAL["text"],
+        desc="Turns to lines",
+    )
+
+
+def _turns_to_lines(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    texts = ["\n".join(" ".join(turn["content"].split()) for turn in turns) for turns in batch["messages"]]
+    return {"text": texts, SOURCE_ROW: batch[SOURCE_ROW]}
+
+
+def parts(text: str) -> list[str]:
+    """The lines of a document that say something, long ones in sentences."""
+    lines = (line.strip() for line in text.splitlines())
+    return [
+        sentence
+        for line in lines
+        if line
+        for sentence in ([line] if len(line) <= LONG_LINE else _SENTENCE.split(line))
+        if sentence
+    ]
+
+
+def token_blocks(
+    documents: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    start: int | None = None,
+    end: int | None = None,
+    num_proc: int | None = None,
+    name: str = "the dataset",
+) -> Dataset:
+    """The documents in one stream of tokens, cut into blocks without a gap (Liu et al. 2019, section 4.2,
+    https://arxiv.org/abs/1907.11692).
+
+    Args:
+        length: tokens in a block.
+        start: a token that begins every block.
+        end: a token after every document.
+
+    Returns:
+        Rows of `input_ids`, all of `length` tokens. What does not fill the last block is left out.
+
+    Raises:
+        DataError: less text than one block.
+    """
+    tokens = documents.map(
+        _tokenize,
+        batched=True,
+        num_proc=num_proc,
+        remove_columns=documents.column_names,
+        features=Features({"input_ids": List(Value("int32"))}),
+        fn_kwargs={"tokenizer": tokenizer, "end": end},
+        desc="Tokenizing",
+    )
+    stream = tokens.with_format("arrow")[:]["input_ids"].combine_chunks().flatten().to_numpy()
+    width = length if start is None else length - 1
+    count = len(stream) // width
+    if count == 0:
+        raise DataError(f"{name} has {len(stream)} tokens, fewer than one block of --max_length {length}.")
+    blocks = stream[: count * width].reshape(count, width)
+    if start is not None:
+        blocks = np.concatenate([np.full((count, 1), start, blocks.dtype), blocks], axis=1)
+    return Dataset(pa.table({"input_ids": pa.FixedSizeListArray.from_arrays(pa.array(blocks.reshape(-1)), length)}))
+
+
+def _tokenize(
+    batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, end: int | None
+) -> dict[str, list[list[int]]]:
+    encoded = _ids(tokenizer, batch["text"])
+    return {"input_ids": encoded if end is None else [[*ids, end] for ids in encoded]}
+
+
+def segment_pairs(
+    documents: Dataset, tokenizer: PreTrainedTokenizerBase, longest: int, whole: bool, num_proc: int | None = None
+) -> Dataset:
+    """Neighbouring segments of each document.
+
+    Args:
+        longest: tokens in a segment, at most.
+        whole: a segment is as many whole parts as fit; otherwise one part.
+
+    Returns:
+        Rows of `first`, `second` (token ids) and `document` (its row in `documents`).
+
+    Raises:
+        DataError: no document has two segments.
+    """
+    pairs = documents.map(
+        _pair_up,
+        with_indices=True,
+        batched=True,
+        num_proc=num_proc,
+        remove_columns=documents.column_names,
+        features=Features({"first": List(Value("int32")), "second": List(Value("int32")), "document": Value("int64")}),
+        fn_kwargs={"tokenizer": tokenizer, "longest": longest, "whole": whole},
+        desc="Pairing segments",
+    )
+    if len(pairs) == 0:
+        raise DataError("No document has two neighbouring segments: lines or sentences are what is paired.")
+    return pairs
+
+
+def _pair_up(
+    batch: dict[str, list[Any]], indices: list[int], tokenizer: PreTrainedTokenizerBase, longest: int, whole: bool
+) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {"first": [], "second": [], "document": []}
+    for index, text in zip(indices, batch["text"], strict=True):
+        found = parts(text)
+        encoded = [ids[:longest] for ids in (_ids(tokenizer, found) if found else []) if ids]
+        segments = list(_join(encoded, longest)) if whole else encoded
+        for first, second in pairwise(segments):
+            columns["first"].append(first)
+            columns["second"].append(second)
+            columns["document"].append(index)
+    return columns
+
+
+def _join(pieces: Sequence[list[int]], longest: int) -> Iterator[list[int]]:
+    segment: list[int] = []
+    for piece in pieces:
+        if segment and len(segment) + len(piece) > longest:
+            yield segment
+            segment = []
+        segment = segment + piece
+    if segment:
+        yield segment
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]

@@ -1,0 +1,123 @@
+"""What is hidden of a sequence: tokens (BERT), spans (T5), spans of unknown length (BART). Token ids, in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+
+
+def mask_tokens(
+    ids: np.ndarray,
+    generator: np.random.Generator,
+    special: np.ndarray,
+    mask_token: int,
+    share: float = 0.15,
+    continues: np.ndarray | None = None,
+    keep: float = 0.2,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hide some tokens (Devlin et al. 2018, section 3.1, https://arxiv.org/abs/1810.04805).
+
+    Of the tokens chosen, `1 - keep` become the mask token; half of the others become a random token, half stay.
+
+    Args:
+        ids: `(time,)`.
+        special: `(vocab_size,)`, true for tokens that are never chosen and never drawn.
+        share: of the other tokens, how many are chosen; at least one.
+        continues: `(vocab_size,)`, true for tokens that continue a word; with it, whole words are chosen.
+
+    Returns:
+        The ids with what is hidden, and labels: the token where one was chosen, -100 elsewhere.
+    """
+    able = ~special[ids]
+    labels = np.full_like(ids, IGNORED)
+    if not able.any():
+        return ids.copy(), labels
+    wanted = max(round(share * int(able.sum())), 1)
+    if continues is None:
+        chosen = generator.permutation(np.flatnonzero(able))[:wanted]
+    else:
+        # A word begins at a token that continues none, and where special tokens lie between.
+        words = np.cumsum(~(continues[ids] & np.concatenate([[False], able[:-1]])))
+        order = generator.permutation(np.unique(words[able]))
+        sizes = np.bincount(words[able], minlength=int(words[-1]) + 1)[order]
+        # Words until the share is reached: the one that reaches it is in.
+        chosen = np.flatnonzero(able & np.isin(words, order[: int(np.searchsorted(np.cumsum(sizes), wanted)) + 1]))
+    labels[chosen] = ids[chosen]
+    hidden = ids.copy()
+    fate = generator.random(len(chosen))
+    hidden[chosen[fate >= keep]] = mask_token
+    drawn = chosen[fate < keep / 2]
+    hidden[drawn] = generator.choice(np.flatnonzero(~special), len(drawn))
+    return hidden, labels
+
+
+def word_continuations(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """`(vocab_size,)`, true for tokens that continue a word, by the marks of WordPiece, byte-level BPE or Unigram."""
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    special = set(tokenizer.all_special_tokens)
+    if any(token.startswith("##") for token in tokens):
+        return np.array([token.startswith("##") for token in tokens])
+    mark = "Ġ" if any(token.startswith("Ġ") for token in tokens) else "▁"
+    return np.array([token not in special and not token.startswith((mark, "Ċ", "ĉ")) for token in tokens])
+
+
+def corrupt_spans(
+    ids: np.ndarray, generator: np.random.Generator, sentinels: np.ndarray, share: float = 0.15, mean: float = 3.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put a sentinel for each of some spans; what is to be written are the sentinels, each with its span (Raffel et al.
+    2019, section 3.1.4, https://arxiv.org/abs/1910.10683).
+
+    Args:
+        ids: `(time,)`, at least two tokens.
+        sentinels: the tokens that stand for spans, in order; one more than there are spans ends the target.
+        share: of the tokens, how many lie in spans.
+        mean: tokens in a span, on average. Spans never touch, and the sequence begins outside of one.
+
+    Returns:
+        Source and target, without end tokens.
+    """
+    noise = min(max(round(len(ids) * share), 1), len(ids) - 1)
+    spans = min(max(round(noise / mean), 1), len(ids) - noise, len(sentinels) - 1)
+    gone, kept = (_random_lengths(total, spans, generator) for total in (noise, len(ids) - noise))
+    source, target, at = [], [], 0
+    for number in range(spans):
+        source += [ids[at : at + kept[number]], sentinels[number : number + 1]]
+        at += kept[number]
+        target += [sentinels[number : number + 1], ids[at : at + gone[number]]]
+        at += gone[number]
+    return np.concatenate(source), np.concatenate([*target, sentinels[spans : spans + 1]])
+
+
+def _random_lengths(total: int, count: int, generator: np.random.Generator) -> np.ndarray:
+    """`count` positive numbers that sum to `total`, all ways of doing so equally likely."""
+    cuts = np.sort(generator.choice(total - 1, count - 1, replace=False)) + 1 if count > 1 else np.array([], int)
+    return np.diff(np.concatenate([[0], cuts, [total]]))
+
+
+def infill(
+    ids: np.ndarray, generator: np.random.Generator, mask_token: int, share: float = 0.3, mean: float = 3.0
+) -> np.ndarray:
+    """Put one mask token for each of some spans of Poisson length, none included; all is to be written (Lewis et al.
+    2019, section 2.2, https://arxiv.org/abs/1910.13461).
+
+    Args:
+        ids: `(time,)`.
+        share: of the tokens, how many lie in spans.
+        mean: of the Poisson distribution.
+    """
+    budget = max(round(len(ids) * share), 1)
+    lengths: list[int] = []
+    while sum(lengths) < budget:
+        lengths.append(int(generator.poisson(mean)))
+    lengths[-1] -= sum(lengths) - budget
+    room = len(ids) - budget + 1  # places between the tokens that stay
+    lengths = lengths[-room:]
+    generator.shuffle(lengths)
+    places = np.sort(generator.choice(room, len(lengths), replace=False))
+    source, at = [], 0
+    for before, length in zip(np.diff(np.concatenate([[0], places])), lengths, strict=True):
+        source += [ids[at : at + before], [mask_token]]
+        at += before + length
+    return np.concatenate([*source, ids[at:]]).astype(ids.dtype)

@@ -1,0 +1,43 @@
+"""Rows that know how often they were drawn, so that what is drawn at random with them is a function and not a state.
+
+A draw is a row in an epoch: `epoch * rows + row`. Masks, spans and negatives of a draw come from a generator that is
+seeded with it. A resumed run draws the same ones, in whatever process the row is collated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch.utils.data import Dataset as TorchDataset
+
+# The draw of a row that only fills a batch, and does not count.
+FILLER = -1
+
+
+class Draws(TorchDataset[dict[str, Any]]):
+    """`rows` by draw: item `n` is row `n % len(rows)` with `row` and `draw` `n`.
+
+    Args:
+        rows: what is drawn from.
+        length: how long to be; beyond `rows` come fillers.
+    """
+
+    def __init__(self, rows: Dataset, length: int | None = None):
+        self.rows = rows.with_format("numpy")
+        self.length = len(rows) if length is None else length
+        self.fills = length is not None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        size = len(self.rows)
+        draw = FILLER if self.fills and number >= size else number
+        return {**self.rows[number % size], "row": number % size, "draw": draw}
+
+
+def generator(seed: int, draw: int) -> np.random.Generator:
+    """The random numbers of a draw."""
+    return np.random.default_rng([seed, draw % 2**63])

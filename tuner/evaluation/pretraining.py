@@ -1,0 +1,264 @@
+"""The report of a pretraining run: what the objective's metrics are worth, beside baselines from the same text.
+
+| objective | is set against |
+|---|---|
+| clm | perplexity a byte of an interpolated Kneser-Ney 5-gram |
+| mlm, mlm+nsp | the most frequent token, and a bigram that looks both ways; chance |
+| rtd | chance |
+| denoise | the untrained model, and copying what stands before a span |
+| contrastive | cosine of TF-IDF vectors |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+
+from tuner.data.corpus import parts
+from tuner.data.corrupt import IGNORED
+from tuner.data.draws import Draws
+from tuner.evaluation.ngrams import KneserNey, MaskedBigram, most_frequent_token, perplexity_per_byte
+from tuner.evaluation.report import plot_losses
+from tuner.evaluation.retrieval import embedding_retrieval_at_1, tfidf_retrieval_at_1
+from tuner.train.pretrainer import PretrainTrainer
+from tuner.train.pretraining import Documents, Examples
+from tuner.train.run import Run
+from tuner.train.views import embed
+
+Comparison = dict[str, dict[str, float]]  # metric to {who: how much}
+
+# Rows that are generated for; texts that compete for a query.
+GENERATED, GROUP = 64, 64
+
+
+def write_pretraining_report(
+    trainer: PretrainTrainer, run: Run, documents: Documents, examples: Examples
+) -> dict[str, Any]:
+    """Evaluate, compare with the baselines, and write `metrics.json` and `loss.png` into the run's folder.
+
+    Every process evaluates; the main one compares, writes and prints.
+
+    Returns:
+        What `metrics.json` holds.
+    """
+    history = trainer.state.log_history
+    final = trainer.evaluate()
+    if not trainer.is_world_process_zero():
+        return final
+    untrained: dict[str, Any] = next(
+        (entry for entry in history if entry.get("step") == 0 and "eval_loss" in entry), {}
+    )
+    args: Any = run.args
+    compare = COMPARISONS[args.objective]
+    metrics = {
+        "objective": args.objective,
+        "steps": trainer.state.global_step,
+        "eval": {name.removeprefix("eval_"): value for name, value in final.items()},
+        "comparison": compare(trainer, documents, examples, final, untrained),
+        "log": history,
+    }
+    (run.folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    evaluations = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    plot_losses(run.folder / "loss.png", losses, evaluations)
+    show_comparison(metrics["comparison"], args.objective)
+    Console(highlight=False).print(f"Written to {run.folder}: the model, metrics.json, loss.png, run.yaml")
+    return metrics
+
+
+def show_comparison(comparison: Comparison, objective: str) -> None:
+    """Print a line for each metric, a column for each who is compared."""
+    table = Table(title=f"{objective}, on the validation documents", title_justify="left")
+    names = list(dict.fromkeys(name for values in comparison.values() for name in values))
+    for column in ("", *names):
+        table.add_column(column, justify="right" if column else "left")
+    for metric, values in comparison.items():
+        table.add_row(metric, *(f"{values[name]:.4g}" if name in values else "-" for name in names))
+    Console(highlight=False).print(table)
+
+
+def _causal(
+    trainer: PretrainTrainer,
+    documents: Documents,
+    examples: Examples,
+    final: dict[str, float],
+    untrained: dict[str, Any],
+) -> Comparison:
+    """Both are asked for the same tokens: all of a sequence but its first."""
+    size = sum(len(text.encode()) for text in documents.eval["text"])
+    tokens = list(_sequences(examples.eval))
+    count = sum(len(ids) - 1 for ids in tokens)
+    grams = KneserNey.fit(_sequences(examples.train), len(trainer.processing_class))
+    nats = -sum(float(grams.log_probabilities(ids)[1:].sum()) for ids in tokens)
+    perplexity = {"5-gram": perplexity_per_byte(nats, size)}
+    for name, loss in (("untrained", untrained.get("eval_loss")), ("trained", final["eval_loss"])):
+        if loss is not None:
+            perplexity[name] = perplexity_per_byte(loss * count, size)
+    losses = {"5-gram": nats / count, "untrained": untrained.get("eval_loss"), "trained": final["eval_loss"]}
+    return {"perplexity a byte": perplexity, "nats a token": {k: v for k, v in losses.items() if v is not None}}
+
+
+def _sequences(blocks: Dataset) -> Iterator[np.ndarray]:
+    """The sequences of packed blocks: positions start again with each."""
+    for block in blocks.with_format("numpy"):
+        starts = np.flatnonzero(block["position_ids"] == 0)
+        yield from np.split(block["input_ids"], starts[1:])
+
+
+def _masked(
+    trainer: PretrainTrainer,
+    documents: Documents,
+    examples: Examples,
+    final: dict[str, float],
+    untrained: dict[str, Any],
+) -> Comparison:
+    objective, pad = trainer.objective, trainer.processing_class.pad_token_id
+    special = trainer.objective.special
+    rows = Draws(examples.train)
+    plain = [_plain(rows[number]) for number in range(len(rows))]
+    bigram = MaskedBigram.fit(plain, len(trainer.processing_class))
+    frequent = most_frequent_token([ids[~special[ids]] for ids in plain])
+    right = np.zeros(3)
+    held_out, size = Draws(examples.eval), trainer.args.eval_batch_size
+    for start in range(0, len(held_out), size):
+        batch = objective([held_out[number] for number in range(start, min(start + size, len(held_out)))])
+        for ids, labels in zip(batch["input_ids"].numpy(), batch["labels"].numpy(), strict=True):
+            ids, labels = ids[ids != pad], labels[ids != pad]
+            hidden = labels != IGNORED
+            found = bigram.predict(ids, hidden)
+            right += [(labels[hidden] == frequent).sum(), (found == labels[hidden]).sum(), hidden.sum()]
+    accuracy = {"most frequent": right[0] / right[2], "bigram, both ways": right[1] / right[2]}
+    comparison = {"accuracy": {**accuracy, **_before_and_after("accuracy", final, untrained)}}
+    if "eval_nsp_accuracy" in final:
+        comparison["next sentence"] = {"chance": 0.5, **_before_and_after("nsp_accuracy", final, untrained)}
+    return {name: {k: float(v) for k, v in values.items()} for name, values in comparison.items()}
+
+
+def _plain(row: dict[str, Any]) -> np.ndarray:
+    return row["input_ids"] if "input_ids" in row else np.concatenate([row["first"], row["second"]])
+
+
+def _before_and_after(name: str, final: dict[str, float], untrained: dict[str, Any]) -> dict[str, float]:
+    before = {"untrained": untrained[f"eval_{name}"]} if f"eval_{name}" in untrained else {}
+    return {**before, "trained": final[f"eval_{name}"]}
+
+
+def _replaced(
+    trainer: PretrainTrainer,
+    documents: Documents,
+    examples: Examples,
+    final: dict[str, float],
+    untrained: dict[str, Any],
+) -> Comparison:
+    return {"area under the ROC curve": {"chance": 0.5, **_before_and_after("auc", final, untrained)}}
+
+
+def _denoised(
+    trainer: PretrainTrainer,
+    documents: Documents,
+    examples: Examples,
+    final: dict[str, float],
+    untrained: dict[str, Any],
+) -> Comparison:
+    """Spans written exactly, by the model without looking at the target, and by copying what stands before them."""
+    model, tokenizer = trainer.accelerator.unwrap_model(trainer.model).eval(), trainer.processing_class
+    held_out = Draws(examples.eval)
+    batch = trainer.objective([held_out[number] for number in range(min(GENERATED, len(held_out)))])
+    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask") if name in batch}
+    sentinels = {tokenizer.convert_tokens_to_ids(t) for t in tokenizer.all_special_tokens if t.startswith("<extra_id_")}
+    with torch.no_grad():
+        written = model.generate(**inputs, max_new_tokens=batch["labels"].shape[1], do_sample=False, num_beams=1)
+    wanted = [
+        _spans(labels, sentinels & set(ids.tolist()))
+        for labels, ids in zip(*(batch[n].numpy() for n in ("labels", "input_ids")), strict=True)
+    ]
+    found = [_spans(ids, sentinels) for ids in written.cpu().numpy()]
+    copied = [_copy(ids, spans) for ids, spans in zip(batch["input_ids"].numpy(), wanted, strict=True)]
+    count = sum(len(spans) for spans in wanted)
+    match = {
+        name: sum(
+            spans.get(mark) == span for spans, truth in zip(who, wanted, strict=True) for mark, span in truth.items()
+        )
+        for name, who in (("copying", copied), ("trained", found))
+    }
+    losses = _before_and_after("loss", final, untrained)
+    return {"spans written exactly": {name: n / max(count, 1) for name, n in match.items()}, "nats a token": losses}
+
+
+def _spans(ids: np.ndarray, sentinels: set[int]) -> dict[int, tuple[int, ...]]:
+    """What follows each sentinel, up to the next."""
+    spans: dict[int, list[int]] = {}
+    current = None
+    for token in ids.tolist():
+        if token in sentinels:
+            current = spans.setdefault(token, [])
+        elif current is not None and token != IGNORED:
+            current.append(token)
+    return {mark: tuple(span) for mark, span in spans.items() if span}
+
+
+def _copy(source: np.ndarray, spans: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
+    """As many tokens as a span has, from before its sentinel."""
+    where = {int(token): at for at, token in enumerate(source)}
+    # The last sentinel ends the target: it stands for no span.
+    return {
+        mark: tuple(source[max(where[mark] - len(span), 0) : where[mark]].tolist())
+        for mark, span in spans.items()
+        if mark in where
+    }
+
+
+def _contrasted(
+    trainer: PretrainTrainer,
+    documents: Documents,
+    examples: Examples,
+    final: dict[str, float],
+    untrained: dict[str, Any],
+) -> Comparison:
+    pairs = [pair for text in documents.eval["text"] for lines in [parts(text)] for pair in pairwise(lines)]
+    # Neighbouring pairs share a line: apart, so that no query finds itself.
+    order = np.random.default_rng(0).permutation(len(pairs))
+    queries, answers = ([pairs[number][side] for number in order] for side in (0, 1))
+    fit_on = [line for text in documents.train["text"] for line in parts(text)]
+    vectors = [_embeddings(trainer, texts) for texts in (queries, answers)]
+    found = {
+        "TF-IDF": tfidf_retrieval_at_1(queries, answers, GROUP, fit_on=fit_on),
+        "trained": embedding_retrieval_at_1(vectors[0], vectors[1], GROUP),
+    }
+    return {f"retrieval at 1 of {GROUP}": {"chance": 1 / GROUP, **found}}
+
+
+def _embeddings(trainer: PretrainTrainer, texts: list[str]) -> torch.Tensor:
+    model, tokenizer = trainer.accelerator.unwrap_model(trainer.model).eval(), trainer.processing_class
+    found = []
+    for start in range(0, len(texts), 256):
+        inputs = tokenizer(
+            texts[start : start + 256],
+            padding=True,
+            truncation=True,
+            max_length=trainer.objective.max_length,
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            found.append(
+                embed(model, inputs["attention_mask"].to(model.device), input_ids=inputs["input_ids"].to(model.device))
+            )
+    return torch.cat(found).cpu()
+
+
+COMPARISONS: dict[str, Callable[..., Comparison]] = {
+    "clm": _causal,
+    "mlm": _masked,
+    "mlm+nsp": _masked,
+    "rtd": _replaced,
+    "denoise": _denoised,
+    "contrastive": _contrasted,
+}

@@ -1,0 +1,84 @@
+"""Muon for the matrices of the blocks, AdamW for everything else, as one optimizer.
+
+Muon makes a matrix's momentum orthogonal before it steps (Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon/).
+Embeddings, heads, norms and biases stay with AdamW, as there. The step of a matrix is scaled to the size of AdamW's
+(Liu et al. 2025, https://arxiv.org/abs/2502.16982), so that one learning rate and one schedule serve both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """`torch.optim.Muon` and `torch.optim.AdamW` side by side.
+
+    Args:
+        params: groups; those with `use_muon` true hold matrices.
+        lr: of both.
+        betas, eps, weight_decay: AdamW's; Muon takes the decay too.
+        momentum: Muon's.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+    ):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        matrices = [group for group in self.param_groups if group.get("use_muon")]
+        others = [group for group in self.param_groups if not group.get("use_muon")]
+        self._parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            self._parts.append(torch.optim.Muon(matrices, lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw"))
+        if others:
+            self._parts.append(torch.optim.AdamW(others, lr, betas, eps, weight_decay, fused=True))
+        # One set of groups and one state: schedules write to the groups, checkpoints read both.
+        self.param_groups = [group for part in self._parts for group in part.param_groups]
+        for part in self._parts:
+            part.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of both."""
+        loss = None if closure is None else closure()
+        for part in self._parts:
+            part.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch does; the parts then share what was loaded."""
+        super().load_state_dict(state_dict)
+        start = 0
+        for part in self._parts:
+            count = len(part.param_groups)
+            part.param_groups = self.param_groups[start : start + count]
+            part.state = self.state
+            start += count
+
+
+def muon_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """A model's trained parameters in three groups: the blocks' matrices for Muon; other matrices; and, without decay,
+    norms and biases."""
+    outside = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    outside |= {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
+    groups: list[dict[str, Any]] = [
+        {"params": [], "use_muon": True, "weight_decay": weight_decay},
+        {"params": [], "use_muon": False, "weight_decay": weight_decay},
+        {"params": [], "use_muon": False, "weight_decay": 0.0},
+    ]
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            inside = parameter.dim() == 2 and id(parameter) not in outside and min(parameter.shape) > 2
+            groups[0 if inside else 1 if parameter.dim() > 1 else 2]["params"].append(parameter)
+    return [group for group in groups if group["params"]]

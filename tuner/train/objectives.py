@@ -1,0 +1,241 @@
+"""What a model learns from raw text: six objectives, each a transformation of the data and a loss.
+
+An objective makes rows of documents (`rows`), batches of rows (a call: what is random in it is a function of the
+draw), and the loss of a batch (`loss`: a sum, and over how many). `use_objective` puts that loss into a model's
+`forward`, before any wrapper sees it. In evaluation `sums` are added up over batches and `summary` makes metrics of
+them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from tuner.data.collate import CausalCollator
+from tuner.data.corpus import segment_pairs
+from tuner.data.corrupt import IGNORED, corrupt_spans, infill, mask_tokens, word_continuations
+from tuner.data.draws import FILLER, generator
+from tuner.data.encode import encode_dataset
+from tuner.data.pack import pack_dataset
+from tuner.train.losses import supervised_positions
+from tuner.train.objective import Batch, Objective, Row, Sums
+from tuner.train.replaced import fill_in, judge
+from tuner.train.views import embed, gathered
+
+
+class CausalLM(Objective):
+    """clm: `-log p(token | those before it)`, a mean over tokens, of whole documents packed into blocks, none seeing
+    another (Bengio et al. 2003). Any causal model of transformers that is a backbone and a linear head."""
+
+    def rows(self, documents: Dataset, num_proc: int | None = None, name: str = "the dataset") -> Dataset:
+        encoded, _ = encode_dataset(documents, "text", self.tokenizer, self.max_length, num_proc=num_proc, name=name)
+        return pack_dataset(encoded, self.max_length)
+
+    def __call__(self, rows: list[Row]) -> Batch:
+        blank = [
+            {**row, "labels": np.full_like(row["labels"], IGNORED)} if row["draw"] == FILLER else row for row in rows
+        ]
+        return CausalCollator(self.tokenizer.pad_token_id, padding_free=self.options.get("padding_free", False))(blank)
+
+    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
+        outputs = model.base_model(**inputs, use_cache=False)
+        hidden, targets = supervised_positions(outputs.last_hidden_state, labels)
+        return self.token_loss(model, hidden, targets), len(targets)
+
+
+class MaskedLM(Objective):
+    """mlm: `-log p(token | the sequence with 15 % of its tokens hidden)` over the hidden ones, anew in every epoch
+    (Devlin et al. 2018, https://arxiv.org/abs/1810.04805; dynamic masking: Liu et al. 2019,
+    https://arxiv.org/abs/1907.11692). Options: `mlm_probability`, `whole_word`."""
+
+    keep: ClassVar[float] = 0.2
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, **options: Any):
+        super().__init__(tokenizer, max_length, seed, **options)
+        self.continues = word_continuations(tokenizer) if options.get("whole_word") else None
+
+    def hide(self, ids: np.ndarray, row: Row) -> dict[str, np.ndarray]:
+        """`input_ids` and `labels` of a draw."""
+        share = self.options.get("mlm_probability", 0.15)
+        hidden, labels = mask_tokens(
+            ids, self.draw(row), self.special, self.tokenizer.mask_token_id, share, self.continues, self.keep
+        )
+        return {"input_ids": hidden, "labels": labels}
+
+    def example(self, row: Row) -> dict[str, np.ndarray]:
+        return self.hide(row["input_ids"], row)
+
+    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
+        hidden, targets, _ = self.hidden(model, labels, **inputs)
+        return self.token_loss(model, hidden, targets), len(targets)
+
+    def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """What the head sees of the hidden tokens `(tokens, embedding_size)`, those tokens, the encoder's output."""
+        outputs = model.model(**inputs)
+        where = (labels.reshape(-1) != IGNORED).nonzero().squeeze(1)
+        states = outputs.last_hidden_state.flatten(0, 1).index_select(0, where)
+        return model.prediction(states), labels.reshape(-1).index_select(0, where), outputs
+
+    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
+        hidden, targets, _ = self.hidden(model, labels, **inputs)
+        return self.token_sums(model, hidden, targets)
+
+
+class NextSentence(MaskedLM):
+    """mlm+nsp: also whether the second of two segments follows the first, `-log p(follows | both)`; half of them are
+    another document's in the batch (Devlin et al. 2018, section 3.1)."""
+
+    def rows(self, documents: Dataset, num_proc: int | None = None, name: str = "the dataset") -> Dataset:
+        return segment_pairs(documents, self.tokenizer, (self.max_length - 3) // 2, whole=True, num_proc=num_proc)
+
+    def __call__(self, rows: list[Row]) -> Batch:
+        documents = np.array([row["document"] for row in rows])
+        examples, relation = [], []
+        for row in rows:
+            others = np.flatnonzero(documents != row["document"])
+            random = np.random.default_rng([self.seed, row["draw"] % 2**63, 1])
+            other = bool(len(others)) and random.random() < 0.5
+            second = rows[random.choice(others)]["second"] if other else row["second"]
+            first = row["first"]
+            start, end = [self.tokenizer.cls_token_id], [self.tokenizer.sep_token_id]
+            ids = np.concatenate([start, first, end, second, end]).astype(np.int64)
+            types = np.arange(len(ids)) >= len(first) + 2
+            examples.append({**self.hide(ids, row), "token_type_ids": types})
+            relation.append(IGNORED if row["draw"] == FILLER else int(other))
+        return self.padded(examples, rows) | {"next_sentence_label": torch.tensor(relation)}
+
+    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
+        relation = inputs.pop("next_sentence_label")
+        hidden, targets, outputs = self.hidden(model, labels, **inputs)
+        guess = model.seq_relationship(outputs.pooler_output).float()
+        total = self.token_loss(model, hidden, targets)
+        return total + F.cross_entropy(guess, relation) * len(targets), len(targets)
+
+    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
+        relation = inputs.pop("next_sentence_label")
+        hidden, targets, outputs = self.hidden(model, labels, **inputs)
+        guess = model.seq_relationship(outputs.pooler_output).argmax(-1)
+        found = self.token_sums(model, hidden, targets)
+        return found | {"right": (guess == relation).sum(), "pairs": (relation != IGNORED).sum()}
+
+    def summary(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
+        right, pairs = sums.pop("right"), sums.pop("pairs")
+        return super().summary(sums) | {"nsp_accuracy": float(right / max(pairs, 1))}
+
+
+class ReplacedTokens(MaskedLM):
+    """rtd: a small generator learns masked tokens and fills them in; the model says of every token whether it is the
+    original (Clark et al. 2020, https://arxiv.org/abs/2003.10555): `L = L_mlm + 50 · mean BCE(replaced)`."""
+
+    keep = 0.0  # what is chosen is always hidden, as there
+    weight: ClassVar[float] = 50.0
+    BINS: ClassVar[int] = 1000
+
+    def __call__(self, rows: list[Row]) -> Batch:
+        number = generator(self.seed, rows[0]["draw"]).integers(2**31)  # for the generator's choices, on any device
+        return super().__call__(rows) | {"choice_seed": torch.tensor(int(number))}
+
+    def both(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The generator's loss, a sum; the discriminator's logits, and what it should have seen."""
+        seed = int(inputs.pop("choice_seed"))
+        hidden, targets, _ = self.hidden(model.generator, labels, **inputs)
+        total, drawn = fill_in(hidden, targets, model, seed)
+        return total, *judge(model, labels, drawn, **inputs)
+
+    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
+        total, scores, is_replaced = self.both(model, labels, **inputs)
+        count = (labels != IGNORED).sum()
+        return total + self.weight * F.binary_cross_entropy_with_logits(scores, is_replaced.float()) * count, count
+
+    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
+        total, scores, is_replaced = self.both(model, labels, **inputs)
+        bins = (scores.sigmoid() * (self.BINS - 1)).round().long()
+        kinds = {"positive": is_replaced, "negative": ~is_replaced}
+        counts = {name: torch.bincount(bins[where], minlength=self.BINS) for name, where in kinds.items()}
+        return {"loss": total, "count": (labels != IGNORED).sum(), **counts}
+
+    def summary(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
+        positive, negative = sums.pop("positive"), sums.pop("negative")
+        below = np.cumsum(negative) - negative / 2  # of scores in one bin half count
+        area = float((positive * below).sum() / max(positive.sum() * negative.sum(), 1))
+        return super().summary(sums) | {"auc": area, "replaced": float(positive.sum() / max(sums["count"], 1))}
+
+
+class Denoise(Objective):
+    """denoise: the hidden spans of a text, each after its sentinel (`--corruption spans`, Raffel et al. 2019,
+    https://arxiv.org/abs/1910.10683), or the whole text out of one with spans gone (`infilling`, Lewis et al. 2019,
+    https://arxiv.org/abs/1910.13461): `-log p(target | source)` a token."""
+
+    starts = False
+
+    def example(self, row: Row) -> dict[str, np.ndarray]:
+        ids, end = row["input_ids"], [self.tokenizer.eos_token_id]
+        if self.options.get("corruption", "spans") == "infilling":
+            source, target = infill(ids, self.draw(row), self.tokenizer.mask_token_id), ids
+        else:
+            marks = [t for t in self.tokenizer.all_special_tokens if t.startswith("<extra_id_")]
+            order = sorted(marks, key=lambda mark: int(mark.removeprefix("<extra_id_").removesuffix(">")))
+            source, target = corrupt_spans(ids, self.draw(row), np.array(self.tokenizer.convert_tokens_to_ids(order)))
+        return {"input_ids": np.concatenate([source, end]), "labels": np.concatenate([target, end])}
+
+    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
+        hidden, targets = self.hidden(model, labels, **inputs)
+        return self.token_loss(model, hidden, targets), len(targets)
+
+    def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the head sees of the target's tokens, and those tokens."""
+        outputs = model.model(
+            **inputs, decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels), use_cache=False
+        )
+        where = (labels.reshape(-1) != IGNORED).nonzero().squeeze(1)
+        states = outputs.last_hidden_state.flatten(0, 1).index_select(0, where)
+        return states * model.config.decoder.logit_scale, labels.reshape(-1).index_select(0, where)
+
+    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
+        hidden, targets = self.hidden(model, labels, **inputs)
+        return self.token_sums(model, hidden, targets)
+
+
+class Contrastive(Objective):
+    """contrastive: of all second texts in the batch the one that belongs to the first, and the other way round:
+    `-log softmax(cos(a_i, b_j) / t)_i`, mean of both (Gao et al. 2021, https://arxiv.org/abs/2104.08821; Oord et al.
+    2018, https://arxiv.org/abs/1807.03748). `--views neighbours`: b follows a; `dropout`: b is a under
+    other dropout. Other processes' texts are negatives too."""
+
+    def rows(self, documents: Dataset, num_proc: int | None = None, name: str = "the dataset") -> Dataset:
+        return segment_pairs(documents, self.tokenizer, self.max_length - 2, whole=False, num_proc=num_proc)
+
+    def __call__(self, rows: list[Row]) -> Batch:
+        second = "first" if self.options.get("views") == "dropout" else "second"
+        ends = [self.tokenizer.cls_token_id], [self.tokenizer.sep_token_id]
+        texts = [row["first"] for row in rows] + [row[second] for row in rows]
+        batch = self.padded([{"input_ids": np.concatenate([ends[0], ids, ends[1]])} for ids in texts], rows * 2)
+        real = torch.tensor([row["draw"] != FILLER for row in rows])
+        return batch | {"labels": torch.arange(len(rows)).masked_fill(~real, IGNORED)}
+
+    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
+        ones, others = embed(model, **inputs).chunk(2)
+        scores, targets = gathered(ones, others, self.options.get("temperature", 0.05))
+        both = [F.cross_entropy(score, targets, reduction="none") for score in scores]
+        return ((both[0] + both[1]) / 2)[labels != IGNORED].sum(), (labels != IGNORED).sum()
+
+    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
+        found = super().sums(model, labels, **inputs)
+        ones, others = embed(model, **inputs).chunk(2)
+        right = ((ones @ others.T).argmax(-1) == torch.arange(len(ones), device=ones.device)) & (labels != IGNORED)
+        return found | {"accuracy": right.sum()}
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "clm": CausalLM,
+    "mlm": MaskedLM,
+    "mlm+nsp": NextSentence,
+    "rtd": ReplacedTokens,
+    "denoise": Denoise,
+    "contrastive": Contrastive,
+}

@@ -1,0 +1,139 @@
+"""The trainer of every pretraining objective: `ExactTrainerMixin` over the objective's batches, loss and metrics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+from tuner.data.draws import Draws
+from tuner.train.guards import SpikeGuard, TimeLimit
+from tuner.train.muon import MuonWithAdamW, muon_groups
+from tuner.train.objective import Objective, use_objective
+from tuner.train.replaced import GeneratorAndDiscriminator
+from tuner.train.run import Run, say
+from tuner.train.trainer import ExactTrainerMixin
+
+GUARD = "spike_guard.json"
+
+
+class PretrainTrainer(ExactTrainerMixin, Trainer):
+    """Pretraining by an objective.
+
+    Args:
+        model: of the class that the objective trains.
+        run: from `open_run`; its arguments have `max_minutes` and `skip_spikes`.
+        train_rows, eval_rows: from the objective.
+        tokenizer: saved with the model.
+    """
+
+    model: Any
+    optimizer: Any
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        run: Run,
+        objective: Objective,
+        train_rows: Dataset,
+        eval_rows: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+    ):
+        self.objective, self._run = objective, run
+        use_objective(model, objective)
+        super().__init__(
+            model=model,
+            args=run.training,
+            data_collator=objective,
+            train_dataset=Draws(train_rows),
+            eval_dataset=Draws(eval_rows, len(eval_rows)),
+            processing_class=tokenizer,
+        )
+        values = run.args.values()
+        self.guard = SpikeGuard() if values.get("skip_spikes", True) else None
+        self.limit = TimeLimit(values["max_minutes"]) if values.get("max_minutes") else None
+        if self.limit is not None:
+            self.add_callback(self.limit)
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self._run.args.optim == "muon":
+            groups = muon_groups(self.model if model is None else model, self.args.weight_decay)
+            betas = (self.args.adam_beta1, self.args.adam_beta2)
+            self.optimizer = MuonWithAdamW(
+                groups, self.args.learning_rate, betas, self.args.adam_epsilon, self.args.weight_decay
+            )
+        return super().create_optimizer(model)
+
+    # ---- steps ----
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.guard is not None and norm is not None and self.guard.leaps(float(norm)):
+            # Without gradients the optimizer does nothing: no moment moves, no weight decays.
+            model.zero_grad(set_to_none=True)
+            say(f"Step {self.state.global_step + 1} is left out: its gradient norm {float(norm):.3g} leapt.")
+        return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.guard is not None:
+            logs["skipped_steps"] = self.guard.skipped
+        super().log(logs, start_time)
+
+    # ---- evaluation ----
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        rows = (eval_dataset if eval_dataset is not None else self.eval_dataset).rows
+        batch = self.args.eval_batch_size * self.args.world_size
+        # The last batches must not repeat rows: what fills them has no label.
+        length = -(-len(rows) // batch) * batch if self.args.world_size > 1 else len(rows)
+        return Trainer.get_eval_dataloader(self, Draws(rows.with_format(None), length))
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        self._sums = {}
+        output = Trainer.evaluation_loop(self, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        found = {name: self.accelerator.reduce(value, "sum").cpu().numpy() for name, value in self._sums.items()}
+        for name, value in self.objective.summary(found).items():
+            output.metrics[f"{metric_key_prefix}_{name}"] = value
+        return output
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Any:
+        inputs = self._prepare_inputs({k: v for k, v in inputs.items() if k not in ("rows", "tokens")})
+        bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            found = self.objective.sums(bare, **inputs)
+        for name, value in found.items():
+            # float64, where the device has it: sums of many batches.
+            wide = value.detach().to(self.args.device).double()
+            self._sums[name] = self._sums[name] + wide if name in self._sums else wide
+        return (found["loss"] / found["count"].clamp(min=1)).detach(), None, None
+
+    # ---- checkpoints ----
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.guard is not None and self.args.should_save:
+            (Path(output_dir) / GUARD).write_text(json.dumps(self.guard.state()), encoding="utf-8")
+
+    def restore_progress(self) -> None:
+        super().restore_progress()
+        if self.guard is not None and self._checkpoint is not None and (self._checkpoint / GUARD).is_file():
+            self.guard.restore(json.loads((self._checkpoint / GUARD).read_text(encoding="utf-8")))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        bare = self.accelerator.unwrap_model(self.model)
+        if _internal_call or not isinstance(bare, GeneratorAndDiscriminator):
+            return super().save_model(output_dir, _internal_call)
+        # Only the discriminator outlives the training.
+        pair, self.model = self.model, bare.discriminator
+        try:
+            super().save_model(output_dir)
+        finally:
+            self.model = pair
+        return None

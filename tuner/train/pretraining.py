@@ -1,0 +1,181 @@
+"""The steps of the pretraining recipe: documents, tokenizer, objective, examples, model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from tuner.arguments import RecipeArguments
+from tuner.data.corpus import to_documents
+from tuner.errors import ArgumentError, ModelError
+from tuner.load import load_pretrained
+from tuner.model import (
+    PRESETS,
+    TunerEncoderConfig,
+    TunerEncoderForMaskedLM,
+    TunerEncoderForPreTraining,
+    TunerEncoderModel,
+    TunerPreTrainedModel,
+    TunerSeq2SeqConfig,
+    TunerSeq2SeqForConditionalGeneration,
+)
+from tuner.model.convert import from_transformers
+from tuner.text.tokenizer import load_pretrained_tokenizer
+from tuner.text.vocabulary import train_tokenizer
+from tuner.train.objective import Objective
+from tuner.train.objectives import OBJECTIVES
+from tuner.train.prepare import load_model, load_rows, load_tokenizer, was_trained
+from tuner.train.replaced import GeneratorAndDiscriminator
+from tuner.train.run import Run
+
+# What each objective trains: our class, and the Auto class that finds a checkpoint for it.
+CLASSES: dict[str, tuple[type[TunerPreTrainedModel], Any]] = {
+    "mlm": (TunerEncoderForMaskedLM, AutoModelForMaskedLM),
+    "mlm+nsp": (TunerEncoderForPreTraining, AutoModelForPreTraining),
+    "rtd": (GeneratorAndDiscriminator, None),
+    "contrastive": (TunerEncoderModel, AutoModel),
+    "denoise": (TunerSeq2SeqForConditionalGeneration, AutoModelForSeq2SeqLM),
+}
+
+
+@dataclass
+class Documents:
+    """Raw text to train and to validate on: rows of `text`."""
+
+    train: Dataset
+    eval: Dataset
+
+    def texts(self) -> Iterator[str]:
+        """Every training text, for a tokenizer to learn from."""
+        for batch in self.train.iter(batch_size=1000):
+            yield from batch["text"]
+
+
+@dataclass
+class Examples:
+    """What the objective made of the documents."""
+
+    train: Dataset
+    eval: Dataset
+
+
+def load_documents(args: RecipeArguments) -> Documents:
+    """Load `--dataset_name` as raw text; of a conversation each turn is a line.
+
+    Raises:
+        DataError: see `tuner.data.sources` and `tuner.data.schema`.
+    """
+    rows = load_rows(args)
+    with PartialState().main_process_first():
+        return Documents(to_documents(rows.train, rows.kind), to_documents(rows.eval, rows.kind))
+
+
+def load_pretraining_tokenizer(run: Run, documents: Documents) -> PreTrainedTokenizerBase:
+    """The named tokenizer, or the model's, or one trained on the documents by `--train_tokenizer`.
+
+    Raises:
+        ModelError: nothing to load, a vocabulary too small to train, or a tokenizer without the tokens it takes.
+    """
+    args: Any = run.args
+    if args.model_name_or_path or args.tokenizer_name_or_path:
+        tokenizer = load_tokenizer(run, documents, needs_end=args.objective in ("clm", "denoise"))
+    else:
+        with PartialState().main_process_first():
+            if was_trained(run.folder) and (run.checkpoint is not None or not PartialState().is_main_process):
+                tokenizer = load_pretrained_tokenizer(str(run.folder), needs_end=False)
+            else:
+                size = args.vocab_size or PRESETS[args.preset]["vocab_size"]
+                tokenizer = train_tokenizer(documents.texts(), args.train_tokenizer, size, args.objective)
+                if not args.dry_run:
+                    tokenizer.save_pretrained(run.folder)
+    needed = {"clm": (), "denoise": ("eos_token",)}.get(args.objective, ("cls_token", "sep_token", "mask_token"))
+    missing = [name for name in needed if getattr(tokenizer, name) is None]
+    if missing:
+        raise ModelError(
+            f"--objective {args.objective} needs a tokenizer with {', '.join(missing)}; this one has none."
+        )
+    return tokenizer
+
+
+def load_objective(args: Any, tokenizer: PreTrainedTokenizerBase) -> Objective:
+    """The objective of `--objective`, with the flags that are its own."""
+    names = ("mlm_probability", "whole_word", "corruption", "views", "temperature", "z_loss")
+    options = {name: getattr(args, name) for name in names}
+    return OBJECTIVES[args.objective](tokenizer, args.max_length, args.seed, **options)
+
+
+def make_examples(args: RecipeArguments, documents: Documents, objective: Objective) -> Examples:
+    """The objective's examples of both splits.
+
+    Raises:
+        DataError: too little text for one.
+    """
+    with PartialState().main_process_first():
+        made = [
+            objective.rows(split, args.dataset_num_proc, name)
+            for split, name in (
+                (documents.train, args.dataset_name),
+                (documents.eval, f"{args.dataset_name} (validation)"),
+            )
+        ]
+    return Examples(*made)
+
+
+def load_pretraining_model(args: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The model that the objective trains: a new one, or a checkpoint of any family that has a counterpart here.
+
+    Raises:
+        ModelError: see `tuner.load`.
+        ArgumentError: an objective that has no such checkpoint.
+    """
+    if args.objective == "clm":
+        return load_model(args, tokenizer)
+    kind, auto = CLASSES[args.objective]
+    attention = args.attn_implementation or "sdpa"
+    if not args.model_name_or_path:
+        set_seed(args.seed)
+        return kind._from_config(_new_config(args, tokenizer), attn_implementation=attention)
+    if auto is None:
+        raise ArgumentError(
+            "--objective rtd starts with a new generator and discriminator: leave out --model_name_or_path."
+        )
+    model = load_pretrained(auto, args.model_name_or_path, torch.float32, attn_implementation=attention)
+    if not isinstance(model, kind):
+        try:
+            model = from_transformers(model)
+        except ValueError as error:
+            raise ModelError(f"{args.model_name_or_path} cannot be ours: {error}") from error
+    return model
+
+
+def _new_config(args: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    if not 0 <= args.dropout < 1:
+        raise ModelError(f"--dropout must lie in [0, 1), not {args.dropout}.")
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    fields = {
+        **PRESETS[args.preset],
+        **ids,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": max(args.max_length, 512),
+        "hidden_dropout": args.dropout,
+        "attention_dropout": args.dropout,
+    }
+    if args.objective != "denoise":
+        return TunerEncoderConfig(**fields, type_vocab_size=2 if args.objective == "mlm+nsp" else 0)
+    # Half of the blocks each, so that a preset's size stays what it says.
+    fields["num_hidden_layers"] = max(fields["num_hidden_layers"] // 2, 1)
+    return TunerSeq2SeqConfig(encoder=dict(fields), decoder=dict(fields), **ids)

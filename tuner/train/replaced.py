@@ -1,0 +1,87 @@
+"""A generator that fills masked tokens in, and the discriminator that learns to tell them (Clark et al. 2020,
+https://arxiv.org/abs/2003.10555)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from tuner.data.corrupt import IGNORED
+from tuner.model import (
+    TunerEncoderConfig,
+    TunerEncoderForMaskedLM,
+    TunerEncoderForReplacedTokenDetection,
+    TunerPreTrainedModel,
+)
+
+# The generator's share of the discriminator's width: a quarter to a half was best there (section 3.2).
+SHARE = 4
+
+
+class GeneratorAndDiscriminator(TunerPreTrainedModel):
+    """Both, over one matrix of embeddings. Only the discriminator outlives the training."""
+
+    config_class = TunerEncoderConfig
+    _tied_weights_keys = {
+        "generator.model.embed_tokens.weight": "discriminator.model.embed_tokens.weight",
+        "generator.lm_head.weight": "discriminator.model.embed_tokens.weight",
+    }
+
+    def __init__(self, config: TunerEncoderConfig):
+        super().__init__(config)
+        heads = max(config.num_attention_heads // SHARE, 1)
+        smaller: dict[str, Any] = {
+            "hidden_size": config.hidden_size // config.num_attention_heads * heads,
+            "head_dim": config.head_dim,
+            "embedding_size": config.embedding_size,
+            "intermediate_size": config.intermediate_size // SHARE,
+            "num_attention_heads": heads,
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+        }
+        self.discriminator = TunerEncoderForReplacedTokenDetection(config)
+        self.generator = TunerEncoderForMaskedLM(type(config)(**{**config.to_dict(), **smaller}))
+        self.post_init()
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.discriminator.get_input_embeddings()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The discriminator's."""
+        return self.discriminator(*args, **kwargs)
+
+
+def fill_in(
+    hidden: torch.Tensor, targets: torch.Tensor, model: GeneratorAndDiscriminator, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The generator's loss, a sum, and a token drawn for each masked one.
+
+    Args:
+        hidden: `(tokens, embedding_size)`, what its head sees.
+        targets: `(tokens,)`.
+        seed: of the draws.
+    """
+    logits = model.generator.lm_head(hidden).float()
+    generator = torch.Generator(logits.device).manual_seed(seed)
+    # The first of exponential clocks with these rates to ring is a draw from the softmax.
+    clocks = torch.empty_like(logits).exponential_(generator=generator)
+    drawn = (logits.detach().softmax(dim=-1) / clocks).argmax(dim=-1)
+    return F.cross_entropy(logits, targets, reduction="sum"), drawn
+
+
+def judge(
+    model: GeneratorAndDiscriminator, labels: torch.Tensor, drawn: torch.Tensor, input_ids: torch.Tensor, **inputs: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The discriminator's logits of the tokens that count, and which of them were replaced.
+
+    A token that happens to be the original is no replaced one.
+    """
+    hidden = labels != IGNORED
+    filled = input_ids.masked_scatter(hidden, drawn)
+    is_replaced = torch.zeros_like(hidden).masked_scatter(hidden, drawn != labels[hidden])
+    real = hidden.any(dim=1, keepdim=True).expand_as(hidden)
+    mask = inputs.get("attention_mask")
+    real = real if mask is None else real & mask.bool()
+    return model.discriminator(input_ids=filled, **inputs).logits[real].float(), is_replaced[real]

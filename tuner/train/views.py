@@ -1,0 +1,35 @@
+"""Embeddings of texts, and their likeness across processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed
+from torch.distributed.nn.functional import all_gather
+from torch.nn import functional as F
+
+
+def embed(model: Any, attention_mask: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
+    """The mean of a text's tokens, of length 1: `(batch, hidden_size)` in float32 (Reimers & Gurevych 2019,
+    https://arxiv.org/abs/1908.10084)."""
+    # The encoder's own forward: a model's is the one with the loss in it.
+    states = type(model).forward(model, attention_mask=attention_mask, **inputs).last_hidden_state.float()
+    if attention_mask is None:
+        return F.normalize(states.mean(dim=1), dim=-1)
+    real = attention_mask[..., None].float()
+    return F.normalize((states * real).sum(dim=1) / real.sum(dim=1).clamp(min=1), dim=-1)
+
+
+def gathered(
+    ones: torch.Tensor, others: torch.Tensor, temperature: float
+) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Cosines over the temperature of this process's texts and all processes': ones against others, others against
+    ones, each `(batch, all texts)`; and the column of each text's partner."""
+    batch, first = len(ones), 0
+    all_ones, all_others = ones, others
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        first = batch * torch.distributed.get_rank()
+        all_ones, all_others = torch.cat(all_gather(ones)), torch.cat(all_gather(others))
+    targets = torch.arange(first, first + batch, device=ones.device)
+    return (ones @ all_others.T / temperature, others @ all_ones.T / temperature), targets

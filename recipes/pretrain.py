@@ -22,6 +22,9 @@ class PretrainArguments(tuner.RecipeArguments):
     train_tokenizer: Literal["bpe", "wordpiece", "unigram"] = tuner.flag(
         "bpe", "How a tokenizer is trained where none is given; --vocab_size says how large."
     )
+    clean: Literal["none", "light", "web"] = tuner.flag(
+        "none", "light: characters, repeated and validation documents; web: boilerplate and Gopher's rules too."
+    )
     mlm_probability: float = tuner.flag(0.15, "Share of the tokens that mlm and rtd hide.", least=0, most=1)
     whole_word: bool = tuner.flag(False, "Hide whole words in mlm and rtd.")
     corruption: Literal["spans", "infilling"] = tuner.flag(
@@ -46,8 +49,11 @@ def main() -> None:
     objective = tuner.load_objective(args, tokenizer)
     examples = tuner.make_examples(args, documents, objective)
     model = tuner.load_pretraining_model(args, tokenizer)
+    if args.dry_run:
+        return tuner.show_pretraining_plan(run, documents, objective, examples, model, tokenizer)
 
     trainer = tuner.PretrainTrainer(model, run, objective, examples.train, examples.eval, tokenizer)
+    trainer.add_callback(tuner.SampleCallback(tokenizer, documents.eval))
     trainer.train(resume_from_checkpoint=run.checkpoint)
     trainer.save_model()
     tuner.write_pretraining_report(trainer, run, documents, examples)

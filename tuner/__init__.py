@@ -24,6 +24,8 @@ _HOME = {
     "load_objective": "tuner.train.pretraining",
     "make_examples": "tuner.train.pretraining",
     "load_pretraining_model": "tuner.train.pretraining",
+    "show_pretraining_plan": "tuner.train.pretraining_plan",
+    "SampleCallback": "tuner.evaluation.samples",
     "PretrainTrainer": "tuner.train.pretrainer",
     "write_pretraining_report": "tuner.evaluation.pretraining",
     "SFTTrainer": "tuner.train.trainer",

@@ -238,6 +238,15 @@ def test_wordpiece_knows_nearly_all_characters_of_its_texts():
         assert "[UNK]" not in trained("wordpiece", "mlm").tokenize(word)
 
 
+def test_wordpiece_leaves_out_the_rarest_characters_where_room_is_short():
+    rare = sorted(set("".join(chinese()[:200])) - set("".join(english())))[:30]
+    texts = [*english(), "".join(rare)]
+    short, ample = (train_tokenizer(texts, "wordpiece", size, "mlm") for size in (300, 1000))
+    assert len(short) == 300 and not set(rare) & short.get_vocab().keys()
+    assert set(rare) <= ample.get_vocab().keys()
+    assert 0.9995 <= measure(short, texts)["coverage"] < measure(ample, texts)["coverage"] == 1
+
+
 def test_wordpiece_lower_cases_when_asked():
     tokenizer = train_tokenizer(english(), "wordpiece", 800, "mlm", lowercase=True)
     assert tokenizer("HELLO There É")["input_ids"] == tokenizer("hello there é")["input_ids"]

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 from tuner.data.schema import Kind
 from tuner.text.chat import generation_prompt
@@ -45,3 +56,30 @@ def sample_conversations(
         answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
         samples.append({"prompt": prompt, "answer": answer, "reference": reference})
     return samples
+
+
+class SampleCallback(TrainerCallback):
+    """After each evaluation, lets a causal model go on from the beginning of validation documents: `samples.md` in the
+    run's folder grows by them. Other models write nothing.
+
+    Args:
+        tokenizer: of the model.
+        documents: rows of `text`.
+        count: how many documents.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, documents: Dataset, count: int = 2):
+        self.tokenizer, self.documents, self.count = tokenizer, documents, count
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        encodes = getattr(model.config, "is_encoder_decoder", False)
+        if not state.is_world_process_zero or encodes or not model.can_generate():
+            return
+        was_training = model.training
+        samples = sample_conversations(model, self.tokenizer, self.documents, "text", self.count)
+        model.train(was_training)
+        lines = [f"- {s['prompt']} **{' '.join(s['answer'].split())}**" for s in samples]
+        with (Path(args.output_dir) / "samples.md").open("a", encoding="utf-8") as file:
+            file.write(f"\n## Step {state.global_step}\n\n" + "\n".join(lines) + "\n")

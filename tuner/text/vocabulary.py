@@ -4,8 +4,7 @@
 `wordpiece` gives it back without its whitespace, and loses characters that it never met. Any goes with any objective.
 
 The `tokenizers` library trains. Two of its trainers walk through a hash table whose order differs from run to run; what
-depends on that order is fixed here: the same texts give the same files. Left out: normalizing beyond WordPiece's, which
-would change what the model is asked to write.
+depends on that order is fixed here: the same texts give the same files. Left out: any normalizing but WordPiece's.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Special:
     roles: dict[str, str]
     unknown: str
     single: str = "$A"
-    pair: str = "$A $B"
+    pair: str = "$A $B:1"
     extra: tuple[str, ...] = ()
 
 
@@ -100,9 +99,8 @@ def train_tokenizer(
             tokenizer = _train_wordpiece(texts, vocab_size, marks, special.unknown, lowercase)
         else:
             tokenizer = _train_unigram(texts, vocab_size, marks, special.unknown)
-    if special.single != "$A":
-        around = [(mark, tokenizer.token_to_id(mark)) for mark in marks if mark in special.pair]
-        tokenizer.post_processor = processors.TemplateProcessing(special.single, special.pair, around)
+    around = [(mark, tokenizer.token_to_id(mark)) for mark in marks if mark in special.pair]
+    tokenizer.post_processor = processors.TemplateProcessing(special.single, special.pair, around)
     inputs = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} if special is _BERT else {}
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -164,12 +162,10 @@ def _train_wordpiece(texts: Iterable[str], size: int, marks: list[str], unknown:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(cleanup=False)  # what is shown is what the model wrote
 
-    def goes_on(character: str) -> bool:
-        """Whether it can stand within a word: punctuation and Chinese characters are words."""
+    def goes_on(character: str) -> bool:  # punctuation and Chinese characters are words
         return len(tokenizer.pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(f"a{character}"))) == 1
 
-    normal = map(tokenizer.normalizer.normalize_str, texts)
-    counts = Counter(character for text in normal for character in text if not character.isspace())
+    counts = Counter(chain.from_iterable("".join(tokenizer.normalizer.normalize_str(t).split()) for t in texts))
     alphabet = _alphabet(counts, lambda character: 1 + goes_on(character), size, len(marks), COVERAGE)
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
@@ -192,23 +188,21 @@ def _train_unigram(texts: Iterable[str], size: int, marks: list[str], unknown: s
     taken = len(marks) + len(BYTES)
     _require(size, taken + len(letters) + 1, "the bytes, the letters that name them, one piece and the special tokens")
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Replace(ESCAPE, ESCAPE + "0"), normalizers.Replace(SPACE, ESCAPE + "1")]
-    )
+    escape = [normalizers.Replace(ESCAPE, ESCAPE + "0"), normalizers.Replace(SPACE, ESCAPE + "1")]
+    unescape = [decoders.Replace(ESCAPE + "1", SPACE), decoders.Replace(ESCAPE + "0", ESCAPE)]
+    spaces = decoders.Metaspace(SPACE, prepend_scheme="never")
+    tokenizer.normalizer = normalizers.Sequence(escape)
     # Nothing else splits a word: the trainer learns a word only if it meets it with different characters behind.
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="never")
-    unescape = [decoders.Replace(ESCAPE + "1", SPACE), decoders.Replace(ESCAPE + "0", ESCAPE)]
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Metaspace(SPACE, prepend_scheme="never"), decoders.ByteFallback(), decoders.Fuse(), *unescape]
-    )
+    tokenizer.decoder = decoders.Sequence([spaces, decoders.ByteFallback(), decoders.Fuse(), *unescape])
     counts = Counter(chain.from_iterable(map(tokenizer.normalizer.normalize_str, texts)))
     counts[SPACE] += counts.pop(" ", 0)
     alphabet = {*letters, *_alphabet(counts, lambda character: 1, size, taken + len(letters), 0)}
     rare = counts.keys() - alphabet
-    # The trainer keeps every character that it met; the rare ones then go, and are spelled in bytes.
+    # It keeps every character that it meets; the rare ones then go, and are spelled in bytes.
     room = size - taken + len(rare)
     trainer = trainers.UnigramTrainer(vocab_size=room, initial_alphabet=letters, show_progress=False)
-    # The trainer has its own use for these two, and fails on texts that hold them.
+    # It has its own use for these two, and fails on texts that hold them.
     tokenizer.train_from_iterator(_not_blank(re.sub("\0|<UNK>", " ", text) for text in texts), trainer)
     learned = dict(json.loads(tokenizer.to_str())["model"]["vocab"])
     known = {*rare, *marks, *BYTES}

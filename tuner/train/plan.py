@@ -28,24 +28,26 @@ SHOWN_TOKENS = 160
 def show_plan(run: Run, data: Sequences, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Print the plan of a run. Trains nothing and writes nothing."""
     console = Console(highlight=False)
-    console.print(_arguments(run))
+    console.print(arguments_table(run))
     console.print(_data(data))
     for number in range(min(2, len(data.train))):
         console.print(_row(data.train, number, tokenizer))
-    console.print(_parameters(model))
+    console.print(parameters_table(model))
     console.print(_estimates(run, data, model))
     console.print("Dry run: nothing was trained and nothing was written.", style="bold")
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
+    """A table whose first column is words and whose others are numbers."""
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     return table
 
 
-def _arguments(run: Run) -> Table:
-    table = _table("Resolved arguments", "flag", "value")
+def arguments_table(run: Run) -> Table:
+    """Every resolved argument."""
+    table = new_table("Resolved arguments", "flag", "value")
     for name, value in {**run.args.values(), "bf16": run.training.bf16, "use_cpu": run.training.use_cpu}.items():
         if value is not None:
             table.add_row(name, Text(str(value)))
@@ -54,7 +56,7 @@ def _arguments(run: Run) -> Table:
 
 
 def _data(data: Sequences) -> Table:
-    table = _table("Data", "", "train", "eval")
+    table = new_table("Data", "", "train", "eval")
     reports = (data.train_report, data.eval_report)
     for name, form in (
         *(("rows", "{0.rows:,}"), ("sequences", "{0.sequences:,}"), ("tokens", "{0.tokens:,}")),
@@ -81,8 +83,9 @@ def _row(rows: Dataset, number: int, tokenizer: PreTrainedTokenizerBase) -> Text
     return text
 
 
-def _parameters(model: PreTrainedModel) -> Table:
-    table = _table(f"Parameters of {type(model).__name__}", "component", "number", "share")
+def parameters_table(model: PreTrainedModel) -> Table:
+    """Parameters by component."""
+    table = new_table(f"Parameters of {type(model).__name__}", "component", "number", "share")
     sizes = parameters_by_component(model)
     total = sum(sizes.values())
     for component, count in [*sizes.items(), ("all", total)]:
@@ -110,7 +113,7 @@ def _estimates(run: Run, data: Sequences, model: PreTrainedModel) -> Table:
     weights, head, attention = linear_sizes(model)
     operations = steps * per_step * tokens * (6 * (weights + supervised * head) + attention * width / 2)
     seconds = operations / (measure_peak(product_dtype(training, model)) * ASSUMED_PEAK_SHARE * training.world_size)
-    table = _table("Estimates", "what", "how much")
+    table = new_table("Estimates", "what", "how much")
     for name, size in memory.items():
         table.add_row(f"memory: {name}", f"{size / 2**20:,.0f} MiB")
     table.add_row("memory: all", f"{sum(memory.values()) / 2**20:,.0f} of {memory_bytes() / 2**20:,.0f} MiB")

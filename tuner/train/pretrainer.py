@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import SchedulerType
 
 from tuner.data.draws import Draws
 from tuner.train.guards import SpikeGuard, TimeLimit
@@ -21,6 +22,9 @@ from tuner.train.run import Run, say
 from tuner.train.trainer import ExactTrainerMixin
 
 GUARD = "spike_guard.json"
+# Share of the steps in which `warmup_stable_decay` decays (Hu et al. 2024, https://arxiv.org/abs/2404.06395: a tenth is
+# enough; Hägele et al. 2024, https://arxiv.org/abs/2405.18392: up to a fifth helps).
+DECAY = 0.2
 
 
 class PretrainTrainer(ExactTrainerMixin, Trainer):
@@ -70,6 +74,12 @@ class PretrainTrainer(ExactTrainerMixin, Trainer):
                 groups, self.args.learning_rate, betas, self.args.adam_epsilon, self.args.weight_decay
             )
         return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
+            given = self.args.lr_scheduler_kwargs or {}
+            self.args.lr_scheduler_kwargs = {"num_decay_steps": round(DECAY * num_training_steps), **given}
+        return super().create_scheduler(num_training_steps, optimizer)
 
     # ---- steps ----
 

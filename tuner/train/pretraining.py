@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from tuner.arguments import RecipeArguments
+from tuner.data.clean import CleaningOptions, CleaningReport, clean_corpus, clean_text
 from tuner.data.corpus import to_documents
 from tuner.errors import ArgumentError, ModelError
 from tuner.load import load_pretrained
@@ -58,6 +59,7 @@ class Documents:
 
     train: Dataset
     eval: Dataset
+    cleaning: CleaningReport | None = None
 
     def texts(self) -> Iterator[str]:
         """Every training text, for a tokenizer to learn from."""
@@ -73,15 +75,31 @@ class Examples:
     eval: Dataset
 
 
-def load_documents(args: RecipeArguments) -> Documents:
-    """Load `--dataset_name` as raw text; of a conversation each turn is a line.
+def load_documents(args: Any) -> Documents:
+    """Load `--dataset_name` as raw text, cleaned as `--clean` says; of a conversation each turn is a line.
 
     Raises:
         DataError: see `tuner.data.sources` and `tuner.data.schema`.
     """
     rows = load_rows(args)
     with PartialState().main_process_first():
-        return Documents(to_documents(rows.train, rows.kind), to_documents(rows.eval, rows.kind))
+        train, held_out = to_documents(rows.train, rows.kind), to_documents(rows.eval, rows.kind)
+        if args.clean == "none":
+            return Documents(train, held_out)
+        return Documents(*_cleaned(train, held_out, args))
+
+
+def _cleaned(train: Dataset, held_out: Dataset, args: Any) -> tuple[Dataset, Dataset, CleaningReport]:
+    """What is validated on is cleaned by the same rules on texts, but keeps its documents."""
+    plain = CleaningOptions(boilerplate=False, min_words=0, quality=False, repetition=False)
+    options = CleaningOptions() if args.clean == "web" else plain
+    texts = held_out.map(_clean_batch, batched=True, fn_kwargs={"options": options}, desc="Cleaning")
+    cleaned, report = clean_corpus(train, options, texts, args.dataset_num_proc)
+    return cleaned, texts, report
+
+
+def _clean_batch(batch: dict[str, list[Any]], options: CleaningOptions) -> dict[str, list[Any]]:
+    return {"text": [clean_text(text, options) for text in batch["text"]]}
 
 
 def load_pretraining_tokenizer(run: Run, documents: Documents) -> PreTrainedTokenizerBase:

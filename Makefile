@@ -15,7 +15,7 @@ SFT := recipes/sft.py --config recipes/configs/sft/tiny.yaml
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft dry-run chat test test-slow lint format bench-sft bench-model bench-attention bench-startup clean
+.PHONY: help install sft dry-run chat test test-slow lint format eval-pretrain bench-sft bench-model bench-attention bench-startup clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ lint: install ## Check style, formatting and types
 format: install ## Format the code and mend what can be mended
 	@$(RUN) ruff check --fix
 	@$(RUN) ruff format
+
+eval-pretrain: install ## Train every pretraining objective, beside its baselines (an hour)
+	@$(RUN) python benchmarks/objectives.py $(ARGS)
 
 bench-sft: install ## Time training beside its peers
 	@$(RUN) python benchmarks/sft.py $(ARGS)

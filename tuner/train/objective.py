@@ -17,6 +17,9 @@ from tuner.data.corrupt import IGNORED
 from tuner.data.draws import FILLER, generator
 from tuner.train.losses import chunked_cross_entropy
 
+# Padded sequences have a length that this divides.
+MULTIPLE = 32
+
 Batch = dict[str, torch.Tensor]
 Row = dict[str, Any]
 Sums = dict[str, torch.Tensor]
@@ -61,7 +64,10 @@ class Objective:
         for name in examples[0]:
             parts = [torch.as_tensor(np.asarray(example[name], dtype=np.int64)) for example in examples]
             fill = IGNORED if name == "labels" else 0 if name == "token_type_ids" else self.tokenizer.pad_token_id
-            batch[name] = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=fill)
+            padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=fill)
+            if min(map(len, parts)) < padded.shape[1]:  # for every new length kernels are made anew: few lengths
+                padded = F.pad(padded, (0, -padded.shape[1] % MULTIPLE), value=fill)
+            batch[name] = padded
         lengths = torch.tensor([len(example["input_ids"]) for example in examples])
         if int(lengths.min()) < batch["input_ids"].shape[1]:
             batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()

@@ -80,7 +80,10 @@ def load_documents(args: Any) -> Documents:
 
     Raises:
         DataError: see `tuner.data.sources` and `tuner.data.schema`.
+        ArgumentError: a checkpoint for an objective that has none.
     """
+    if args.objective == "rtd" and args.model_name_or_path:
+        raise ArgumentError("--objective rtd begins with a new pair of models: leave out --model_name_or_path.")
     rows = load_rows(args)
     with PartialState().main_process_first():
         train, held_out = to_documents(rows.train, rows.kind), to_documents(rows.eval, rows.kind)
@@ -158,7 +161,6 @@ def load_pretraining_model(args: Any, tokenizer: PreTrainedTokenizerBase) -> Pre
 
     Raises:
         ModelError: see `tuner.load`.
-        ArgumentError: an objective that has no such checkpoint.
     """
     if args.objective == "clm":
         return load_model(args, tokenizer)
@@ -167,10 +169,6 @@ def load_pretraining_model(args: Any, tokenizer: PreTrainedTokenizerBase) -> Pre
     if not args.model_name_or_path:
         set_seed(args.seed)
         return kind._from_config(_new_config(args, tokenizer), attn_implementation=attention)
-    if auto is None:
-        raise ArgumentError(
-            "--objective rtd starts with a new generator and discriminator: leave out --model_name_or_path."
-        )
     model = load_pretrained(auto, args.model_name_or_path, torch.float32, attn_implementation=attention)
     if not isinstance(model, kind):
         try:

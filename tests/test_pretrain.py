@@ -1,0 +1,130 @@
+"""The pretraining recipe as its user runs it: every objective, killed and continued, and loaded by transformers."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+import torch
+import transformers
+from transformers import AutoTokenizer
+
+import tuner.model
+from tests.recipes import assert_same_run, launch_recipe, log_of, run_recipe
+
+# A dozen steps of a 4.5 M model on short real conversations, with checkpoints between log lines and evaluations.
+SMALL = [
+    *("--vocab_size", "600", "--max_length", "64", "--max_steps", "12", "--per_device_train_batch_size", "8"),
+    *("--learning_rate", "2e-3", "--logging_steps", "3", "--save_steps", "4", "--eval_strategy", "steps"),
+    *("--eval_steps", "6", "--test_split_size", "30", "--resume_from_checkpoint", "true", "--optim", "muon"),
+]
+OBJECTIVES = {
+    "clm": ("bpe", "AutoModelForCausalLM"),
+    "mlm": ("wordpiece", "AutoModelForMaskedLM"),
+    "mlm+nsp": ("wordpiece", "AutoModelForPreTraining"),
+    "rtd": ("bpe", None),
+    "denoise": ("unigram", "AutoModelForSeq2SeqLM"),
+    "contrastive": ("wordpiece", "AutoModel"),
+}
+
+
+def flags(objective, chats, folder):
+    kind = OBJECTIVES[objective][0]
+    return [
+        *SMALL,
+        "--objective",
+        objective,
+        "--train_tokenizer",
+        kind,
+        "--dataset_name",
+        chats,
+        "--output_dir",
+        folder,
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_learns_compares_and_is_loaded(objective, chats, tmp_path):
+    done = run_recipe(*flags(objective, chats, tmp_path / "run"), recipe="pretrain.py")
+    assert done.returncode == 0, done.stderr[-2000:]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    losses = [entry["eval_loss"] for entry in metrics["log"] if "eval_loss" in entry]
+    assert losses[-1] < losses[0]
+    assert metrics["comparison"] and all("trained" in values for values in metrics["comparison"].values())
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
+    assert (tmp_path / "run" / "samples.md").exists() == (objective == "clm")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    auto = OBJECTIVES[objective][1]
+    kind = getattr(transformers, auto) if auto else tuner.model.TunerEncoderForReplacedTokenDetection
+    model, info = kind.from_pretrained(tmp_path / "run", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    inputs = tokenizer("How are you today?", return_tensors="pt", return_token_type_ids=False)
+    extra = {"decoder_input_ids": inputs["input_ids"]} if objective == "denoise" else {}
+    with torch.no_grad():
+        assert all(torch.isfinite(t).all() for t in model(**inputs, **extra).values() if isinstance(t, torch.Tensor))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["clm", "rtd"])
+def test_a_killed_run_ends_in_the_same_bits(objective, chats, tmp_path):
+    """Masks and the generator's choices are drawn again as they were."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run_recipe(*flags(objective, chats, whole), recipe="pretrain.py").returncode == 0
+    for point in ("step:7", "open:optimizer.pt@1"):
+        done = run_recipe(*flags(objective, chats, killed), recipe="pretrain.py", kill_at=point)
+        assert done.returncode == -signal.SIGKILL, f"{point}: {done.stderr[-1500:]}"
+    done = run_recipe(*flags(objective, chats, killed), recipe="pretrain.py")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Continuing from" in done.stdout
+    assert_same_run(whole, killed)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(chats, tmp_path):
+    """Rows that fill the last batch do not count, and every text is every other's negative."""
+    few = [*flags("mlm", chats, tmp_path / "run"), "--max_steps", "1", "--per_device_eval_batch_size", "7"]
+    assert run_recipe(*few, "--output_dir", tmp_path / "one", recipe="pretrain.py").returncode == 0
+    tokenizer = ("--tokenizer_name_or_path", tmp_path / "one")
+    done = launch_recipe(2, *few, *tokenizer, "--output_dir", tmp_path / "two", recipe="pretrain.py")
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (log_of(tmp_path / name / "checkpoint-1")[0] for name in ("one", "two"))
+    for name in ("eval_loss", "eval_accuracy"):
+        assert two[name] == pytest.approx(one[name], rel=2e-3)
+
+
+@pytest.mark.slow
+def test_minutes_end_a_run_and_the_same_command_goes_on(chats, tmp_path):
+    folder = tmp_path / "run"
+    limit = [*flags("clm", chats, folder), "--max_steps", "100000", "--max_minutes", "0.05", "--eval_strategy", "no"]
+    for _ in range(2):
+        done = run_recipe(*limit, recipe="pretrain.py")
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert "Continuing from" in done.stdout
+    assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["steps"] < 100000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--objective", "mlm", "--vocab_size", "20"], "--vocab_size"),
+        (["--objective", "clmm"], "clmm"),
+        (["--objective", "rtd", "--model_name_or_path", "builtin:minilm-l6"], "leave out --model_name_or_path"),
+        (["--objective", "mlm", "--tokenizer_name_or_path", "builtin:smollm2-135m-instruct"], "cls_token"),
+    ],
+)
+def test_mistakes_are_one_message(words, message, chats, tmp_path):
+    done = run_recipe("--dataset_name", chats, "--output_dir", tmp_path / "run", *words, recipe="pretrain.py")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert message in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_dry_run_shows_what_is_asked_and_writes_nothing(chats, tmp_path):
+    words = [*flags("denoise", chats, tmp_path / "run"), "--clean", "light", "--dry_run", "true"]
+    done = run_recipe(*words, recipe="pretrain.py")
+    assert done.returncode == 0, done.stderr[-2000:]
+    for expected in ("exact_duplicates", "bytes a token", "<extra_id_0>", "is to give", "Estimates"):
+        assert expected in done.stdout
+    assert not (tmp_path / "run").exists()

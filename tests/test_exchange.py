@@ -14,7 +14,7 @@ from tests.recipes import ROOT, environment
 from tuner.exchange import convert
 from tuner.load import resolve
 from tuner.text.chat import generation_prompt
-from tuner.text.tokenizer import train_bpe_tokenizer
+from tuner.text.vocabulary import train_bpe_tokenizer
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

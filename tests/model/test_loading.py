@@ -17,7 +17,7 @@ from tests.model.helpers import VOCAB_SIZE, greatest_difference, tiny_config, ti
 from tests.model.test_configuration import ROPES
 from tuner.load import new_decoder
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM, TunerDecoderModel
-from tuner.text.tokenizer import train_bpe_tokenizer
+from tuner.text.vocabulary import train_bpe_tokenizer
 
 EVERYTHING = {"attention_bias": True, "mlp_bias": True}
 

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tuner.data.sources import load_splits
 from tuner.load import resolve
-from tuner.text.tokenizer import load_pretrained_tokenizer, train_bpe_tokenizer
+from tuner.text.tokenizer import load_pretrained_tokenizer
+from tuner.text.vocabulary import train_bpe_tokenizer
 
 Conversation = list[dict[str, str]]
 

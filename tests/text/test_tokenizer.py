@@ -16,8 +16,8 @@ from tuner.text.tokenizer import (
     ROLES,
     load_pretrained_tokenizer,
     read_chat_template,
-    train_bpe_tokenizer,
 )
+from tuner.text.vocabulary import train_bpe_tokenizer
 
 SMALLEST = 262  # 256 bytes, three special tokens, three roles
 

@@ -22,7 +22,7 @@ from tests.recipes import ROOT, environment
 from tests.text import samples
 from tuner.errors import DataError, ModelError
 from tuner.text.chat import TUNER_TEMPLATE, encode_conversations
-from tuner.text.tokenizer import BOS, EOS, PAD, ROLES, train_bpe_tokenizer
+from tuner.text.tokenizer import BOS, EOS, PAD, ROLES
 from tuner.text.vocabulary import BYTES, ESCAPE, OBJECTIVES, SPACE, Algorithm, measure, train_tokenizer
 
 ALGORITHMS = get_args(Algorithm)
@@ -138,13 +138,6 @@ def test_a_pretrained_tokenizer_goes_on_to_conversations(algorithm):
         expected = [i for text in said for i in (*tokenizer(text)["input_ids"], tokenizer.eos_token_id)]
         assert labels == expected
         assert row["input_ids"][0] == tokenizer.bos_token_id
-
-
-def test_bpe_for_clm_is_the_tokenizer_of_fine_tuning(tmp_path):
-    train_tokenizer(iter(english()), "bpe", 800, "clm", 512).save_pretrained(tmp_path / "one")
-    train_bpe_tokenizer(iter(english()), 800, 512).save_pretrained(tmp_path / "other")
-    one, other = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("one", "other"))
-    assert one == other and len(one) == 3
 
 
 # What comes back of a text.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
@@ -57,10 +59,12 @@ def word_continuations(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """`(vocab_size,)`, true for tokens that continue a word, by the marks of WordPiece, byte-level BPE or Unigram."""
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     special = set(tokenizer.all_special_tokens)
-    if any(token.startswith("##") for token in tokens):
-        return np.array([token.startswith("##") for token in tokens])
-    mark = "Ġ" if any(token.startswith("Ġ") for token in tokens) else "▁"
-    return np.array([token not in special and not token.startswith((mark, "Ċ", "ĉ")) for token in tokens])
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    if parts["model"]["type"] == "WordPiece":
+        mark = parts["model"]["continuing_subword_prefix"]
+        return np.array([token.startswith(mark) for token in tokens])
+    starts = ("Ġ", "Ċ", "ĉ") if "ByteLevel" in json.dumps(parts["pre_tokenizer"]) else ("▁", "\n", "\t")
+    return np.array([token not in special and not token.startswith(starts) for token in tokens])
 
 
 def corrupt_spans(

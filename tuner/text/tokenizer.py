@@ -1,66 +1,23 @@
-"""Tokenizers: train a byte-level BPE on a corpus, or load one.
+"""Tokenizers that are loaded, and the special tokens of ours.
 
-Ours gives padding, beginning and end three different tokens. When padding and end are one token, a collator that masks
+Ours give padding, beginning and end three different tokens. When padding and end are one token, a collator that masks
 padding masks the end too, and the model never learns to stop (TRL issues 1623 and 6357); a loaded tokenizer with that
 fault is given a padding token of its own where its vocabulary has a spare one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tuner.errors import ModelError
-from tuner.text.chat import CHATML_TEMPLATE, TUNER_TEMPLATE
+from tuner.text.chat import CHATML_TEMPLATE
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 # Tokens that vocabularies carry for such uses, in order of preference.
 SPARE_PADDING = (PAD, "<pad>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>", "<unk>")
-
-
-def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int = 2048) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; bytes as in GPT-2).
-
-    Every byte is a token, so no text is ever unknown. The three special tokens, the three role marks and our chat
-    template are set.
-
-    Args:
-        texts: the corpus, consumed once.
-        vocab_size: tokens in all, special ones and the 256 bytes included.
-
-    Raises:
-        ModelError: a vocabulary too small for the bytes and the special tokens.
-    """
-    special = [PAD, BOS, EOS, *ROLES]
-    smallest = len(special) + len(pre_tokenizers.ByteLevel.alphabet())
-    if vocab_size < smallest:
-        raise ModelError(f"--vocab_size {vocab_size} is too small: the bytes and special tokens alone are {smallest}.")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_in_batches(texts), trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        extra_special_tokens=list(ROLES),
-        clean_up_tokenization_spaces=False,
-        model_max_length=model_max_length,
-        padding_side="right",
-    )
-    fast.chat_template = TUNER_TEMPLATE
-    return fast
 
 
 def load_pretrained_tokenizer(
@@ -131,14 +88,3 @@ def read_chat_template(name_or_path: str) -> str:
 
 def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _in_batches(texts: Iterable[str], size: int = 1000) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

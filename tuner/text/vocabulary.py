@@ -115,6 +115,11 @@ def train_tokenizer(
     return fast
 
 
+def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int = 2048) -> PreTrainedTokenizerFast:
+    """The tokenizer of a new decoder: byte-level BPE with our chat template; see `train_tokenizer`."""
+    return train_tokenizer(texts, "bpe", vocab_size, "clm", model_max_length)
+
+
 def measure(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, float]:
     """How well a tokenizer fits texts; special tokens are not added.
 

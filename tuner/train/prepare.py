@@ -27,7 +27,8 @@ from tuner.errors import ModelError
 from tuner.hardware import device_type
 from tuner.load import new_decoder, pretrained_decoder, resolve
 from tuner.model import PRESETS
-from tuner.text.tokenizer import load_pretrained_tokenizer, train_bpe_tokenizer, use_chat_template
+from tuner.text.tokenizer import load_pretrained_tokenizer, use_chat_template
+from tuner.text.vocabulary import train_bpe_tokenizer
 from tuner.train.optimizers import halve_parameters
 from tuner.train.run import Run
 

@@ -120,7 +120,9 @@ def load_pretraining_tokenizer(run: Run, documents: Documents) -> PreTrainedToke
                 tokenizer = load_pretrained_tokenizer(str(run.folder), needs_end=False)
             else:
                 size = args.vocab_size or PRESETS[args.preset]["vocab_size"]
-                tokenizer = train_tokenizer(documents.texts(), args.train_tokenizer, size, args.objective)
+                tokenizer = train_tokenizer(
+                    documents.train["text"], args.train_tokenizer, size, args.objective, max(args.max_length, 2048)
+                )
                 if not args.dry_run:
                     tokenizer.save_pretrained(run.folder)
     needed = {"clm": (), "denoise": ("eos_token",)}.get(args.objective, ("cls_token", "sep_token", "mask_token"))

@@ -25,6 +25,8 @@ class PretrainArguments(tuner.RecipeArguments):
     clean: Literal["none", "light", "web"] = tuner.flag(
         "none", "light: characters, repeated and validation documents; web: boilerplate and Gopher's rules too."
     )
+    streaming: bool = tuner.flag(False, "Read the text on the way, for a corpus larger than the disk.")
+    shuffle_buffer: int = tuner.flag(10_000, "Documents that a stream is shuffled among.", least=1)
     mlm_probability: float = tuner.flag(0.15, "Share of the tokens that mlm and rtd hide.", least=0, most=1)
     whole_word: bool = tuner.flag(False, "Hide whole words in mlm and rtd.")
     corruption: Literal["spans", "infilling"] = tuner.flag(

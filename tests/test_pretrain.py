@@ -67,15 +67,16 @@ def test_every_objective_learns_compares_and_is_loaded(objective, chats, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["clm", "rtd"])
+@pytest.mark.parametrize("objective", ["rtd", "mlm, streamed"])
 def test_a_killed_run_ends_in_the_same_bits(objective, chats, tmp_path):
-    """Masks and the generator's choices are drawn again as they were."""
+    """Masks and the generator's choices are drawn again as they were; a stream goes on in the middle of a document."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run_recipe(*flags(objective, chats, whole), recipe="pretrain.py").returncode == 0
-    for point in ("step:7", "open:optimizer.pt@1"):
-        done = run_recipe(*flags(objective, chats, killed), recipe="pretrain.py", kill_at=point)
-        assert done.returncode == -signal.SIGKILL, f"{point}: {done.stderr[-1500:]}"
-    done = run_recipe(*flags(objective, chats, killed), recipe="pretrain.py")
+    objective, _, streamed = objective.partition(", ")
+    more = ["--streaming", "true", "--test_split_size", "20", "--shuffle_buffer", "30"] if streamed else []
+    assert run_recipe(*flags(objective, chats, whole), *more, recipe="pretrain.py").returncode == 0
+    done = run_recipe(*flags(objective, chats, killed), *more, recipe="pretrain.py", kill_at="step:7")
+    assert done.returncode == -signal.SIGKILL, done.stderr[-1500:]
+    done = run_recipe(*flags(objective, chats, killed), *more, recipe="pretrain.py")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Continuing from" in done.stdout
     assert_same_run(whole, killed)
@@ -98,11 +99,12 @@ def test_two_processes_evaluate_as_one(chats, tmp_path):
 def test_minutes_end_a_run_and_the_same_command_goes_on(chats, tmp_path):
     folder = tmp_path / "run"
     limit = [*flags("clm", chats, folder), "--max_steps", "100000", "--max_minutes", "0.05", "--eval_strategy", "no"]
+    steps = []
     for _ in range(2):
         done = run_recipe(*limit, recipe="pretrain.py")
         assert done.returncode == 0, done.stderr[-2000:]
-    assert "Continuing from" in done.stdout
-    assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["steps"] < 100000
+        steps.append(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["steps"])
+    assert "Continuing from" in done.stdout and steps[0] < steps[1] < 100000
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,7 @@ def test_minutes_end_a_run_and_the_same_command_goes_on(chats, tmp_path):
         (["--objective", "mlm", "--vocab_size", "20"], "--vocab_size"),
         (["--objective", "clmm"], "clmm"),
         (["--objective", "rtd", "--model_name_or_path", "builtin:minilm-l6"], "leave out --model_name_or_path"),
+        (["--streaming", "true"], "needs --max_steps"),
         (["--objective", "mlm", "--tokenizer_name_or_path", "builtin:smollm2-135m-instruct"], "cls_token"),
     ],
 )

@@ -25,6 +25,7 @@ from rich.table import Table
 from tuner.data.corpus import parts
 from tuner.data.corrupt import IGNORED
 from tuner.data.draws import Draws
+from tuner.data.stream import TokenStream
 from tuner.evaluation.ngrams import KneserNey, MaskedBigram, most_frequent_token, perplexity_per_byte
 from tuner.evaluation.report import plot_losses
 from tuner.evaluation.retrieval import embedding_retrieval_at_1, tfidf_retrieval_at_1
@@ -57,7 +58,7 @@ def write_pretraining_report(
         (entry for entry in history if entry.get("step") == 0 and "eval_loss" in entry), {}
     )
     args: Any = run.args
-    compare = COMPARISONS[args.objective]
+    compare = _streamed if isinstance(examples.train, TokenStream) else COMPARISONS[args.objective]
     metrics = {
         "objective": args.objective,
         "steps": trainer.state.global_step,
@@ -83,6 +84,17 @@ def show_comparison(comparison: Comparison, objective: str) -> None:
     for metric, values in comparison.items():
         table.add_row(metric, *(f"{values[name]:.4g}" if name in values else "-" for name in names))
     Console(highlight=False).print(table)
+
+
+def _streamed(
+    trainer: PretrainTrainer,
+    documents: Documents,
+    examples: Examples,
+    final: dict[str, float],
+    untrained: dict[str, Any],
+) -> Comparison:
+    """Of a stream no baseline is counted: it would have to be read once more."""
+    return {"nats a token": _before_and_after("loss", final, untrained)}
 
 
 def _causal(

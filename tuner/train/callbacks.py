@@ -20,6 +20,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from tuner.hardware import measure_peak
+from tuner.model.products import product
 
 
 class StepSeed(TrainerCallback):
@@ -101,7 +102,7 @@ class Throughput(TrainerCallback):
         self.seconds = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.peak = measure_peak(self.dtype)
+        self.peak = measure_peak(self.dtype, multiply=product)
         self._started = time.perf_counter()
 
     def count(self, inputs: dict[str, torch.Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers.utils import ModelOutput
 from tuner.data.corpus import token_blocks
 from tuner.data.corrupt import IGNORED
 from tuner.data.draws import FILLER, generator
+from tuner.data.stream import TokenStream
 from tuner.train.losses import chunked_cross_entropy
 
 # Padded sequences have a length that this divides.
@@ -46,9 +48,22 @@ class Objective:
 
     def rows(self, documents: Dataset, num_proc: int | None = None, name: str = "the dataset") -> Dataset:
         """Examples of `documents`, rows of `text`."""
-        start, end = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id) if self.starts else (None, None)
-        end = self.tokenizer.eos_token_id if end is None else end
-        return token_blocks(documents, self.tokenizer, self.max_length, start, end, num_proc, name)
+        return token_blocks(documents, self.tokenizer, self.max_length, *self.ends(), num_proc, name)
+
+    def ends(self) -> tuple[int | None, int | None]:
+        """The token that begins a block, and the one that ends a document."""
+        if self.starts:
+            return self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        return None, self.tokenizer.eos_token_id
+
+    def stream(self, documents: Any, clean: Callable[[str], str | None] | None = None) -> TokenStream:
+        """Examples of documents that are read on the way.
+
+        Raises:
+            ArgumentError: an objective whose examples are no blocks.
+        """
+        start, end = self.ends()
+        return TokenStream(documents, self.tokenizer, self.max_length, start, None, end, clean)
 
     def example(self, row: Row) -> dict[str, np.ndarray]:
         """The sequences of one draw."""

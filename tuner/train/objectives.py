@@ -8,6 +8,7 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,10 +23,14 @@ from tuner.data.corrupt import IGNORED, corrupt_spans, infill, mask_tokens, word
 from tuner.data.draws import FILLER, generator
 from tuner.data.encode import encode_dataset
 from tuner.data.pack import pack_dataset
+from tuner.data.stream import TokenStream
+from tuner.errors import ArgumentError
 from tuner.train.losses import supervised_positions
 from tuner.train.objective import Batch, Objective, Row, Sums
 from tuner.train.replaced import fill_in, judge
 from tuner.train.views import embed, gathered
+
+NO_STREAM = "--streaming true makes blocks of text: for clm, mlm, rtd and denoise."
 
 
 class CausalLM(Objective):
@@ -37,6 +42,7 @@ class CausalLM(Objective):
         return pack_dataset(encoded, self.max_length)
 
     def __call__(self, rows: list[Row]) -> Batch:
+        rows = [row if "labels" in row else self.of_stream(row) for row in rows]
         blank = [
             {**row, "labels": np.full_like(row["labels"], IGNORED)} if row["draw"] == FILLER else row for row in rows
         ]
@@ -46,6 +52,22 @@ class CausalLM(Objective):
         outputs = model.base_model(**inputs, use_cache=False)
         hidden, targets = supervised_positions(outputs.last_hidden_state, labels)
         return self.token_loss(model, hidden, targets), len(targets)
+
+    def stream(self, documents: Any, clean: Callable[[str], str | None] | None = None) -> TokenStream:
+        first, last = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        return TokenStream(documents, self.tokenizer, self.max_length, None, first, last, clean)
+
+    def of_stream(self, row: Row) -> Row:
+        """A block of a stream with `labels` and with `position_ids` that start again after each document's end."""
+        ids = row["input_ids"]
+        starts = np.concatenate([[True], ids[:-1] == self.tokenizer.eos_token_id])
+        first = np.maximum.accumulate(np.where(starts, np.arange(len(ids)), 0))
+        return {
+            **row,
+            "labels": np.where(starts, IGNORED, ids),
+            "position_ids": np.arange(len(ids)) - first,
+            "rows": [row["row"]],
+        }
 
 
 class MaskedLM(Objective):
@@ -89,6 +111,9 @@ class MaskedLM(Objective):
 class NextSentence(MaskedLM):
     """mlm+nsp: also whether the second of two segments follows the first, `-log p(follows | both)`; half of them are
     another document's in the batch (Devlin et al. 2018, section 3.1)."""
+
+    def stream(self, documents: Any, clean: Callable[[str], str | None] | None = None) -> TokenStream:
+        raise ArgumentError(NO_STREAM)
 
     def rows(self, documents: Dataset, num_proc: int | None = None, name: str = "the dataset") -> Dataset:
         return segment_pairs(documents, self.tokenizer, (self.max_length - 3) // 2, whole=True, num_proc=num_proc)
@@ -206,6 +231,9 @@ class Contrastive(Objective):
     `-log softmax(cos(a_i, b_j) / t)_i`, mean of both (Gao et al. 2021, https://arxiv.org/abs/2104.08821; Oord et al.
     2018, https://arxiv.org/abs/1807.03748). `--views neighbours`: b follows a; `dropout`: b is a under
     other dropout. Other processes' texts are negatives too."""
+
+    def stream(self, documents: Any, clean: Callable[[str], str | None] | None = None) -> TokenStream:
+        raise ArgumentError(NO_STREAM)
 
     def rows(self, documents: Dataset, num_proc: int | None = None, name: str = "the dataset") -> Dataset:
         return segment_pairs(documents, self.tokenizer, self.max_length - 2, whole=False, num_proc=num_proc)

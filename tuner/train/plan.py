@@ -16,6 +16,7 @@ from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.hardware import measure_peak, memory_bytes
+from tuner.model.products import product
 from tuner.train.prepare import Sequences
 from tuner.train.run import Run, joins_rows, product_dtype
 from tuner.train.size import linear_sizes, parameters_by_component, training_bytes
@@ -112,7 +113,8 @@ def _estimates(run: Run, data: Sequences, model: PreTrainedModel) -> Table:
     )
     weights, head, attention = linear_sizes(model)
     operations = steps * per_step * tokens * (6 * (weights + supervised * head) + attention * width / 2)
-    seconds = operations / (measure_peak(product_dtype(training, model)) * ASSUMED_PEAK_SHARE * training.world_size)
+    peak = measure_peak(product_dtype(training, model), multiply=product) * ASSUMED_PEAK_SHARE * training.world_size
+    seconds = operations / peak
     table = new_table("Estimates", "what", "how much")
     for name, size in memory.items():
         table.add_row(f"memory: {name}", f"{size / 2**20:,.0f} MiB")

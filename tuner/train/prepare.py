@@ -155,6 +155,11 @@ def load_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
     kind = getattr(model.config, "attention_type", "softmax")  # a field of ours
     if kind != "softmax" and (args.packing or args.padding_free):
         raise ModelError(f"{kind} attention cannot tell sequences in one row apart: pass --packing false.")
+    return fit_model(args, model)
+
+
+def fit_model(args: RecipeArguments, model: PreTrainedModel) -> PreTrainedModel:
+    """A model with the attention that is fast here, and its weights in `--dtype`."""
     on_cpu = args.use_cpu or device_type() == "cpu"
     if on_cpu and not args.attn_implementation and not args.torch_compile and can_be_blocked(model):
         model.set_attn_implementation(BLOCKED)

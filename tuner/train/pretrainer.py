@@ -14,14 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import SchedulerType
 
 from tuner.data.draws import Draws
+from tuner.data.stream import TokenStream
 from tuner.train.guards import SpikeGuard, TimeLimit
 from tuner.train.muon import MuonWithAdamW, muon_groups
 from tuner.train.objective import Objective, use_objective
 from tuner.train.replaced import GeneratorAndDiscriminator
-from tuner.train.run import Run, say
+from tuner.train.run import Run, joins_rows, say
 from tuner.train.trainer import ExactTrainerMixin
 
-GUARD = "spike_guard.json"
+GUARD, STREAM = "spike_guard.json", "stream.json"
 # Share of the steps in which `warmup_stable_decay` decays (Hu et al. 2024, https://arxiv.org/abs/2404.06395: a tenth is
 # enough; Hägele et al. 2024, https://arxiv.org/abs/2405.18392: up to a fifth helps).
 DECAY = 0.2
@@ -33,7 +34,7 @@ class PretrainTrainer(ExactTrainerMixin, Trainer):
     Args:
         model: of the class that the objective trains.
         run: from `open_run`; its arguments have `max_minutes` and `skip_spikes`.
-        train_rows, eval_rows: from the objective.
+        train_rows, eval_rows: from the objective; of a stream the place goes into each checkpoint.
         tokenizer: saved with the model.
     """
 
@@ -45,17 +46,18 @@ class PretrainTrainer(ExactTrainerMixin, Trainer):
         model: PreTrainedModel,
         run: Run,
         objective: Objective,
-        train_rows: Dataset,
+        train_rows: Dataset | TokenStream,
         eval_rows: Dataset,
         tokenizer: PreTrainedTokenizerBase,
     ):
         self.objective, self._run = objective, run
+        objective.options["padding_free"] = joins_rows(run, model)  # where it is next tokens that are learnt
         use_objective(model, objective)
         super().__init__(
             model=model,
             args=run.training,
             data_collator=objective,
-            train_dataset=Draws(train_rows),
+            train_dataset=train_rows if isinstance(train_rows, TokenStream) else Draws(train_rows),
             eval_dataset=Draws(eval_rows, len(eval_rows)),
             processing_class=tokenizer,
         )
@@ -130,6 +132,20 @@ class PretrainTrainer(ExactTrainerMixin, Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.guard is not None and self.args.should_save:
             (Path(output_dir) / GUARD).write_text(json.dumps(self.guard.state()), encoding="utf-8")
+
+        stream = self.train_dataset
+        if isinstance(stream, TokenStream) and self.args.should_save:
+            args = self.args
+            blocks = self.state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            (Path(output_dir) / STREAM).write_text(json.dumps(stream.place(blocks)), encoding="utf-8")
+
+    def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs: Any) -> Any:
+        """As inherited; a stream goes on from its place, without what lies before it."""
+        stream = self.train_dataset
+        if isinstance(stream, TokenStream) and resume_from_checkpoint:
+            self.args.ignore_data_skip = True
+            stream.go_to(json.loads((Path(resume_from_checkpoint) / STREAM).read_text(encoding="utf-8")))
+        return super().train(resume_from_checkpoint, **kwargs)
 
     def restore_progress(self) -> None:
         super().restore_progress()

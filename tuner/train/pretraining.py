@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ from transformers import (
     set_seed,
 )
 
-from tuner.arguments import RecipeArguments
-from tuner.data.clean import CleaningOptions, CleaningReport, clean_corpus, clean_text
+from tuner.data.clean import CleaningOptions, CleaningReport, clean_corpus, clean_text, fault
 from tuner.data.corpus import to_documents
+from tuner.data.stream import open_stream, set_aside
 from tuner.errors import ArgumentError, ModelError
 from tuner.load import load_pretrained
 from tuner.model import (
@@ -39,7 +40,7 @@ from tuner.text.tokenizer import load_pretrained_tokenizer
 from tuner.text.vocabulary import train_tokenizer
 from tuner.train.objective import Objective
 from tuner.train.objectives import OBJECTIVES
-from tuner.train.prepare import load_model, load_rows, load_tokenizer, was_trained
+from tuner.train.prepare import fit_model, load_model, load_rows, load_tokenizer, was_trained
 from tuner.train.replaced import GeneratorAndDiscriminator
 from tuner.train.run import Run
 
@@ -52,18 +53,22 @@ CLASSES: dict[str, tuple[type[TunerPreTrainedModel], Any]] = {
     "denoise": (TunerSeq2SeqForConditionalGeneration, AutoModelForSeq2SeqLM),
 }
 
+# Documents of a stream that a tokenizer learns from.
+LEARNT_FROM = 20_000
+
 
 @dataclass
 class Documents:
     """Raw text to train and to validate on: rows of `text`."""
 
-    train: Dataset
+    train: Any  # a Dataset, or of a stream an IterableDataset
     eval: Dataset
     cleaning: CleaningReport | None = None
 
     def texts(self) -> Iterator[str]:
-        """Every training text, for a tokenizer to learn from."""
-        for batch in self.train.iter(batch_size=1000):
+        """Every training text, or the first of a stream, for a tokenizer to learn from."""
+        documents = self.train if isinstance(self.train, Dataset) else self.train.take(LEARNT_FROM)
+        for batch in documents.iter(batch_size=1000):
             yield from batch["text"]
 
 
@@ -71,7 +76,7 @@ class Documents:
 class Examples:
     """What the objective made of the documents."""
 
-    train: Dataset
+    train: Any  # a Dataset or a TokenStream
     eval: Dataset
 
 
@@ -82,6 +87,8 @@ def load_documents(args: Any) -> Documents:
         DataError: see `tuner.data.sources` and `tuner.data.schema`.
         ArgumentError: a checkpoint for an objective that has none.
     """
+    if args.streaming:
+        return _streamed(args)
     if args.objective == "rtd" and args.model_name_or_path:
         raise ArgumentError("--objective rtd begins with a new pair of models: leave out --model_name_or_path.")
     rows = load_rows(args)
@@ -92,13 +99,32 @@ def load_documents(args: Any) -> Documents:
         return Documents(*_cleaned(train, held_out, args))
 
 
+def _streamed(args: Any) -> Documents:
+    if args.test_split_size < 1 or args.max_steps < 1:
+        raise ArgumentError("--streaming true needs --max_steps, and --test_split_size as a number of documents.")
+    documents = open_stream(
+        args.dataset_name, args.dataset_config, args.dataset_train_split, args.seed, args.shuffle_buffer
+    )
+    return Documents(*set_aside(documents, int(args.test_split_size)))
+
+
 def _cleaned(train: Dataset, held_out: Dataset, args: Any) -> tuple[Dataset, Dataset, CleaningReport]:
     """What is validated on is cleaned by the same rules on texts, but keeps its documents."""
-    plain = CleaningOptions(boilerplate=False, min_words=0, quality=False, repetition=False)
-    options = CleaningOptions() if args.clean == "web" else plain
+    options = _options(args)
     texts = held_out.map(_clean_batch, batched=True, fn_kwargs={"options": options}, desc="Cleaning")
     cleaned, report = clean_corpus(train, options, texts, args.dataset_num_proc)
     return cleaned, texts, report
+
+
+def _options(args: Any) -> CleaningOptions:
+    plain = CleaningOptions(boilerplate=False, min_words=0, quality=False, repetition=False)
+    return CleaningOptions() if args.clean == "web" else plain
+
+
+def _clean_one(text: str, options: CleaningOptions) -> str | None:
+    """What a stream can do: a document by itself."""
+    cleaned = clean_text(text, options)
+    return None if fault(cleaned, options) else cleaned
 
 
 def _clean_batch(batch: dict[str, list[Any]], options: CleaningOptions) -> dict[str, list[Any]]:
@@ -121,7 +147,7 @@ def load_pretraining_tokenizer(run: Run, documents: Documents) -> PreTrainedToke
             else:
                 size = args.vocab_size or PRESETS[args.preset]["vocab_size"]
                 tokenizer = train_tokenizer(
-                    documents.train["text"], args.train_tokenizer, size, args.objective, max(args.max_length, 2048)
+                    list(documents.texts()), args.train_tokenizer, size, args.objective, max(args.max_length, 2048)
                 )
                 if not args.dry_run:
                     tokenizer.save_pretrained(run.folder)
@@ -141,12 +167,22 @@ def load_objective(args: Any, tokenizer: PreTrainedTokenizerBase) -> Objective:
     return OBJECTIVES[args.objective](tokenizer, args.max_length, args.seed, **options)
 
 
-def make_examples(args: RecipeArguments, documents: Documents, objective: Objective) -> Examples:
+def make_examples(args: Any, documents: Documents, objective: Objective) -> Examples:
     """The objective's examples of both splits.
 
     Raises:
         DataError: too little text for one.
     """
+    if args.streaming:
+        clean = None if args.clean == "none" else partial(_clean_one, options=_options(args))
+        held_out = (
+            documents.eval.map(_clean_batch, batched=True, fn_kwargs={"options": _options(args)})
+            if clean
+            else documents.eval
+        )
+        return Examples(
+            objective.stream(documents.train, clean), objective.rows(held_out, None, "the documents set aside")
+        )
     with PartialState().main_process_first():
         made = [
             objective.rows(split, args.dataset_num_proc, name)
@@ -170,14 +206,14 @@ def load_pretraining_model(args: Any, tokenizer: PreTrainedTokenizerBase) -> Pre
     attention = args.attn_implementation or "sdpa"
     if not args.model_name_or_path:
         set_seed(args.seed)
-        return kind._from_config(_new_config(args, tokenizer), attn_implementation=attention)
+        return fit_model(args, kind._from_config(_new_config(args, tokenizer), attn_implementation=attention))
     model = load_pretrained(auto, args.model_name_or_path, torch.float32, attn_implementation=attention)
     if not isinstance(model, kind):
         try:
             model = from_transformers(model)
         except ValueError as error:
             raise ModelError(f"{args.model_name_or_path} cannot be ours: {error}") from error
-    return model
+    return fit_model(args, model)
 
 
 def _new_config(args: Any, tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.data.corrupt import IGNORED
 from tuner.data.draws import Draws
+from tuner.data.stream import TokenStream
 from tuner.hardware import measure_peak
+from tuner.model.products import product
 from tuner.text.vocabulary import measure
 from tuner.train.objective import Objective
 from tuner.train.plan import ASSUMED_PEAK_SHARE, SHOWN_TOKENS, arguments_table, new_table, parameters_table
@@ -42,8 +45,8 @@ def show_pretraining_plan(
             table.add_row(*row)
         console.print(table)
     console.print(_text(documents, examples, tokenizer))
-    draws = Draws(examples.train)
-    batch = objective([draws[number] for number in range(min(2, len(draws)))])
+    draws = examples.train if isinstance(examples.train, TokenStream) else Draws(examples.train)
+    batch = objective(list(islice(iter(draws), 2)))
     for number in range(len(batch["input_ids"])):
         console.print(_example(batch, number, tokenizer))
     console.print(parameters_table(model))
@@ -53,8 +56,10 @@ def show_pretraining_plan(
 
 def _text(documents: Documents, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> Table:
     table = new_table("Text", "", "train", "eval")
-    table.add_row("documents", f"{len(documents.train):,}", f"{len(documents.eval):,}")
-    table.add_row("examples", f"{len(examples.train):,}", f"{len(examples.eval):,}")
+    streamed = isinstance(examples.train, TokenStream)
+    sizes = ["a stream"] * 2 if streamed else [f"{len(rows):,}" for rows in (documents.train, examples.train)]
+    table.add_row("documents", sizes[0], f"{len(documents.eval):,}")
+    table.add_row("examples", sizes[1], f"{len(examples.eval):,}")
     found = measure(tokenizer, documents.eval.select(range(min(MEASURED, len(documents.eval))))["text"])
     table.add_row("bytes a token", "", f"{found['bytes_per_token']:.2f}")
     table.add_row("characters that the tokenizer knows", "", f"{found['coverage']:.2%}")
@@ -78,13 +83,13 @@ def _example(batch: dict[str, torch.Tensor], number: int, tokenizer: PreTrainedT
 def _estimates(run: Run, batch: dict[str, torch.Tensor], examples: Examples, model: Any) -> Table:
     training = run.training
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-    an_epoch = math.ceil(len(examples.train) / per_step)
+    an_epoch = 0 if isinstance(examples.train, TokenStream) else math.ceil(len(examples.train) / per_step)
     steps = training.max_steps if training.max_steps > 0 else math.ceil(an_epoch * training.num_train_epochs)
     tokens = steps * per_step * float(batch["tokens"].sum()) / len(batch["rows"])
     weights, head, _ = linear_sizes(model)
-    peak = measure_peak(product_dtype(training, model)) * ASSUMED_PEAK_SHARE * training.world_size
+    peak = measure_peak(product_dtype(training, model), multiply=product) * ASSUMED_PEAK_SHARE * training.world_size
     table = new_table("Estimates", "what", "how much")
-    table.add_row("optimizer steps", f"{steps:,}, {an_epoch:,} an epoch")
+    table.add_row("optimizer steps", f"{steps:,}" + (f", {an_epoch:,} an epoch" if an_epoch else ""))
     table.add_row("tokens", f"{tokens:,.0f}")
     minutes = tokens * 6 * (weights + head) / peak / 60
     table.add_row("time of the steps", f"{minutes:,.1f} minutes, at {ASSUMED_PEAK_SHARE:.0%} of the measured peak")

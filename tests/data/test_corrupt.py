@@ -291,6 +291,5 @@ def test_one_token_is_one_mask_and_of_two_one_stays(seed):
     assert len(set(two) & {7, 8}) == 1 and two.count(1000) in (1, 2)
 
 
-@pytest.mark.xfail(strict=True, reason="spans beyond the places for them are dropped with what they were to hide")
 def test_a_share_of_one_hides_all():
     assert infill(np.arange(100), rng(), 1000, share=1.0).tolist() == [1000]

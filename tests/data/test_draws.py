@@ -87,7 +87,6 @@ def test_another_process_draws_the_same():
     assert loaded(0) == loaded(2)
 
 
-@pytest.mark.xfail(strict=True, reason="rows of pairs have no input_ids to be measured by")
 def test_rows_of_pairs_can_be_grouped_by_length():
     pairs = Dataset.from_dict({"first": [[1], [1, 2]] * 8, "second": [[3], [4]] * 8, "document": list(range(16))})
     assert sorted(order(Draws(pairs), 0, "group_by_length")) == list(range(16))

@@ -19,6 +19,7 @@ from tests.text import samples
 from tuner.data.corpus import to_documents
 from tuner.data.corrupt import IGNORED
 from tuner.data.draws import FILLER, Draws
+from tuner.errors import ArgumentError
 from tuner.model import (
     TunerDecoderConfig,
     TunerDecoderForCausalLM,
@@ -179,11 +180,7 @@ def test_batches_tell_rows_and_lengths_and_mask_what_is_padded(name):
     ("name", "options"),
     [
         *((name, {}) for name in OBJECTIVES),
-        pytest.param(
-            "denoise",
-            {"corruption": "infilling"},
-            marks=pytest.mark.xfail(strict=True, reason="a whole block is to be written, and the end after it"),
-        ),
+        ("denoise", {"corruption": "infilling"}),
     ],
 )
 def test_no_sequence_is_longer_than_it_may_be(name, options):
@@ -342,7 +339,8 @@ def test_z_loss_is_the_square_of_the_logs_of_the_sums(name):
 def test_what_evaluation_adds_up(name):
     model, objective = model_of(name), objective_of(name)
     batch = objective(ragged(name))
-    logits, targets = logits_of(name, model, batch)
+    with torch.no_grad():
+        logits, targets = logits_of(name, model, batch)
     sums = {key: value.detach().double().numpy() for key, value in objective.sums(model, **inputs_of(batch)).items()}
     assert int(sums["count"]) == len(targets)
     np.testing.assert_allclose(sums["loss"], float(F.cross_entropy(logits, targets, reduction="sum")), rtol=1e-5)
@@ -370,18 +368,18 @@ def test_joined_rows_have_the_loss_of_padded_ones():
 @pytest.mark.parametrize(
     "changes", [{"logit_scale": 0.4}, {"num_local_experts": 4, "router_aux_loss_coef": 0.5}], ids=["scale", "experts"]
 )
-def test_models_whose_loss_has_more_to_it(name, changes, request):
-    if name == "clm" or "num_local_experts" in changes:
-        reason = "the head's scale and the balance of experts are left out"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_models_whose_loss_has_more_to_it(name, changes):
     model, objective = model_of(name, **changes), objective_of(name)
     batch = objective(ragged(name))
+    if name == "denoise" and "num_local_experts" in changes:
+        with pytest.raises(ArgumentError, match="balances experts"):
+            loss_of(objective, model, ragged(name))
+        return
     plain = own_loss(model, batch)
     use_objective(model, objective)
     torch.testing.assert_close(own_loss(model, batch), plain, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="the balance of experts is left out")
 def test_masked_tokens_with_experts():
     model, objective = model_of("mlm", num_local_experts=4, router_aux_loss_coef=0.5), objective_of("mlm")
     batch = objective(ragged("mlm"))
@@ -410,12 +408,7 @@ def test_without_labels_it_is_the_models_own_forward(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "clm",
-        "mlm",
-        "mlm+nsp",
-        "denoise",
-        "contrastive",
-        pytest.param("rtd", marks=pytest.mark.xfail(strict=True, reason="the mean of no score is not a number")),
+        *("clm", "mlm", "mlm+nsp", "rtd", "denoise", "contrastive"),
     ],
 )
 def test_nothing_to_learn_is_a_loss_of_zero(name):
@@ -426,7 +419,7 @@ def test_nothing_to_learn_is_a_loss_of_zero(name):
     batch["labels"] = torch.full_like(batch["labels"], IGNORED)
     loss = model(**batch).loss
     loss.backward()
-    assert float(loss) == 0
+    assert loss.item() == 0
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
@@ -463,10 +456,7 @@ def test_a_batch_is_the_sum_of_its_rows(name):
 @pytest.mark.parametrize(
     "name",
     [
-        *("clm", "mlm", "mlm+nsp", "rtd", "denoise"),
-        pytest.param(
-            "contrastive", marks=pytest.mark.xfail(strict=True, reason="what fills a batch is a negative of the others")
-        ),
+        *("clm", "mlm", "mlm+nsp", "rtd", "denoise", "contrastive"),
     ],
 )
 def test_what_fills_a_batch_does_not_count(name):
@@ -676,7 +666,9 @@ def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path):
     model, objective, rows = model_of("contrastive"), objective_of("contrastive"), ragged("contrastive", 6)
     batches = [inputs_of(objective(half)) for half in (rows[:3], rows[3:])]
     torch.save((model, Contrastive(tokenizer("contrastive"), LENGTH, 0), batches), tmp_path / "given")
-    torch.multiprocessing.spawn(contrast_in_a_process, (str(tmp_path),), nprocs=2)
+    # A fork imports nothing anew; where there is an accelerator its threads forbid it.
+    method = "spawn" if torch.accelerator.is_available() else "fork"
+    torch.multiprocessing.start_processes(contrast_in_a_process, (str(tmp_path),), nprocs=2, start_method=method)
     found = [torch.load(tmp_path / f"found{rank}") for rank in range(2)]
     total, count = loss_of(objective, model, rows)
     names, parameters = zip(*model.named_parameters(), strict=True)
@@ -686,4 +678,4 @@ def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path):
     summed = [None if one is None else one + other for one, other in zip(found[0][2], found[1][2], strict=True)]
     assert_gradients_equal(summed, wanted, list(names))
     apart = sum(loss_of(objective, model, half)[0] for half in (rows[:3], rows[3:]))
-    assert float(apart) < float(total) - 0.1, "the other process's texts are negatives"
+    assert apart.item() < total.item() - 0.1, "the other process's texts are negatives"

@@ -140,6 +140,8 @@ def _pair_up(
     columns: dict[str, list[Any]] = {"first": [], "second": [], "document": []}
     for index, text in zip(indices, batch["text"], strict=True):
         found = parts(text)
+        if whole:  # what stands between parts is white space: without it words would run into one another
+            found = [*found[:1], *(f" {part}" for part in found[1:])]
         encoded = [ids[:longest] for ids in (_ids(tokenizer, found) if found else []) if ids]
         segments = list(_join(encoded, longest)) if whole else encoded
         for first, second in pairwise(segments):

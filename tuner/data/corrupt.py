@@ -40,8 +40,8 @@ def mask_tokens(
     if continues is None:
         chosen = generator.permutation(np.flatnonzero(able))[:wanted]
     else:
-        # A word begins at a token that continues none, and where special tokens lie between.
-        words = np.cumsum(~(continues[ids] & np.concatenate([[False], able[:-1]])))
+        # A word begins at a token that continues none, as special ones do.
+        words = np.cumsum(~continues[ids])
         order = generator.permutation(np.unique(words[able]))
         sizes = np.bincount(words[able], minlength=int(words[-1]) + 1)[order]
         # Words until the share is reached: the one that reaches it is in.
@@ -117,7 +117,8 @@ def infill(
         lengths.append(int(generator.poisson(mean)))
     lengths[-1] -= sum(lengths) - budget
     room = len(ids) - budget + 1  # places between the tokens that stay
-    lengths = lengths[-room:]
+    spare, lengths = lengths[:-room], lengths[-room:]
+    lengths[-1] += sum(spare)  # more spans than places for them: the last one holds their tokens
     generator.shuffle(lengths)
     places = np.sort(generator.choice(room, len(lengths), replace=False))
     source, at = [], 0

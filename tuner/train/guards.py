@@ -18,7 +18,7 @@ class SpikeGuard:
     """Says which steps to leave out: those whose gradient norm is more than `SIGMA` standard deviations above the mean
     of the last `WINDOW` norms (OLMo 2, 2024, https://arxiv.org/abs/2501.00656, and its trainer's `SkipStepAdamW`).
 
-    A norm that was left out is not counted among them.
+    A norm that is left out counts among them too: a rise that lasts is learnt from in the end.
 
     Attributes:
         skipped: how many steps were left out.
@@ -31,11 +31,10 @@ class SpikeGuard:
 
     def leaps(self, norm: float) -> bool:
         """Whether this step is to be left out."""
-        if len(self.norms) == self.window and norm > fmean(self.norms) + self.sigma * pstdev(self.norms):
-            self.skipped += 1
-            return True
+        leapt = len(self.norms) == self.window and norm > fmean(self.norms) + self.sigma * pstdev(self.norms)
+        self.skipped += leapt
         self.norms.append(norm)
-        return False
+        return leapt
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint, as JSON keeps it exactly."""
@@ -58,13 +57,14 @@ class TimeLimit(TrainerCallback):
 
     def __init__(self, minutes: float):
         self.minutes, self.reached = minutes, False
-        self._started = 0.0
+        self._started: float | None = None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._started = time.monotonic()
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._started is None:
+            self._started = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        reached = time.monotonic() - self._started >= 60 * self.minutes
+        reached = self._started is not None and time.monotonic() - self._started >= 60 * self.minutes
         if args.world_size > 1:
             reached = _anywhere(reached, args)
         if reached:

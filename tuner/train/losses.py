@@ -130,6 +130,15 @@ def supervised_positions(hidden_states: torch.Tensor, labels: torch.Tensor) -> t
     return hidden_states.reshape(-1, hidden_states.shape[-1]).index_select(0, where), shifted.index_select(0, where)
 
 
+def can_be_chunked(model: PreTrainedModel) -> bool:
+    """Whether a causal model's logits are its head's, and its loss their cross-entropy."""
+    config = model.config.get_text_config()
+    transformed = any(getattr(config, name, None) not in (None, 1, 1.0) for name in LOGIT_TRANSFORMS)
+    if not isinstance(model, TunerPreTrainedModel):
+        transformed |= bool(getattr(config, "output_router_logits", False))  # its loss has a second term
+    return not transformed and isinstance(model.get_output_embeddings(), nn.Linear) and model.base_model is not model
+
+
 def use_chunked_loss(model: PreTrainedModel) -> bool:
     """Give a causal language model a `forward` that, called with labels, returns the loss and no logits.
 
@@ -140,14 +149,9 @@ def use_chunked_loss(model: PreTrainedModel) -> bool:
         Whether the loss is now chunked.
     """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config = causal_lm.config.get_text_config()
-    head = causal_lm.get_output_embeddings()
-    backbone = causal_lm.base_model
-    transformed = any(getattr(config, name, None) not in (None, 1, 1.0) for name in LOGIT_TRANSFORMS)
-    balances = isinstance(causal_lm, TunerPreTrainedModel)
-    transformed |= bool(getattr(config, "output_router_logits", False)) and not balances  # its loss has a second term
-    if transformed or not isinstance(head, nn.Linear) or backbone is causal_lm:
+    if not can_be_chunked(causal_lm):
         return False
+    head, balances = causal_lm.get_output_embeddings(), isinstance(causal_lm, TunerPreTrainedModel)
     own_forward = causal_lm.forward
 
     def forward(

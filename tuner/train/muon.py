@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+# Where the blocks are, in our models and most others.
+BLOCKS = ".layers."
+
 
 class MuonWithAdamW(torch.optim.Optimizer):
     """`torch.optim.Muon` and `torch.optim.AdamW` side by side.
@@ -50,7 +53,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of both."""
-        loss = None if closure is None else closure()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for part in self._parts:
             part.step()
         return loss
@@ -69,16 +75,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
 def muon_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """A model's trained parameters in three groups: the blocks' matrices for Muon; other matrices; and, without decay,
     norms and biases."""
-    outside = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    outside |= {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
     groups: list[dict[str, Any]] = [
         {"params": [], "use_muon": True, "weight_decay": weight_decay},
         {"params": [], "use_muon": False, "weight_decay": weight_decay},
         {"params": [], "use_muon": False, "weight_decay": 0.0},
     ]
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            inside = parameter.dim() == 2 and id(parameter) not in outside and min(parameter.shape) > 2
+            inside = parameter.dim() == 2 and BLOCKS in f".{name}"
             groups[0 if inside else 1 if parameter.dim() > 1 else 2]["params"].append(parameter)
     return [group for group in groups if group["params"]]

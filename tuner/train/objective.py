@@ -81,7 +81,8 @@ class Objective:
             fill = IGNORED if name == "labels" else 0 if name == "token_type_ids" else self.tokenizer.pad_token_id
             padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=fill)
             if min(map(len, parts)) < padded.shape[1]:  # for every new length kernels are made anew: few lengths
-                padded = F.pad(padded, (0, -padded.shape[1] % MULTIPLE), value=fill)
+                room = max(self.max_length - padded.shape[1], 0)  # positions may end there
+                padded = F.pad(padded, (0, min(-padded.shape[1] % MULTIPLE, room)), value=fill)
             batch[name] = padded
         lengths = torch.tensor([len(example["input_ids"]) for example in examples])
         if int(lengths.min()) < batch["input_ids"].shape[1]:

@@ -25,11 +25,14 @@ from tuner.data.encode import encode_dataset
 from tuner.data.pack import pack_dataset
 from tuner.data.stream import TokenStream
 from tuner.errors import ArgumentError
-from tuner.train.losses import supervised_positions
+from tuner.model import TunerPreTrainedModel
+from tuner.train.losses import can_be_chunked, supervised_positions
 from tuner.train.objective import Batch, Objective, Row, Sums
 from tuner.train.replaced import fill_in, judge
 from tuner.train.views import embed, gathered
 
+# Scores of rtd beyond this are counted as this.
+LARGEST = 20.0
 NO_STREAM = "--streaming true makes blocks of text: for clm, mlm, rtd and denoise."
 
 
@@ -49,9 +52,14 @@ class CausalLM(Objective):
         return CausalCollator(self.tokenizer.pad_token_id, padding_free=self.options.get("padding_free", False))(blank)
 
     def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
-        outputs = model.base_model(**inputs, use_cache=False)
+        if not can_be_chunked(model):
+            own = type(model).forward(model, labels=labels, use_cache=False, **inputs)
+            count = (labels[:, 1:] != IGNORED).sum()
+            return own.loss * count, count
+        outputs = model.base_model(**routed(model, labels, inputs), use_cache=False)
         hidden, targets = supervised_positions(outputs.last_hidden_state, labels)
-        return self.token_loss(model, hidden, targets), len(targets)
+        total = self.token_loss(model, hidden, targets)
+        return total + balance(model, outputs, inputs) * len(targets), len(targets)
 
     def stream(self, documents: Any, clean: Callable[[str], str | None] | None = None) -> TokenStream:
         first, last = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
@@ -93,12 +101,13 @@ class MaskedLM(Objective):
         return self.hide(row["input_ids"], row)
 
     def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
-        hidden, targets, _ = self.hidden(model, labels, **inputs)
-        return self.token_loss(model, hidden, targets), len(targets)
+        hidden, targets, outputs = self.hidden(model, labels, **inputs)
+        total = self.token_loss(model, hidden, targets)
+        return total + balance(model, outputs, inputs) * len(targets), len(targets)
 
     def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """What the head sees of the hidden tokens `(tokens, embedding_size)`, those tokens, the encoder's output."""
-        outputs = model.model(**inputs)
+        outputs = model.model(**routed(model, labels, inputs))
         where = (labels.reshape(-1) != IGNORED).nonzero().squeeze(1)
         states = outputs.last_hidden_state.flatten(0, 1).index_select(0, where)
         return model.prediction(states), labels.reshape(-1).index_select(0, where), outputs
@@ -116,7 +125,8 @@ class NextSentence(MaskedLM):
         raise ArgumentError(NO_STREAM)
 
     def rows(self, documents: Dataset, num_proc: int | None = None, name: str = "the dataset") -> Dataset:
-        return segment_pairs(documents, self.tokenizer, (self.max_length - 3) // 2, whole=True, num_proc=num_proc)
+        pairs = segment_pairs(documents, self.tokenizer, (self.max_length - 3) // 2, whole=True, num_proc=num_proc)
+        return pairs.shuffle(seed=0)  # evaluation goes in order, and a batch must hold several documents
 
     def __call__(self, rows: list[Row]) -> Batch:
         documents = np.array([row["document"] for row in rows])
@@ -138,7 +148,7 @@ class NextSentence(MaskedLM):
         relation = inputs.pop("next_sentence_label")
         hidden, targets, outputs = self.hidden(model, labels, **inputs)
         guess = model.seq_relationship(outputs.pooler_output).float()
-        total = self.token_loss(model, hidden, targets)
+        total = self.token_loss(model, hidden, targets) + balance(model, outputs, inputs) * len(targets)
         return total + F.cross_entropy(guess, relation) * len(targets), len(targets)
 
     def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
@@ -159,7 +169,7 @@ class ReplacedTokens(MaskedLM):
 
     keep = 0.0  # what is chosen is always hidden, as there
     weight: ClassVar[float] = 50.0
-    BINS: ClassVar[int] = 1000
+    BINS: ClassVar[int] = 4001
 
     def __call__(self, rows: list[Row]) -> Batch:
         number = generator(self.seed, rows[0]["draw"]).integers(2**31)  # for the generator's choices, on any device
@@ -175,11 +185,12 @@ class ReplacedTokens(MaskedLM):
     def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
         total, scores, is_replaced = self.both(model, labels, **inputs)
         count = (labels != IGNORED).sum()
-        return total + self.weight * F.binary_cross_entropy_with_logits(scores, is_replaced.float()) * count, count
+        found = F.binary_cross_entropy_with_logits(scores, is_replaced.float(), reduction="sum") / max(len(scores), 1)
+        return total + self.weight * found * count, count
 
     def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
         total, scores, is_replaced = self.both(model, labels, **inputs)
-        bins = (scores.sigmoid() * (self.BINS - 1)).round().long()
+        bins = ((scores / LARGEST).clamp(-1, 1) * (self.BINS // 2) + self.BINS // 2).long()
         kinds = {"positive": is_replaced, "negative": ~is_replaced}
         counts = {name: torch.bincount(bins[where], minlength=self.BINS) for name, where in kinds.items()}
         return {"loss": total, "count": (labels != IGNORED).sum(), **counts}
@@ -198,6 +209,9 @@ class Denoise(Objective):
 
     starts = False
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, **options: Any):
+        super().__init__(tokenizer, max_length - 1, seed, **options)  # room for the end
+
     def example(self, row: Row) -> dict[str, np.ndarray]:
         ids, end = row["input_ids"], [self.tokenizer.eos_token_id]
         if self.options.get("corruption", "spans") == "infilling":
@@ -214,6 +228,8 @@ class Denoise(Objective):
 
     def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """What the head sees of the target's tokens, and those tokens."""
+        if any(part.config.num_local_experts for part in (model.model.encoder, model.model.decoder)):
+            raise ArgumentError("--objective denoise has no loss that balances experts: take a model without them.")
         outputs = model.model(
             **inputs, decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels), use_cache=False
         )
@@ -248,15 +264,30 @@ class Contrastive(Objective):
 
     def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
         ones, others = embed(model, **inputs).chunk(2)
-        scores, targets = gathered(ones, others, self.options.get("temperature", 0.05))
-        both = [F.cross_entropy(score, targets, reduction="none") for score in scores]
-        return ((both[0] + both[1]) / 2)[labels != IGNORED].sum(), (labels != IGNORED).sum()
+        real = labels != IGNORED
+        scores, targets = gathered(ones, others, real, self.options.get("temperature", 0.05))
+        both = [F.cross_entropy(score[real], targets[real], reduction="sum") for score in scores]
+        return (both[0] + both[1]) / 2, real.sum()
 
     def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
         found = super().sums(model, labels, **inputs)
         ones, others = embed(model, **inputs).chunk(2)
-        right = ((ones @ others.T).argmax(-1) == torch.arange(len(ones), device=ones.device)) & (labels != IGNORED)
-        return found | {"accuracy": right.sum()}
+        real = (labels != IGNORED).nonzero().squeeze(1)
+        scores = ones[real] @ others[real].T
+        own = torch.arange(len(real), device=ones.device)
+        return found | {"accuracy": (scores.argmax(-1) == own).sum() if len(real) else scores.sum()}
+
+
+def routed(model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs, with the router's logits asked for where our model balances experts."""
+    return model.with_router(labels, inputs) if isinstance(model, TunerPreTrainedModel) else inputs
+
+
+def balance(model: Any, outputs: Any, inputs: dict[str, Any]) -> torch.Tensor | float:
+    """The load-balancing loss of a model of ours with experts, a mean; otherwise 0."""
+    logits = outputs.get("router_logits") if isinstance(model, TunerPreTrainedModel) else None
+    found = model.balance(logits, inputs.get("attention_mask")) if logits else None
+    return 0.0 if found is None else found
 
 
 OBJECTIVES: dict[str, type[Objective]] = {

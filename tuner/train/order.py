@@ -33,8 +33,11 @@ class EpochOrder(Sampler[int]):
         self.size = len(dataset)
         self.counts_epochs = isinstance(dataset, Draws)
         self.strategy, self.batch_size, self.seed, self.epoch = strategy, batch_size, seed, epoch
+        self.lengths: np.ndarray | None = None
         rows = dataset.rows.with_format(None) if isinstance(dataset, Draws) else dataset
-        self.lengths = np.array([len(ids) for ids in rows["input_ids"]]) if strategy == "group_by_length" else None
+        columns = [name for name in ("input_ids", "first", "second") if name in rows.column_names]
+        if strategy == "group_by_length":
+            self.lengths = np.sum([[len(ids) for ids in rows[name]] for name in columns], axis=0)
 
     def __len__(self) -> int:
         return self.size

@@ -151,17 +151,24 @@ def load_pretraining_tokenizer(run: Run, documents: Documents) -> PreTrainedToke
                 )
                 if not args.dry_run:
                     tokenizer.save_pretrained(run.folder)
-    needed = {"clm": (), "denoise": ("eos_token",)}.get(args.objective, ("cls_token", "sep_token", "mask_token"))
+    hides = ("eos_token", "mask_token") if args.corruption == "infilling" else ("eos_token",)
+    needed = {"clm": (), "denoise": hides}.get(args.objective, ("cls_token", "sep_token", "mask_token"))
     missing = [name for name in needed if getattr(tokenizer, name) is None]
     if missing:
         raise ModelError(
             f"--objective {args.objective} needs a tokenizer with {', '.join(missing)}; this one has none."
+        )
+    if args.objective == "denoise" and args.corruption == "spans" and "<extra_id_1>" not in tokenizer.get_vocab():
+        raise ModelError(
+            "--corruption spans needs a tokenizer with <extra_id_0>, <extra_id_1>, ...; this one has none."
         )
     return tokenizer
 
 
 def load_objective(args: Any, tokenizer: PreTrainedTokenizerBase) -> Objective:
     """The objective of `--objective`, with the flags that are its own."""
+    if args.z_loss and args.objective in ("rtd", "contrastive"):
+        raise ArgumentError(f"--z_loss is for losses over the vocabulary: --objective {args.objective} has none.")
     names = ("mlm_probability", "whole_word", "corruption", "views", "temperature", "z_loss")
     options = {name: getattr(args, name) for name in names}
     return OBJECTIVES[args.objective](tokenizer, args.max_length, args.seed, **options)

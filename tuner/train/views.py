@@ -22,14 +22,16 @@ def embed(model: Any, attention_mask: torch.Tensor | None = None, **inputs: Any)
 
 
 def gathered(
-    ones: torch.Tensor, others: torch.Tensor, temperature: float
+    ones: torch.Tensor, others: torch.Tensor, real: torch.Tensor, temperature: float
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
     """Cosines over the temperature of this process's texts and all processes': ones against others, others against
-    ones, each `(batch, all texts)`; and the column of each text's partner."""
+    ones, each `(batch, all texts)`, -inf for those that are not `real` `(batch,)`; and the column of each partner."""
     batch, first = len(ones), 0
-    all_ones, all_others = ones, others
+    all_ones, all_others, counts = ones, others, real
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         first = batch * torch.distributed.get_rank()
         all_ones, all_others = torch.cat(all_gather(ones)), torch.cat(all_gather(others))
+        counts = torch.cat(all_gather(real.float())) > 0
     targets = torch.arange(first, first + batch, device=ones.device)
-    return (ones @ all_others.T / temperature, others @ all_ones.T / temperature), targets
+    one, other = (ones @ all_others.T / temperature, others @ all_ones.T / temperature)
+    return (one.masked_fill(~counts, -torch.inf), other.masked_fill(~counts, -torch.inf)), targets

@@ -45,7 +45,7 @@ chat: install ## Chat with the model of `make sft`
 	@$(RUN) tuner chat runs/sft/tiny $(ARGS)
 
 test: install ## Run the fast tests
-	@$(RUN) python -m pytest -m "not slow" $(ARGS)
+	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto -m "not slow" $(ARGS)
 
 test-slow: install $(TORCHAO) ## Run the tests that take minutes
 	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -m slow -n 2 tests/model $(ARGS)

@@ -94,6 +94,8 @@ class PretrainTrainer(ExactTrainerMixin, Trainer):
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if isinstance(self.train_dataset, TokenStream):  # the Trainer counts a resumed one from its place
+            self.state.epoch = self.state.global_step / max(self.state.max_steps, 1)
         if "loss" in logs and self.guard is not None:
             logs["skipped_steps"] = self.guard.skipped
         super().log(logs, start_time)

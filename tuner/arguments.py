@@ -103,7 +103,9 @@ class RunArguments:
     warmup_steps: float = flag(0.03, "Steps of linear warm-up; below 1, a share of all steps.")
     weight_decay: float = flag(0.0, "AdamW's weight decay, not applied to norms and biases.", least=0)
     max_grad_norm: float = flag(1.0, "Gradients are clipped to this global norm; 0 for none.", least=0)
-    optim: str = flag("adamw_torch_fused", "Optimizer.")
+    optim: str = flag(
+        "adamw_torch_fused", "Optimizer: any of transformers, or muon for the blocks' matrices and AdamW for the rest."
+    )
     bf16: bool | None = flag(None, "Mixed precision in bfloat16. Without it: on wherever the hardware is fast in it.")
     activation_checkpointing: bool = flag(
         False, "Recompute activations in the backward pass: less memory, a quarter slower."
@@ -147,6 +149,8 @@ class RecipeArguments(RunArguments, DataArguments, ModelArguments):
 
         known = {f.name for f in fields(TrainingArguments) if f.init}
         chosen = {name: value for name, value in self.values().items() if name in known} | overrides
+        if self.optim == "muon":  # a name of ours, for `tuner.train.optimizers`
+            chosen |= {"optim": "adamw_torch_fused", "optim_args": "muon=true"}
         try:
             return TrainingArguments(**chosen)
         except (ValueError, ImportError, TypeError) as error:

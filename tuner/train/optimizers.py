@@ -19,7 +19,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import TrainingArguments
 
+from tuner.train.muon import MuonWithAdamW, muon_groups
 from tuner.train.rounding import compress, expand, join, round_stochastically, split
 
 # Elements updated at once: few enough that the float32 temporaries stay in the cache.
@@ -128,3 +130,18 @@ def halve_parameters(model: nn.Module) -> None:
             split(parameter.data.contiguous(), high, low)
             parameter.data = high
             parameter.__dict__["remainder"] = low
+
+
+def own_optimizer(
+    args: TrainingArguments, model: nn.Module | None
+) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
+    """The optimizer of ours that a run asks for, and what to build it with: `SplitAdamW` for bfloat16 weights,
+    `MuonWithAdamW` for `--optim muon`. None where it is one of transformers'."""
+    betas = (args.adam_beta1, args.adam_beta2)
+    chosen = {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
+    if model is not None and args.optim_args == "muon=true":
+        groups = muon_groups(model, args.weight_decay)
+        return MuonWithAdamW, {**chosen, "params": groups, "weight_decay": args.weight_decay}
+    if model is not None and model.dtype == torch.bfloat16 and args.optim.startswith("adamw_torch"):
+        return SplitAdamW, chosen
+    return None

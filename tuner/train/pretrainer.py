@@ -16,7 +16,6 @@ from transformers.trainer_utils import SchedulerType
 from tuner.data.draws import Draws
 from tuner.data.stream import TokenStream
 from tuner.train.guards import SpikeGuard, TimeLimit
-from tuner.train.muon import MuonWithAdamW, muon_groups
 from tuner.train.objective import Objective, use_objective
 from tuner.train.replaced import GeneratorAndDiscriminator
 from tuner.train.run import Run, joins_rows, say
@@ -39,7 +38,6 @@ class PretrainTrainer(ExactTrainerMixin, Trainer):
     """
 
     model: Any
-    optimizer: Any
 
     def __init__(
         self,
@@ -50,7 +48,7 @@ class PretrainTrainer(ExactTrainerMixin, Trainer):
         eval_rows: Dataset,
         tokenizer: PreTrainedTokenizerBase,
     ):
-        self.objective, self._run = objective, run
+        self.objective = objective
         objective.options["padding_free"] = joins_rows(run, model)  # where it is next tokens that are learnt
         use_objective(model, objective)
         super().__init__(
@@ -67,15 +65,6 @@ class PretrainTrainer(ExactTrainerMixin, Trainer):
         if self.limit is not None:
             self.add_callback(self.limit)
         self._sums: dict[str, torch.Tensor] = {}
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None and self._run.args.optim == "muon":
-            groups = muon_groups(self.model if model is None else model, self.args.weight_decay)
-            betas = (self.args.adam_beta1, self.args.adam_beta2)
-            self.optimizer = MuonWithAdamW(
-                groups, self.args.learning_rate, betas, self.args.adam_epsilon, self.args.weight_decay
-            )
-        return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:

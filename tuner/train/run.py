@@ -81,8 +81,6 @@ def open_run(args: RecipeArguments) -> Run:
     training = args.to_training_arguments(
         bf16=bf16,
         use_cpu=on_cpu,
-        # A name of ours: the pretraining trainer builds it.
-        optim="adamw_torch_fused" if args.optim == "muon" else args.optim,
         # A run with resume_from_checkpoint as a word is resolved here, not by the Trainer.
         resume_from_checkpoint=None,
         report_to=_working_trackers(args.report_to),

@@ -36,7 +36,7 @@ from tuner.hardware import keep_freed_memory, release_unused_memory
 from tuner.train.callbacks import Guarded, StepSeed, StopOnSignal, Throughput
 from tuner.train.checkpoint import commit, discard_staging, last_checkpoint, reporting_failures, staging_folder
 from tuner.train.losses import use_chunked_loss
-from tuner.train.optimizers import SplitAdamW
+from tuner.train.optimizers import own_optimizer
 from tuner.train.order import EpochOrder
 from tuner.train.run import Run, joins_rows, product_dtype, say
 from tuner.train.size import linear_sizes
@@ -79,10 +79,7 @@ class ExactTrainerMixin(Trainer):
     def get_optimizer_cls_and_kwargs(
         args: TrainingArguments, model: PreTrainedModel | None = None
     ) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-        if model is not None and model.dtype == torch.bfloat16 and args.optim.startswith("adamw_torch"):
-            betas = (args.adam_beta1, args.adam_beta2)
-            return SplitAdamW, {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
-        return Trainer.get_optimizer_cls_and_kwargs(args, model)
+        return own_optimizer(args, model) or Trainer.get_optimizer_cls_and_kwargs(args, model)
 
     def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs: Any) -> Any:
         """Train, or continue from a checkpoint to the same bits.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -40,6 +41,32 @@ Comparison = dict[str, dict[str, float]]  # metric to {who: how much}
 GENERATED, GROUP = 64, 64
 
 
+@dataclass
+class End:
+    """What a run came to.
+
+    Attributes:
+        after, before: metrics of the last evaluation, and of that before the first step, if there was one.
+    """
+
+    trainer: PretrainTrainer
+    documents: Documents
+    examples: Examples
+    after: dict[str, float]
+    before: dict[str, Any]
+
+    def before_and_after(self, name: str) -> dict[str, float]:
+        """A metric of the untrained and of the trained model."""
+        before = {"untrained": self.before[f"eval_{name}"]} if f"eval_{name}" in self.before else {}
+        return {**before, "trained": self.after[f"eval_{name}"]}
+
+    def held_out(self, size: int) -> Iterator[dict[str, torch.Tensor]]:
+        """The validation examples in batches of `size`."""
+        rows = Draws(self.examples.eval)
+        for start in range(0, len(rows), size):
+            yield self.trainer.objective([rows[number] for number in range(start, min(start + size, len(rows)))])
+
+
 def write_pretraining_report(
     trainer: PretrainTrainer, run: Run, documents: Documents, examples: Examples
 ) -> dict[str, Any]:
@@ -63,7 +90,7 @@ def write_pretraining_report(
         "objective": args.objective,
         "steps": trainer.state.global_step,
         "eval": {name.removeprefix("eval_"): value for name, value in final.items()},
-        "comparison": compare(trainer, documents, examples, final, untrained),
+        "comparison": compare(End(trainer, documents, examples, final, untrained)),
         "log": history,
     }
     (run.folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
@@ -86,35 +113,23 @@ def show_comparison(comparison: Comparison, objective: str) -> None:
     Console(highlight=False).print(table)
 
 
-def _streamed(
-    trainer: PretrainTrainer,
-    documents: Documents,
-    examples: Examples,
-    final: dict[str, float],
-    untrained: dict[str, Any],
-) -> Comparison:
+def _streamed(end: End) -> Comparison:
     """Of a stream no baseline is counted: it would have to be read once more."""
-    return {"nats a token": _before_and_after("loss", final, untrained)}
+    return {"nats a token": end.before_and_after("loss")}
 
 
-def _causal(
-    trainer: PretrainTrainer,
-    documents: Documents,
-    examples: Examples,
-    final: dict[str, float],
-    untrained: dict[str, Any],
-) -> Comparison:
+def _causal(end: End) -> Comparison:
     """Both are asked for the same tokens: all of a sequence but its first."""
-    size = sum(len(text.encode()) for text in documents.eval["text"])
-    tokens = list(_sequences(examples.eval))
+    size = sum(len(text.encode()) for text in end.documents.eval["text"])
+    tokens = list(_sequences(end.examples.eval))
     count = sum(len(ids) - 1 for ids in tokens)
-    grams = KneserNey.fit(_sequences(examples.train), len(trainer.processing_class))
+    grams = KneserNey.fit(_sequences(end.examples.train), len(end.trainer.processing_class))
     nats = -sum(float(grams.log_probabilities(ids)[1:].sum()) for ids in tokens)
     perplexity = {"5-gram": perplexity_per_byte(nats, size)}
-    for name, loss in (("untrained", untrained.get("eval_loss")), ("trained", final["eval_loss"])):
+    for name, loss in (("untrained", end.before.get("eval_loss")), ("trained", end.after["eval_loss"])):
         if loss is not None:
             perplexity[name] = perplexity_per_byte(loss * count, size)
-    losses = {"5-gram": nats / count, "untrained": untrained.get("eval_loss"), "trained": final["eval_loss"]}
+    losses = {"5-gram": nats / count, "untrained": end.before.get("eval_loss"), "trained": end.after["eval_loss"]}
     return {"perplexity a byte": perplexity, "nats a token": {k: v for k, v in losses.items() if v is not None}}
 
 
@@ -125,32 +140,23 @@ def _sequences(blocks: Dataset) -> Iterator[np.ndarray]:
         yield from np.split(block["input_ids"], starts[1:])
 
 
-def _masked(
-    trainer: PretrainTrainer,
-    documents: Documents,
-    examples: Examples,
-    final: dict[str, float],
-    untrained: dict[str, Any],
-) -> Comparison:
-    objective, pad = trainer.objective, trainer.processing_class.pad_token_id
-    special = trainer.objective.special
-    rows = Draws(examples.train)
+def _masked(end: End) -> Comparison:
+    special, pad = end.trainer.objective.special, end.trainer.processing_class.pad_token_id
+    rows = Draws(end.examples.train)
     plain = [_plain(rows[number]) for number in range(len(rows))]
-    bigram = MaskedBigram.fit(plain, len(trainer.processing_class))
+    bigram = MaskedBigram.fit(plain, len(end.trainer.processing_class))
     frequent = most_frequent_token([ids[~special[ids]] for ids in plain])
     right = np.zeros(3)
-    held_out, size = Draws(examples.eval), trainer.args.eval_batch_size
-    for start in range(0, len(held_out), size):
-        batch = objective([held_out[number] for number in range(start, min(start + size, len(held_out)))])
+    for batch in end.held_out(end.trainer.args.eval_batch_size):
         for ids, labels in zip(batch["input_ids"].numpy(), batch["labels"].numpy(), strict=True):
             ids, labels = ids[ids != pad], labels[ids != pad]
             hidden = labels != IGNORED
             found = bigram.predict(ids, hidden)
             right += [(labels[hidden] == frequent).sum(), (found == labels[hidden]).sum(), hidden.sum()]
     accuracy = {"most frequent": right[0] / right[2], "bigram, both ways": right[1] / right[2]}
-    comparison = {"accuracy": {**accuracy, **_before_and_after("accuracy", final, untrained)}}
-    if "eval_nsp_accuracy" in final:
-        comparison["next sentence"] = {"chance": 0.5, **_before_and_after("nsp_accuracy", final, untrained)}
+    comparison = {"accuracy": {**accuracy, **end.before_and_after("accuracy")}}
+    if "eval_nsp_accuracy" in end.after:
+        comparison["next sentence"] = {"chance": 0.5, **end.before_and_after("nsp_accuracy")}
     return {name: {k: float(v) for k, v in values.items()} for name, values in comparison.items()}
 
 
@@ -158,32 +164,17 @@ def _plain(row: dict[str, Any]) -> np.ndarray:
     return row["input_ids"] if "input_ids" in row else np.concatenate([row["first"], row["second"]])
 
 
-def _before_and_after(name: str, final: dict[str, float], untrained: dict[str, Any]) -> dict[str, float]:
-    before = {"untrained": untrained[f"eval_{name}"]} if f"eval_{name}" in untrained else {}
-    return {**before, "trained": final[f"eval_{name}"]}
+def _replaced(end: End) -> Comparison:
+    return {"area under the ROC curve": {"chance": 0.5, **end.before_and_after("auc")}}
 
 
-def _replaced(
-    trainer: PretrainTrainer,
-    documents: Documents,
-    examples: Examples,
-    final: dict[str, float],
-    untrained: dict[str, Any],
-) -> Comparison:
-    return {"area under the ROC curve": {"chance": 0.5, **_before_and_after("auc", final, untrained)}}
-
-
-def _denoised(
-    trainer: PretrainTrainer,
-    documents: Documents,
-    examples: Examples,
-    final: dict[str, float],
-    untrained: dict[str, Any],
-) -> Comparison:
+def _denoised(end: End) -> Comparison:
     """Spans written exactly, by the model without looking at the target, and by copying what stands before them."""
-    model, tokenizer = trainer.accelerator.unwrap_model(trainer.model).eval(), trainer.processing_class
-    held_out = Draws(examples.eval)
-    batch = trainer.objective([held_out[number] for number in range(min(GENERATED, len(held_out)))])
+    model, tokenizer = end.trainer.accelerator.unwrap_model(end.trainer.model).eval(), end.trainer.processing_class
+    losses = {"nats a token": end.before_and_after("loss")}
+    if end.trainer.objective.options.get("corruption") == "infilling":  # all is to be written, and there are no spans
+        return losses
+    batch = next(end.held_out(GENERATED))
     inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask") if name in batch}
     sentinels = {tokenizer.convert_tokens_to_ids(t) for t in tokenizer.all_special_tokens if t.startswith("<extra_id_")}
     with torch.no_grad():
@@ -201,8 +192,7 @@ def _denoised(
         )
         for name, who in (("copying", copied), ("trained", found))
     }
-    losses = _before_and_after("loss", final, untrained)
-    return {"spans written exactly": {name: n / max(count, 1) for name, n in match.items()}, "nats a token": losses}
+    return {"spans written exactly": {name: n / max(count, 1) for name, n in match.items()}, **losses}
 
 
 def _spans(ids: np.ndarray, sentinels: set[int]) -> dict[int, tuple[int, ...]]:
@@ -228,19 +218,13 @@ def _copy(source: np.ndarray, spans: dict[int, tuple[int, ...]]) -> dict[int, tu
     }
 
 
-def _contrasted(
-    trainer: PretrainTrainer,
-    documents: Documents,
-    examples: Examples,
-    final: dict[str, float],
-    untrained: dict[str, Any],
-) -> Comparison:
-    pairs = [pair for text in documents.eval["text"] for lines in [parts(text)] for pair in pairwise(lines)]
+def _contrasted(end: End) -> Comparison:
+    pairs = [pair for text in end.documents.eval["text"] for lines in [parts(text)] for pair in pairwise(lines)]
     # Neighbouring pairs share a line: apart, so that no query finds itself.
     order = np.random.default_rng(0).permutation(len(pairs))
     queries, answers = ([pairs[number][side] for number in order] for side in (0, 1))
-    fit_on = [line for text in documents.train["text"] for line in parts(text)]
-    vectors = [_embeddings(trainer, texts) for texts in (queries, answers)]
+    fit_on = [line for text in end.documents.train["text"] for line in parts(text)]
+    vectors = [_embeddings(end.trainer, texts) for texts in (queries, answers)]
     found = {
         "TF-IDF": tfidf_retrieval_at_1(queries, answers, GROUP, fit_on=fit_on),
         "trained": embedding_retrieval_at_1(vectors[0], vectors[1], GROUP),

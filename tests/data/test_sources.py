@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pydoc_data.topics
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -205,3 +206,14 @@ def test_chatterbot():
         roles = roles_of(messages)
         assert roles[:2] == ["user", "assistant"]
         assert all(one != other for one, other in pairwise(roles))
+
+
+def test_builtin_texts():
+    """Facts of the packages: articles of five classes, some not UTF-8; and one text a topic."""
+    train, held_out = load_splits("builtin:bbc-news")
+    assert len(train) + len(held_out) == 2225
+    assert set(train["label"]) == {"business", "entertainment", "politics", "sports", "tech"}
+    assert any("£" in text for text in train["text"]) and not any("\ufffd" in text for text in train["text"])
+    train, held_out = load_splits("builtin:python-docs")
+    assert len(train) + len(held_out) == len(pydoc_data.topics.topics)
+    assert any(text.startswith("Operator precedence") for text in [*train["text"], *held_out["text"]])

@@ -17,6 +17,7 @@ from tuner.data.corpus import token_blocks
 from tuner.data.corrupt import IGNORED
 from tuner.data.draws import FILLER, generator
 from tuner.data.stream import TokenStream
+from tuner.model import TunerPreTrainedModel
 from tuner.train.losses import chunked_cross_entropy
 
 # Padded sequences have a length that this divides.
@@ -139,3 +140,15 @@ def use_objective(model: PreTrainedModel, objective: Objective) -> None:
         return ModelOutput(loss=total / (num_items_in_batch if num_items_in_batch is not None else max(count, 1)))
 
     model.forward = types.MethodType(forward, model)
+
+
+def routed(model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs, with the router's logits asked for where our model balances experts."""
+    return model.with_router(labels, inputs) if isinstance(model, TunerPreTrainedModel) else inputs
+
+
+def balance(model: Any, outputs: Any, inputs: dict[str, Any]) -> torch.Tensor | float:
+    """The load-balancing loss of a model of ours with experts, a mean; otherwise 0."""
+    logits = outputs.get("router_logits") if isinstance(model, TunerPreTrainedModel) else None
+    found = model.balance(logits, inputs.get("attention_mask")) if logits else None
+    return 0.0 if found is None else found

@@ -25,9 +25,8 @@ from tuner.data.encode import encode_dataset
 from tuner.data.pack import pack_dataset
 from tuner.data.stream import TokenStream
 from tuner.errors import ArgumentError
-from tuner.model import TunerPreTrainedModel
 from tuner.train.losses import can_be_chunked, supervised_positions
-from tuner.train.objective import Batch, Objective, Row, Sums
+from tuner.train.objective import Batch, Objective, Row, Sums, balance, routed
 from tuner.train.replaced import fill_in, judge
 from tuner.train.views import embed, gathered
 
@@ -252,7 +251,8 @@ class Contrastive(Objective):
         raise ArgumentError(NO_STREAM)
 
     def rows(self, documents: Dataset, num_proc: int | None = None, name: str = "the dataset") -> Dataset:
-        return segment_pairs(documents, self.tokenizer, self.max_length - 2, whole=False, num_proc=num_proc)
+        pairs = segment_pairs(documents, self.tokenizer, self.max_length - 2, whole=False, num_proc=num_proc)
+        return pairs.shuffle(seed=0)  # evaluation goes in order, and a text would find itself in the pair before
 
     def __call__(self, rows: list[Row]) -> Batch:
         second = "first" if self.options.get("views") == "dropout" else "second"
@@ -276,18 +276,6 @@ class Contrastive(Objective):
         scores = ones[real] @ others[real].T
         own = torch.arange(len(real), device=ones.device)
         return found | {"accuracy": (scores.argmax(-1) == own).sum() if len(real) else scores.sum()}
-
-
-def routed(model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs, with the router's logits asked for where our model balances experts."""
-    return model.with_router(labels, inputs) if isinstance(model, TunerPreTrainedModel) else inputs
-
-
-def balance(model: Any, outputs: Any, inputs: dict[str, Any]) -> torch.Tensor | float:
-    """The load-balancing loss of a model of ours with experts, a mean; otherwise 0."""
-    logits = outputs.get("router_logits") if isinstance(model, TunerPreTrainedModel) else None
-    found = model.balance(logits, inputs.get("attention_mask")) if logits else None
-    return 0.0 if found is None else found
 
 
 OBJECTIVES: dict[str, type[Objective]] = {

@@ -120,8 +120,9 @@ def _streamed(end: End) -> Comparison:
 
 def _causal(end: End) -> Comparison:
     """Both are asked for the same tokens: all of a sequence but its first."""
-    size = sum(len(text.encode()) for text in end.documents.eval["text"])
     tokens = list(_sequences(end.examples.eval))
+    decode = end.trainer.processing_class.decode
+    size = sum(len(decode(ids, skip_special_tokens=True).encode()) for ids in tokens)  # of what is asked for
     count = sum(len(ids) - 1 for ids in tokens)
     grams = KneserNey.fit(_sequences(end.examples.train), len(end.trainer.processing_class))
     nats = -sum(float(grams.log_probabilities(ids)[1:].sum()) for ids in tokens)
@@ -136,7 +137,7 @@ def _causal(end: End) -> Comparison:
 def _sequences(blocks: Dataset) -> Iterator[np.ndarray]:
     """The sequences of packed blocks: positions start again with each."""
     for block in blocks.with_format("numpy"):
-        starts = np.flatnonzero(block["position_ids"] == 0)
+        starts = np.flatnonzero(block["position_ids"] == 0) if "position_ids" in block else [0]
         yield from np.split(block["input_ids"], starts[1:])
 
 

@@ -40,8 +40,11 @@ class CausalLM(Objective):
     another (Bengio et al. 2003). Any causal model of transformers that is a backbone and a linear head."""
 
     def rows(self, documents: Dataset, num_proc: int | None = None, name: str = "the dataset") -> Dataset:
-        encoded, _ = encode_dataset(documents, "text", self.tokenizer, self.max_length, num_proc=num_proc, name=name)
-        return pack_dataset(encoded, self.max_length)
+        chosen = {key: self.options[key] for key in ("truncation_mode", "max_labels_lost") if key in self.options}
+        encoded, _ = encode_dataset(
+            documents, "text", self.tokenizer, self.max_length, **chosen, num_proc=num_proc, name=name
+        )
+        return pack_dataset(encoded, self.max_length) if self.options.get("packing", True) else encoded
 
     def __call__(self, rows: list[Row]) -> Batch:
         rows = [row if "labels" in row else self.of_stream(row) for row in rows]

@@ -67,7 +67,7 @@ format: install ## Format the code and mend what can be mended
 	@$(RUN) ruff check --fix
 	@$(RUN) ruff format
 
-eval-pretrain: install ## Train every pretraining objective, beside its baselines (an hour)
+eval-pretrain: install ## Train every pretraining objective, beside its baselines
 	@$(RUN) python benchmarks/objectives.py $(ARGS)
 
 bench-sft: install ## Time training beside its peers

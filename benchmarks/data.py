@@ -35,7 +35,7 @@ from tuner.train.objectives import CausalLM
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--copies", type=int, default=4, help="of the corpus: 47 MB with 4")
+    parser.add_argument("--copies", type=int, default=4, help="of the corpus")
     parser.add_argument("--length", type=int, default=1024)
     args = parser.parse_args()
     datasets.disable_progress_bars()

@@ -3,7 +3,7 @@
 Each objective is trained by its tiny configuration (a run that was stopped goes on where it was), and its report is
 shown again at the end, one table an objective.
 
-    make eval-pretrain                                   # all six, an hour on two cores
+    make eval-pretrain                                   # all six
     make eval-pretrain ARGS="--objectives clm mlm --flags --max_steps 100"
 """
 

@@ -114,6 +114,14 @@ def test_minutes_end_a_run_and_the_same_command_goes_on(chats, tmp_path):
         (["--objective", "clmm"], "clmm"),
         (["--objective", "rtd", "--model_name_or_path", "builtin:minilm-l6"], "leave out --model_name_or_path"),
         (["--streaming", "true"], "needs --max_steps"),
+        (
+            [*("--streaming", "true", "--max_steps", "1", "--test_split_size", "5"), "--dataloader_num_workers", "1"],
+            "leave out --dataloader_num_workers",
+        ),
+        (
+            ["--streaming", "true", "--objective", "rtd", "--model_name_or_path", "builtin:minilm-l6"],
+            "leave out --model_name_or_path",
+        ),
         (["--objective", "mlm", "--tokenizer_name_or_path", "builtin:smollm2-135m-instruct"], "cls_token"),
     ],
 )

@@ -71,7 +71,10 @@ def test_embeddings_are_compared_by_cosine(seed, rows, group, dim):
     group = min(group, rows)
     rng = np.random.default_rng(seed)
     left, right = rng.integers(-2, 3, (2, rows, dim)).astype(float)  # few values, so that many tie, and some are zero
-    unit = lambda v: v / (math.hypot(*v) or 1.0)  # noqa: E731
+
+    def unit(v):
+        return v / (math.hypot(*v) or 1.0)
+
     expected = mean_share(lambda i, j: unit(left[i]) @ unit(right[j]), rows, group)
     assert embedding_retrieval_at_1(left, right, group) == pytest.approx(expected)
     # Lengths of vectors mean nothing.

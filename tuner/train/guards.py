@@ -16,7 +16,7 @@ SIGMA = 6.0
 
 class SpikeGuard:
     """Says which steps to leave out: those whose gradient norm is more than `SIGMA` standard deviations above the mean
-    of the last `WINDOW` norms (OLMo 2, 2024, https://arxiv.org/abs/2501.00656, and its trainer's `SkipStepAdamW`).
+    of the last `WINDOW` norms (OLMo 2, 2024, https://arxiv.org/abs/2501.00656, and its trainer's `SkipStepOptimizer`).
 
     A norm that is left out counts among them too: a rise that lasts is learnt from in the end.
 

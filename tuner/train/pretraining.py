@@ -87,10 +87,10 @@ def load_documents(args: Any) -> Documents:
         DataError: see `tuner.data.sources` and `tuner.data.schema`.
         ArgumentError: a checkpoint for an objective that has none.
     """
-    if args.streaming:
-        return _streamed(args)
     if args.objective == "rtd" and args.model_name_or_path:
         raise ArgumentError("--objective rtd begins with a new pair of models: leave out --model_name_or_path.")
+    if args.streaming:
+        return _streamed(args)
     rows = load_rows(args)
     with PartialState().main_process_first():
         train, held_out = to_documents(rows.train, rows.kind), to_documents(rows.eval, rows.kind)
@@ -102,6 +102,8 @@ def load_documents(args: Any) -> Documents:
 def _streamed(args: Any) -> Documents:
     if args.test_split_size < 1 or args.max_steps < 1:
         raise ArgumentError("--streaming true needs --max_steps, and --test_split_size as a number of documents.")
+    if args.extra.get("dataloader_num_workers"):  # its place would be known in another process
+        raise ArgumentError("--streaming true is read by the trainer itself: leave out --dataloader_num_workers.")
     documents = open_stream(
         args.dataset_name, args.dataset_config, args.dataset_train_split, args.seed, args.shuffle_buffer
     )

@@ -1,9 +1,9 @@
 """Linear layers, with the faster of torch's two libraries under them.
 
 Torch gives float32 products to MKL, whose kernels use half of an AMD CPU's vectors, and bfloat16 ones to oneDNN, which
-uses them whole. Here float32 goes to oneDNN as well: the same precision, and about twice the speed where a core adds
-512 bits at a time (Zen 5). On every other machine, under autocast, in compiled graphs and for whoever watches or counts
-torch's operations these are plain `nn.Linear`s.
+uses them whole. Here float32 goes to oneDNN as well where something is learnt: the same precision, and about twice the
+speed where a core adds 512 bits at a time (Zen 5). On every other machine, under autocast, in compiled graphs and for
+whoever watches or counts torch's operations these are plain `nn.Linear`s.
 """
 
 from __future__ import annotations

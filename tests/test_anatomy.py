@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,8 @@ from transformers import BertConfig, GPTNeoXConfig
 
 from tests.model.test_shapes import decoder, encoder, pair
 from tests.recipes import ROOT, environment
-from tuner.anatomy import cache_bytes, components, memory, operations, read_config
+from tuner.anatomy import cache_bytes, components, memory, operations, plan, read_config
+from tuner.cost import cost, read_training
 from tuner.errors import ModelError
 from tuner.model import TunerEncoderConfig
 
@@ -93,3 +95,40 @@ def test_from_the_command_line(tmp_path):
     ):
         done = subprocess.run([*command, *arguments], **options)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_cost_of_a_recipes_configuration(tmp_path):
+    """6 operations a weight and token, of tokens counted by hand."""
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "objective: mlm+nsp\npreset: small\nmax_steps: 10\nmax_length: 64\ngradient_accumulation_steps: 3\n"
+    )
+    training = read_training(path)
+    assert training.config.type_vocab_size == 2 and training.config.hidden_size == 512
+    assert training.tokens == 10 * 8 * 3 * 64
+    found = cost(training, 1e9, processes=2)
+    assert found["tokens, at most"] == "30,720" and found["operations"] == "3.1e+13"
+    assert float(found["A100 hours, at 35% of its peak"]) == pytest.approx(
+        30720 * 1e9 / (0.35 * 312e12) / 3600, rel=0.05
+    )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes/configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_has_a_cost(path, tmp_path, capsys):
+    if "minilm" in path.read_text() or not read_training(path).config:
+        pytest.skip("it begins with a checkpoint")
+    plan(str(path), None, tmp_path / "p.png", processes=8)
+    shown = capsys.readouterr().out
+    assert "Training by 8 processes" in shown
+    head = path.read_text().partition("objective:")[0]
+    stated = re.search(r"([\d.]+e\+\d+); about (\d+) A100-hours", head)
+    if stated:
+        assert stated[1] in shown and re.search(rf"A100 hours.*│ +{stated[2]}\.", shown)
+
+
+@pytest.mark.parametrize(("text", "wrong"), [("- a", "no flags"), ("a: [", "YAML|parsing"), ("preset: huge", "huge")])
+def test_a_configuration_that_cannot_be_planned(text, wrong, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ModelError, match=rf"run.yaml cannot be planned: .*({wrong})"):
+        read_training(path)

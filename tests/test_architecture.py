@@ -12,14 +12,14 @@ from tests.recipes import ROOT, environment
 # Each floor may import from those below it and from itself.
 FLOORS = [
     ["tuner.errors"],
-    ["tuner.flags"],
+    ["tuner.flags", "tuner.blocks"],
     ["tuner.arguments", "tuner.hardware", "tuner.text", "tuner.blocked", "tuner.families"],
     ["tuner.data"],
     ["tuner.model"],
     ["tuner.load"],
     ["tuner.train"],
     ["tuner.evaluation"],
-    ["tuner.talk", "tuner.doctor", "tuner.exchange", "tuner.anatomy"],
+    ["tuner.talk", "tuner.doctor", "tuner.exchange", "tuner.anatomy", "tuner.cost"],
     ["tuner.cli"],
 ]
 SOURCES = sorted((ROOT / "tuner").rglob("*.py"))

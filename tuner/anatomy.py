@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from tuner.cost import cost, read_training
 from tuner.errors import ArgumentError, ModelError
 from tuner.families import FAMILIES
 from tuner.load import resolve
@@ -47,27 +48,34 @@ HEADS: dict[Any, Any] = {
 }
 
 
-def plan(source: str, context: int | None, output: Path) -> None:
+def plan(source: str, context: int | None, output: Path, processes: int = 1) -> None:
     """Print a configuration's tables, and draw `parameters.png`.
 
     Args:
         source: a preset, a folder, a `config.json`, a Hub id, a GGUF file, or builtin:<name>; ours or of a family that
-            has a counterpart here.
+            has a counterpart here. Or a recipe's YAML, of which also the cost of the training is shown.
         context: tokens of context to count attention with; `max_position_embeddings` by default.
         output: where to draw the picture.
+        processes: that train by that YAML.
 
     Raises:
         ModelError: nothing there, or no counterpart here.
         ArgumentError: a picture that cannot be written.
     """
-    config = read_config(source)
+    training = read_training(Path(source)) if source.endswith((".yaml", ".yml")) else None
+    config = (training.config if training else None) or read_config((training and training.model) or source)
+    kind = (training.kind if training else None) or HEADS[type(config)]
     with torch.device("meta"):
-        model = HEADS[type(config)](config)
-    context = context or parts(config)[-1].max_position_embeddings
+        model = kind(config)
+    context = context or (training.context if training else parts(config)[-1].max_position_embeddings)
     sizes = components(model)
     console = Console(highlight=False)
     console.print(_table(f"Parameters of {source}", sizes, "{:,}", share=True))
-    console.print(_table("Operations a token", operations(model, context), "{:,.0f}"))
+    found = operations(model, context)
+    console.print(_table("Operations a token", found, "{:,.0f}"))
+    if training:
+        title = f"Training by {processes} process{'es' if processes > 1 else ''}"
+        console.print(_table(title, cost(training, found["training"], processes), "{}"))
     console.print(_table("Memory", memory(model, context), "{:,.1f} MiB", divisor=2**20))
     per_token = cache_bytes(config)
     if per_token:

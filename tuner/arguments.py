@@ -39,6 +39,9 @@ class ModelArguments:
     preset: Literal["tiny", "small", "base"] = flag(
         "tiny", "Size of a new model: tiny (5 M parameters), small (30 M) or base (125 M)."
     )
+    config_overrides: str | None = flag(
+        None, "Fields of a new model's configuration beside the preset's: hidden_act=relu2,mlp_type=plain,..."
+    )
     dropout: float = flag(0.0, "Dropout of a new model, on the residual branches and the attention weights.")
     dtype: Literal["float32", "bfloat16"] = flag(
         "float32", "Weights in memory; bfloat16 takes half of it, the optimizer keeps the next bits."

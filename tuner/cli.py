@@ -25,7 +25,7 @@ def _main(argv: Sequence[str] | None) -> None:
     if args.command == "plan":
         from tuner.anatomy import plan
 
-        plan(args.model, args.context, Path(args.output))
+        plan(args.model, args.context, Path(args.output), args.processes)
         return
     if args.command == "convert":
         from tuner.exchange import convert
@@ -73,9 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("output", metavar="OUT", help="the folder to write, which must be new")
     anatomy = commands.add_parser("plan", help="parameters, operations and memory of a configuration")
     anatomy.add_argument(
-        "model", metavar="CONFIG", help="a preset, a folder, a config.json, a Hub id or builtin:<name>"
+        "model",
+        metavar="CONFIG",
+        help="a preset, a folder, a config.json, a Hub id, builtin:<name>, or a recipe's YAML for its cost too",
     )
     anatomy.add_argument("--context", type=_positive, metavar="INT", help="tokens of context (default: the longest)")
+    anatomy.add_argument(
+        "--processes", type=_positive, default=1, metavar="INT", help="that train by a recipe's YAML (default: 1)"
+    )
     anatomy.add_argument(
         "--output", default="parameters.png", metavar="FILE", help="the picture (default: parameters.png)"
     )

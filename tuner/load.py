@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.errors import ModelError, nearest
-from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
+from tuner.model import PRESETS, TunerDecoderConfig, TunerDecoderForCausalLM
+from tuner.model.components import TunerConfig
 from tuner.model.convert import from_transformers
 
 # Models that an installed package carries: name to package, and file or folder in it.
@@ -47,31 +50,83 @@ def resolve(name_or_path: str) -> tuple[str, dict[str, Any]]:
     return str(path) if path.is_dir() else name_or_path, {}
 
 
+def new_shape(
+    preset: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    dropout: float = 0.0,
+    config_overrides: str | None = None,
+) -> dict[str, Any]:
+    """The fields of a new model's configuration: a preset's, over a tokenizer's vocabulary.
+
+    Args:
+        config_overrides: more of them, or others, as `hidden_act=relu2,mlp_type=plain`; values are read as YAML.
+
+    Raises:
+        ModelError: a dropout that is no probability, or an override that is no field's.
+    """
+    if not 0 <= dropout < 1:
+        raise ModelError(f"--dropout must lie in [0, 1), not {dropout}.")
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    return {
+        **PRESETS[preset],
+        **ids,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": max(max_length, 2048),
+        "hidden_dropout": dropout,
+        "attention_dropout": dropout,
+        **overrides(config_overrides or ""),
+    }
+
+
+def overrides(text: str) -> dict[str, Any]:
+    """The fields of `--config_overrides`.
+
+    Raises:
+        ModelError: one that is no field's.
+    """
+    known = {field.name for field in dataclasses.fields(TunerConfig)}
+    found = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or name not in known or name == "vocab_size":
+            hint = nearest(name, known)
+            raise ModelError(f"--config_overrides {part}: field=value of a configuration, but vocab_size.{hint}")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ModelError(f"--config_overrides {part}: {' '.join(str(error).split())}") from error
+    return found
+
+
+def new_model(
+    kind: type[PreTrainedModel],
+    config: type[PreTrainedConfig],
+    fields: dict[str, Any],
+    attn_implementation: str | None = None,
+) -> Any:
+    """A new model in float32, drawn from torch's generator.
+
+    Raises:
+        ModelError: fields that do not go together.
+    """
+    try:
+        return kind._from_config(config(**fields), attn_implementation=attn_implementation or "sdpa")
+    except (ValueError, StrictDataclassError) as error:
+        raise ModelError(f"No model has this shape: {' '.join(str(error).split())}") from error
+
+
 def new_decoder(
     preset: str,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     dropout: float = 0.0,
     attn_implementation: str | None = None,
+    config_overrides: str | None = None,
 ) -> TunerDecoderForCausalLM:
-    """A new decoder of a preset's shape over a tokenizer's vocabulary, in float32, drawn from torch's generator.
-
-    Raises:
-        ModelError: a dropout that is no probability.
-    """
-    if not 0 <= dropout < 1:
-        raise ModelError(f"--dropout must lie in [0, 1), not {dropout}.")
-    config = TunerDecoderConfig.from_preset(
-        preset,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=max(max_length, 2048),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        hidden_dropout=dropout,
-        attention_dropout=dropout,
-    )
-    return TunerDecoderForCausalLM._from_config(config, attn_implementation=attn_implementation or "sdpa")
+    """A new decoder of a preset's shape over a tokenizer's vocabulary; see `new_shape` and `new_model`."""
+    fields = new_shape(preset, tokenizer, max_length, dropout, config_overrides)
+    return new_model(TunerDecoderForCausalLM, TunerDecoderConfig, fields, attn_implementation)
 
 
 def pretrained_decoder(

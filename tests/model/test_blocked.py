@@ -22,17 +22,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from tests.model.helpers import greatest_difference, scramble, tiny_decoder, token_ids
-from tuner import blocked
-from tuner.blocked import (
-    BLOCKED,
-    BlockPlan,
-    blocked_attention_forward,
-    blocked_mask,
-    can_be_blocked,
-    plan_blocks,
-    plan_causal,
-)
+from tests.model.helpers import SHAPE, greatest_difference, scramble, tiny_decoder, token_ids
+from tuner import blocked, blocks
+from tuner.blocked import BLOCKED, blocked_attention_forward, blocked_mask, can_be_blocked
+from tuner.blocks import BlockPlan, plan_blocks, plan_causal, plan_full
+from tuner.model import TunerEncoderConfig, TunerEncoderModel
 
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -49,8 +43,8 @@ FAMILIES = {
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(blocked, "QUERIES", 4)
-    monkeypatch.setattr(blocked, "STEP", 3)
+    monkeypatch.setattr(blocks, "QUERIES", 4)
+    monkeypatch.setattr(blocks, "STEP", 3)
 
 
 def causal(time: int) -> torch.Tensor:
@@ -99,9 +93,32 @@ def test_any_mask(rows, window, size, step, groups, seed):
     masks = [packed([*row, time - sum(row)] if sum(row) < time else row).triu(1 - window) for row in rows]
     mask = torch.stack(masks)[:, None]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocked, "QUERIES", size)
-        patch.setattr(blocked, "STEP", step)
+        patch.setattr(blocks, "QUERIES", size)
+        patch.setattr(blocks, "STEP", step)
         attend(mask, plan_blocks(mask), 2 * groups, 2, seed)
+
+
+@pytest.mark.parametrize("time", [1, 4, 11])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_all_see_all(small_blocks, time, batch):
+    attend(torch.ones(batch, 1, time, time, dtype=torch.bool), plan_full(time, torch.device("cpu")), 6, 3, 0)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_encoders(small_blocks, padded, compiled, monkeypatch):
+    """Both ways of seeing nothing more: with every row full, and with rows of their own lengths."""
+    calls = []
+    monkeypatch.setattr(blocked, "_attend", lambda *a, attend=blocked._attend: calls.append(1) or attend(*a))
+    config = TunerEncoderConfig(**SHAPE)
+    model, ids = scramble(TunerEncoderModel._from_config(config, attn_implementation="sdpa")), token_ids(3, 14)
+    mask = (torch.arange(14) < torch.tensor([14, 9, 1])[:, None]).long() if padded else torch.ones_like(ids)
+    expected = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    model.set_attn_implementation(BLOCKED)
+    run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+    actual = run(input_ids=ids, attention_mask=mask).last_hidden_state
+    assert calls
+    assert greatest_difference(actual[mask.bool()], expected[mask.bool()]) <= 1e-5
 
 
 @pytest.mark.parametrize("time", [1, 4, 11])
@@ -215,18 +232,21 @@ def test_no_square_is_made():
     with Watch():
         plan = blocked_mask(batch_size=1, q_length=time, kv_length=time)
         blocked_attention_forward(torch.nn.Module(), query, key, value, plan)[0].sum().backward()
-    assert 0 < largest <= heads * blocked.QUERIES * time < heads * time * time / 10
+    assert 0 < largest <= heads * blocks.QUERIES * time < heads * time * time / 10
 
 
 @pytest.mark.parametrize("groups", [1, 2], ids=["all heads", "grouped"])
 @pytest.mark.parametrize("time", [2, 14])
-def test_the_compilers_operation(small_blocks, time, groups):
+@pytest.mark.parametrize("sees", ["before", "all", "masked"])
+def test_the_compilers_operation(small_blocks, time, groups, sees):
     torch.manual_seed(0)
     shapes = [(2, 4, time, 8), (2, 4 // groups, time, 8), (2, 4 // groups, time, 8)]
     inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    torch.library.opcheck(torch.ops.tuner.blocked_causal, (*inputs, 0.3))
-    ours = torch.ops.tuner.blocked_causal(*inputs, 0.3)
-    exact = F.scaled_dot_product_attention(*inputs, is_causal=True, scale=0.3, enable_gqa=True)
+    mask = torch.stack([packed([time]), packed([1, time - 1])])[:, None] if sees == "masked" else None
+    arguments = (*inputs, mask, sees == "before", 0.3)
+    torch.library.opcheck(torch.ops.tuner.blocked, arguments)
+    ours = torch.ops.tuner.blocked(*arguments)
+    exact = F.scaled_dot_product_attention(*inputs, mask, is_causal=sees == "before", scale=0.3, enable_gqa=True)
     torch.testing.assert_close(ours, exact)
     weights = torch.randn_like(exact)
     gradients = (torch.autograd.grad((out * weights).sum(), inputs) for out in (ours, exact))
@@ -235,7 +255,7 @@ def test_the_compilers_operation(small_blocks, time, groups):
 
 @pytest.mark.parametrize("rows", ["plain", "packed", "padded", "one token"])
 def test_compiled_it_computes_the_same(small_blocks, rows, monkeypatch):
-    """Plain rows by blocks, every other mask by SDPA."""
+    """All but a token by itself by blocks."""
     calls = []
     monkeypatch.setattr(blocked, "_attend", lambda *a, attend=blocked._attend: calls.append(1) or attend(*a))
     model, ids = tiny_decoder(BLOCKED), token_ids(2, 14)
@@ -249,6 +269,6 @@ def test_compiled_it_computes_the_same(small_blocks, rows, monkeypatch):
     model.set_attn_implementation(BLOCKED)
     calls.clear()
     actual = torch.compile(model, backend="aot_eager", fullgraph=True)(**inputs).logits
-    assert bool(calls) == (rows == "plain")
+    assert bool(calls) == (rows != "one token")
     start = 3 if rows == "padded" else 0
     assert greatest_difference(actual[:, start:], expected[:, start:]) <= 1e-5

@@ -15,6 +15,7 @@ from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES
 
 from tests.model.helpers import VOCAB_SIZE, greatest_difference, tiny_config, tiny_decoder, token_ids
 from tests.model.test_configuration import ROPES
+from tuner.errors import ModelError
 from tuner.load import new_decoder
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM, TunerDecoderModel
 from tuner.text.vocabulary import train_bpe_tokenizer
@@ -229,3 +230,29 @@ def test_a_new_decoder_fits_its_tokenizer() -> None:
     assert (generation.pad_token_id, generation.bos_token_id, generation.eos_token_id) == special
     assert model.dtype == torch.float32 and config._attn_implementation == "sdpa"
     assert new_decoder("tiny", tokenizer, max_length=16).config.max_position_embeddings == 2048
+
+
+def test_fields_of_a_new_model() -> None:
+    tokenizer = train_bpe_tokenizer(["The quick brown fox."] * 3, vocab_size=280)
+    overrides = "hidden_act=relu2, mlp_type=plain,num_hidden_layers=2,use_qk_norm=false,rope_parameters=null"
+    config = new_decoder("tiny", tokenizer, 64, config_overrides=overrides).config
+    assert (config.hidden_act, config.mlp_type, config.num_hidden_layers) == ("relu2", "plain", 2)
+    assert config.use_qk_norm is False and config.hidden_size == 256
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wrong"),
+    [
+        ("hiden_act=relu", "hiden_act=relu: .* Did you mean hidden_act"),
+        ("hidden_act", "field=value"),
+        ("vocab_size=9", "but vocab_size"),
+        ("hidden_act=nope", "hidden_act 'nope' is none of"),
+        ("num_hidden_layers=many", "num_hidden_layers.*expected int"),
+        ("num_attention_heads=3", "must be a multiple"),
+        ("hidden_act=[", "hidden_act=\\["),
+    ],
+)
+def test_fields_that_no_model_has(overrides, wrong) -> None:
+    tokenizer = train_bpe_tokenizer(["The quick brown fox."] * 3, vocab_size=280)
+    with pytest.raises(ModelError, match=wrong):
+        new_decoder("tiny", tokenizer, 64, config_overrides=overrides)

@@ -141,6 +141,7 @@ def load_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
         ModelError: see `tuner.load`.
     """
     if args.model_name_or_path:
+        require_new(args)
         model = pretrained_decoder(
             args.model_name_or_path,
             tokenizer,
@@ -151,17 +152,29 @@ def load_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
         )
     else:
         set_seed(args.seed)
-        model = new_decoder(args.preset, tokenizer, args.max_length, args.dropout, args.attn_implementation)
+        model = new_decoder(
+            args.preset, tokenizer, args.max_length, args.dropout, args.attn_implementation, args.config_overrides
+        )
     kind = getattr(model.config, "attention_type", "softmax")  # a field of ours
     if kind != "softmax" and (args.packing or args.padding_free):
         raise ModelError(f"{kind} attention cannot tell sequences in one row apart: pass --packing false.")
     return fit_model(args, model)
 
 
+def require_new(args: RecipeArguments) -> None:
+    """Refuse flags that only a new model takes.
+
+    Raises:
+        ModelError: one of them with a checkpoint.
+    """
+    if args.model_name_or_path and args.config_overrides:
+        raise ModelError("--config_overrides is for a new model: a checkpoint's configuration is its own.")
+
+
 def fit_model(args: RecipeArguments, model: PreTrainedModel) -> PreTrainedModel:
     """A model with the attention that is fast here, and its weights in `--dtype`."""
     on_cpu = args.use_cpu or device_type() == "cpu"
-    if on_cpu and not args.attn_implementation and not args.torch_compile and can_be_blocked(model):
+    if on_cpu and not args.attn_implementation and can_be_blocked(model):
         model.set_attn_implementation(BLOCKED)
     if args.dtype == "bfloat16":
         halve_parameters(model)

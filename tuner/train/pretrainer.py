@@ -109,7 +109,7 @@ class PretrainTrainer(ExactTrainerMixin, Trainer):
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Any:
         inputs = self._prepare_inputs({k: v for k, v in inputs.items() if k not in ("rows", "tokens")})
         bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.accelerator.autocast():
             found = self.objective.sums(bare, **inputs)
         for name, value in found.items():
             # float64, where the device has it: sums of many batches.

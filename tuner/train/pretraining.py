@@ -24,7 +24,7 @@ from tuner.data.clean import CleaningOptions, CleaningReport, clean_corpus, clea
 from tuner.data.corpus import to_documents
 from tuner.data.stream import open_stream, set_aside
 from tuner.errors import ArgumentError, ModelError
-from tuner.load import load_pretrained
+from tuner.load import load_pretrained, new_model, new_shape
 from tuner.model import (
     PRESETS,
     TunerEncoderConfig,
@@ -40,7 +40,7 @@ from tuner.text.tokenizer import load_pretrained_tokenizer
 from tuner.text.vocabulary import train_tokenizer
 from tuner.train.objective import Objective
 from tuner.train.objectives import OBJECTIVES
-from tuner.train.prepare import fit_model, load_model, load_rows, load_tokenizer, was_trained
+from tuner.train.prepare import fit_model, load_model, load_rows, load_tokenizer, require_new, was_trained
 from tuner.train.replaced import GeneratorAndDiscriminator
 from tuner.train.run import Run
 
@@ -213,10 +213,11 @@ def load_pretraining_model(args: Any, tokenizer: PreTrainedTokenizerBase) -> Pre
     if args.objective == "clm":
         return load_model(args, tokenizer)
     kind, auto = CLASSES[args.objective]
-    attention = args.attn_implementation or "sdpa"
     if not args.model_name_or_path:
         set_seed(args.seed)
-        return fit_model(args, kind._from_config(_new_config(args, tokenizer), attn_implementation=attention))
+        return fit_model(args, _new_model(args, kind, tokenizer))
+    require_new(args)
+    attention = args.attn_implementation or "sdpa"
     model = load_pretrained(auto, args.model_name_or_path, torch.float32, attn_implementation=attention)
     if not isinstance(model, kind):
         try:
@@ -226,20 +227,13 @@ def load_pretraining_model(args: Any, tokenizer: PreTrainedTokenizerBase) -> Pre
     return fit_model(args, model)
 
 
-def _new_config(args: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
-    if not 0 <= args.dropout < 1:
-        raise ModelError(f"--dropout must lie in [0, 1), not {args.dropout}.")
-    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    fields = {
-        **PRESETS[args.preset],
-        **ids,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": max(args.max_length, 512),
-        "hidden_dropout": args.dropout,
-        "attention_dropout": args.dropout,
-    }
+def _new_model(args: Any, kind: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    fields = new_shape(args.preset, tokenizer, args.max_length, args.dropout, args.config_overrides)
     if args.objective != "denoise":
-        return TunerEncoderConfig(**fields, type_vocab_size=2 if args.objective == "mlm+nsp" else 0)
+        fields["type_vocab_size"] = 2 if args.objective == "mlm+nsp" else 0
+        return new_model(kind, TunerEncoderConfig, fields, args.attn_implementation)
     # Half of the blocks each, so that a preset's size stays what it says.
     fields["num_hidden_layers"] = max(fields["num_hidden_layers"] // 2, 1)
-    return TunerSeq2SeqConfig(encoder=dict(fields), decoder=dict(fields), **ids)
+    ids = {name: fields[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    both = {"encoder": dict(fields), "decoder": dict(fields), **ids}
+    return new_model(kind, TunerSeq2SeqConfig, both, args.attn_implementation)

@@ -25,9 +25,10 @@ from transformers import PreTrainedTokenizerBase
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import finish, spread
-from tuner.data.corpus import to_documents, token_blocks
+from tuner.data.corpus import to_documents
 from tuner.data.schema import canonicalize
 from tuner.data.sources import load_splits
+from tuner.data.tokens import token_blocks
 from tuner.text.vocabulary import train_tokenizer
 from tuner.train.objectives import CausalLM
 

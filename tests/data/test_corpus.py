@@ -10,7 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.text import samples
-from tuner.data.corpus import LONG_LINE, parts, segment_pairs, to_documents, token_blocks
+from tuner.data.corpus import LONG_LINE, parts, segment_pairs, to_documents
+from tuner.data.encode import encode_dataset
+from tuner.data.tokens import token_blocks, whole_documents
 from tuner.errors import DataError
 from tuner.text.vocabulary import train_tokenizer
 
@@ -226,3 +228,43 @@ def test_joined_parts_keep_their_words_apart(algorithm):
     which = tokenizer(algorithm)
     pairs = segment_pairs(of_texts(["how are you\nfine\n" + "word " * 30]), which, 20, whole=True)
     assert which.decode(pairs[0]["first"]).split() == ["how", "are", "you", "fine"]
+
+
+@pytest.mark.parametrize("mode", ["split", "keep_start"])
+@pytest.mark.parametrize("numbered", [False, True])
+def test_whole_documents_are_what_encoding_makes_of_texts(mode, numbered):
+    texts = ["", "one", "two words", "many more words than one block of them holds", "a b c d e f g h", "x" * 40]
+    columns = {"text": texts * 3} | ({"source_row": list(range(100, 118))} if numbered else {})
+    documents, tokenizer = Dataset.from_dict(columns), train_tokenizer(texts, "bpe", 300, "clm")
+    expected, _ = encode_dataset(documents, "text", tokenizer, 7, mode, max_labels_lost=1)
+    found = whole_documents(documents, tokenizer, 7, mode, max_labels_lost=1)
+    assert found[:] == expected[:]
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "wrong"),
+    [
+        (
+            ["one two three four five"],
+            {"truncation_mode": "error"},
+            "mine, row 0: .* tokens, longer than --max_length 4",
+        ),
+        (
+            ["one two three four five"],
+            {"truncation_mode": "keep_start"},
+            "mine: cutting rows .* would lose .*use --trunc",
+        ),
+    ],
+)
+def test_documents_that_are_refused(texts, options, wrong):
+    documents = Dataset.from_dict({"text": texts})
+    tokenizer = train_tokenizer(["one two three four five"], "bpe", 300, "clm")
+    for make in (whole_documents, lambda *a, **k: encode_dataset(a[0], "text", *a[1:], **k)):
+        with pytest.raises(DataError, match=wrong):
+            make(documents, tokenizer, 4, name="mine", **options)
+
+
+def test_no_documents_are_refused():
+    tokenizer = train_tokenizer(["one two three four five"], "bpe", 300, "clm")
+    with pytest.raises(DataError, match="mine: none of its 0 tokens"):
+        whole_documents(Dataset.from_dict({"text": []}), tokenizer, 4, name="mine")

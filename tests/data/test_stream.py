@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from tuner.data.corpus import token_blocks
 from tuner.data.sources import load_splits
 from tuner.data.stream import TokenStream, open_stream, set_aside
+from tuner.data.tokens import token_blocks
 from tuner.errors import DataError
 from tuner.text.vocabulary import train_bpe_tokenizer
 

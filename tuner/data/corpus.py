@@ -1,4 +1,4 @@
-"""Raw text to examples: documents, blocks of tokens, pairs of neighbouring segments.
+"""Raw text in its parts: documents, their lines and sentences, pairs of neighbouring segments.
 
 A document is a text; its parts are its lines, long lines in sentences. A conversation is a document with a line a turn.
 """
@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
@@ -52,56 +50,6 @@ def parts(text: str) -> list[str]:
         for sentence in ([line] if len(line) <= LONG_LINE else _SENTENCE.split(line))
         if sentence
     ]
-
-
-def token_blocks(
-    documents: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    length: int,
-    start: int | None = None,
-    end: int | None = None,
-    num_proc: int | None = None,
-    name: str = "the dataset",
-) -> Dataset:
-    """The documents in one stream of tokens, cut into blocks without a gap (Liu et al. 2019, section 4.2,
-    https://arxiv.org/abs/1907.11692).
-
-    Args:
-        length: tokens in a block.
-        start: a token that begins every block.
-        end: a token after every document.
-
-    Returns:
-        Rows of `input_ids`, all of `length` tokens. What does not fill the last block is left out.
-
-    Raises:
-        DataError: less text than one block.
-    """
-    tokens = documents.map(
-        _tokenize,
-        batched=True,
-        num_proc=num_proc,
-        remove_columns=documents.column_names,
-        features=Features({"input_ids": List(Value("int32"))}),
-        fn_kwargs={"tokenizer": tokenizer, "end": end},
-        desc="Tokenizing",
-    )
-    stream = tokens.with_format("arrow")[:]["input_ids"].combine_chunks().flatten().to_numpy()
-    width = length if start is None else length - 1
-    count = len(stream) // width
-    if count == 0:
-        raise DataError(f"{name} has {len(stream)} tokens, fewer than one block of --max_length {length}.")
-    blocks = stream[: count * width].reshape(count, width)
-    if start is not None:
-        blocks = np.concatenate([np.full((count, 1), start, blocks.dtype), blocks], axis=1)
-    return Dataset(pa.table({"input_ids": pa.FixedSizeListArray.from_arrays(pa.array(blocks.reshape(-1)), length)}))
-
-
-def _tokenize(
-    batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, end: int | None
-) -> dict[str, list[list[int]]]:
-    encoded = _ids(tokenizer, batch["text"])
-    return {"input_ids": encoded if end is None else [[*ids, end] for ids in encoded]}
 
 
 def segment_pairs(

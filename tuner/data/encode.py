@@ -101,14 +101,29 @@ def encode_dataset(
     sums = {column: int(counts[:][column].sum()) for column in counts.column_names} if len(counts) else {}
     report = EncodingReport(rows=len(rows), sequences=len(encoded), **(sums or dict.fromkeys(counts.column_names, 0)))
     if report.supervised == 0:
-        raise DataError(f"{name}: none of its {report.tokens} tokens is supervised, so there is nothing to learn.")
+        raise nothing_to_learn(name, report.tokens)
     if report.share_labels_lost > max_labels_lost:
-        cure = "" if truncation_mode == "split" else ", use --truncation_mode split"
-        raise DataError(
-            f"{name}: cutting rows to --max_length {max_length} would lose {report.share_labels_lost:.0%} of the "
-            f"answers' tokens; --max_labels_lost allows {max_labels_lost:.0%}. Raise --max_length{cure}, or allow it."
-        )
+        raise too_much_lost(name, max_length, report.share_labels_lost, max_labels_lost, truncation_mode)
     return encoded.select_columns(["input_ids", "labels", "rows"]), report
+
+
+def too_long(row: str, tokens: int, max_length: int) -> DataError:
+    """What `--truncation_mode error` says of a row."""
+    return DataError(f"{row}: {tokens} tokens, longer than --max_length {max_length} (--truncation_mode error).")
+
+
+def nothing_to_learn(name: str, tokens: int) -> DataError:
+    """No token has a label."""
+    return DataError(f"{name}: none of its {tokens} tokens is supervised, so there is nothing to learn.")
+
+
+def too_much_lost(name: str, max_length: int, share: float, allowed: float, truncation_mode: str) -> DataError:
+    """Cutting would lose more labels than `--max_labels_lost` allows."""
+    cure = "" if truncation_mode == "split" else ", use --truncation_mode split"
+    return DataError(
+        f"{name}: cutting rows to --max_length {max_length} would lose {share:.0%} of the answers' tokens; "
+        f"--max_labels_lost allows {allowed:.0%}. Raise --max_length{cure}, or allow it."
+    )
 
 
 def _encode_batch(
@@ -125,20 +140,15 @@ def _encode_batch(
         encoded = encode_conversations(tokenizer, values, names=[f"{name}, row {index}" for index in indices])
     else:
         encoded = encode_texts(tokenizer, values)
-    too_long = [i for i, row in enumerate(encoded) if len(row["input_ids"]) > max_length]
-    if too_long and truncation_mode == "error":
-        raise DataError(
-            f"{name}, row {indices[too_long[0]]}: {len(encoded[too_long[0]]['input_ids'])} tokens, longer than "
-            f"--max_length {max_length} (--truncation_mode error)."
-        )
+    longer = [i for i, row in enumerate(encoded) if len(row["input_ids"]) > max_length]
+    if longer and truncation_mode == "error":
+        raise too_long(f"{name}, row {indices[longer[0]]}", len(encoded[longer[0]]["input_ids"]), max_length)
     pieces = {i: [row] for i, row in enumerate(encoded)}
     if truncation_mode == "split" and kind == "text":
-        pieces.update({i: _split_text(encoded[i], max_length) for i in too_long})
+        pieces.update({i: _split_text(encoded[i], max_length) for i in longer})
     elif truncation_mode == "split":
         pieces.update(
-            _split_conversations(
-                tokenizer, {i: values[i] for i in too_long}, {i: encoded[i] for i in too_long}, max_length
-            )
+            _split_conversations(tokenizer, {i: values[i] for i in longer}, {i: encoded[i] for i in longer}, max_length)
         )
     columns: dict[str, list[Any]] = {
         c: [] for c in ("input_ids", "labels", "rows", "tokens", "supervised", "lost_tokens", "lost_supervised")

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from tuner.data.corpus import token_blocks
 from tuner.data.corrupt import IGNORED
 from tuner.data.draws import FILLER, generator
 from tuner.data.stream import TokenStream
+from tuner.data.tokens import token_blocks
 from tuner.model import TunerPreTrainedModel
 from tuner.train.losses import chunked_cross_entropy
 

@@ -21,9 +21,9 @@ from tuner.data.collate import CausalCollator
 from tuner.data.corpus import segment_pairs
 from tuner.data.corrupt import IGNORED, corrupt_spans, infill, mask_tokens, word_continuations
 from tuner.data.draws import FILLER, generator
-from tuner.data.encode import encode_dataset
 from tuner.data.pack import pack_dataset
 from tuner.data.stream import TokenStream
+from tuner.data.tokens import whole_documents
 from tuner.errors import ArgumentError
 from tuner.train.losses import can_be_chunked, supervised_positions
 from tuner.train.objective import Batch, Objective, Row, Sums, balance, routed
@@ -41,9 +41,7 @@ class CausalLM(Objective):
 
     def rows(self, documents: Dataset, num_proc: int | None = None, name: str = "the dataset") -> Dataset:
         chosen = {key: self.options[key] for key in ("truncation_mode", "max_labels_lost") if key in self.options}
-        encoded, _ = encode_dataset(
-            documents, "text", self.tokenizer, self.max_length, **chosen, num_proc=num_proc, name=name
-        )
+        encoded = whole_documents(documents, self.tokenizer, self.max_length, **chosen, num_proc=num_proc, name=name)
         return pack_dataset(encoded, self.max_length) if self.options.get("packing", True) else encoded
 
     def __call__(self, rows: list[Row]) -> Batch:

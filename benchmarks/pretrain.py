@@ -62,7 +62,7 @@ APART = {
     "Llama": "--model_name_or_path {llama}",
     "AdamW": "--optim adamw_torch_fused --adam_beta2 0.95 --learning_rate 4e-3",
 }
-RATES = ("1e-3", "2e-3", "4e-3", "8e-3", "1.6e-2")
+RATES = ("1e-3", "2e-3", "4e-3", "8e-3")
 
 Curve = list[tuple[float, float]]  # seconds, nats a byte
 
@@ -98,9 +98,11 @@ def main() -> None:
                 "tuner": Side(_ours(ours, corpus), args.minutes * SHARE),
             }
         folders = {name: Path(work) / f"run-{number}" for number, name in enumerate(sides)}
+        steps = None
         for name, side in sides.items():
-            train(name, side, folders[name])
-        curves = {name: evaluate(name, corpus, folder, sides[name].minutes) for name, folder in folders.items()}
+            side.steps = steps if args.tune else side.steps  # a learning rate does not change the speed
+            steps = train(name, side, folders[name])
+        curves = {name: evaluate(name, corpus, folder, last=bool(args.tune)) for name, folder in folders.items()}
     if args.tune or args.apart:
         reached = {name: curve[-1][1] for name, curve in curves.items()}
         for name, loss in reached.items():
@@ -178,8 +180,12 @@ def prepare(folder: Path) -> Path:
     return folder
 
 
-def train(name: str, side: Side, folder: Path) -> None:
-    """Run a side for its minutes. A side without a number of steps is timed for a few first, to know how many fit."""
+def train(name: str, side: Side, folder: Path) -> int:
+    """Run a side for its minutes. One without a number of steps is timed for a few first, to know how many fit.
+
+    Returns:
+        Its number of steps.
+    """
     limit = side.minutes * 60
     steps = side.steps
     if steps is None:
@@ -222,12 +228,14 @@ def checkpoints(folder: Path) -> dict[int, float]:
     return {step: files[step].stat().st_mtime - start for step in sorted(files)}
 
 
-def evaluate(name: str, corpus: Path, folder: Path, minutes: float) -> Curve:
-    """The loss of every checkpoint: of documents by themselves, up to their first 1,024 tokens, in float32."""
+def evaluate(name: str, corpus: Path, folder: Path, last: bool) -> Curve:
+    """The loss of every checkpoint or of the last: of documents by themselves, their first 1,024 tokens, in float32."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
-    import tuner  # noqa: F401  (its classes are known to Auto then)
+    import tuner.model  # noqa: F401  (its classes are known to Auto then)
 
+    disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(corpus)
     with open(corpus / "test.jsonl", encoding="utf-8") as stream:
         texts = [json.loads(line)["text"] for line in stream][:DOCUMENTS]
@@ -235,7 +243,7 @@ def evaluate(name: str, corpus: Path, folder: Path, minutes: float) -> Curve:
     encoded.sort(key=len)
     size = sum(len(tokenizer.decode(ids[1:]).encode()) for ids in encoded)
     curve: Curve = []
-    for step, seconds in checkpoints(folder).items():
+    for step, seconds in list(checkpoints(folder).items())[-1 if last else 0 :]:
         model = AutoModelForCausalLM.from_pretrained(folder / f"checkpoint-{step}", dtype=torch.float32).eval()
         nats = 0.0
         for start in range(0, len(encoded), 4):

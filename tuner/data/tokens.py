@@ -101,6 +101,8 @@ def tokens_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """All documents' tokens one after the other, int32, and how many are each document's; with a token before and
     after each where there is one."""
+    if len(documents) == 0:
+        return np.zeros(0, np.int32), np.zeros(0, np.int64)
     found = (
         documents.select_columns(["text"])
         .with_format("arrow")

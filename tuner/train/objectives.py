@@ -265,18 +265,22 @@ class Contrastive(Objective):
 
     def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
         ones, others = embed(model, **inputs).chunk(2)
-        real = labels != IGNORED
+        return self.both_ways(ones, others, labels != IGNORED)
+
+    def both_ways(self, ones: torch.Tensor, others: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """The loss of texts and their partners, a sum, and over how many."""
         scores, targets = gathered(ones, others, real, self.options.get("temperature", 0.05))
         both = [F.cross_entropy(score[real], targets[real], reduction="sum") for score in scores]
         return (both[0] + both[1]) / 2, real.sum()
 
     def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
-        found = super().sums(model, labels, **inputs)
         ones, others = embed(model, **inputs).chunk(2)
+        total, count = self.both_ways(ones, others, labels != IGNORED)
         real = (labels != IGNORED).nonzero().squeeze(1)
         scores = ones[real] @ others[real].T
         own = torch.arange(len(real), device=ones.device)
-        return found | {"accuracy": (scores.argmax(-1) == own).sum() if len(real) else scores.sum()}
+        right = (scores.argmax(-1) == own).sum() if len(real) else scores.sum()
+        return {"loss": total, "count": count, "accuracy": right}
 
 
 OBJECTIVES: dict[str, type[Objective]] = {

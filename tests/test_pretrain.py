@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 import tuner.model
 from tests.recipes import assert_same_run, launch_recipe, log_of, run_recipe
+from tuner.load import resolve
 
 # A dozen steps of a 4.5 M model on short real conversations, with checkpoints between log lines and evaluations.
 SMALL = [
@@ -64,6 +65,28 @@ def test_every_objective_learns_compares_and_is_loaded(objective, chats, tmp_pat
     extra = {"decoder_input_ids": inputs["input_ids"]} if objective == "denoise" else {}
     with torch.no_grad():
         assert all(torch.isfinite(t).all() for t in model(**inputs, **extra).values() if isinstance(t, torch.Tensor))
+
+
+@pytest.mark.slow
+def test_an_encoder_without_heads_gets_new_ones(chats, tmp_path):
+    own = [
+        "--objective",
+        "mlm+nsp",
+        "--dataset_name",
+        chats,
+        "--output_dir",
+        tmp_path / "run",
+        "--test_split_size",
+        "30",
+    ]
+    quick = [*SMALL[2:], "--max_length", "48", "--max_steps", "6", "--learning_rate", "1e-4"]
+    done = run_recipe(*quick, *own, "--model_name_or_path", "builtin:minilm-l6", recipe="pretrain.py")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "builtin:minilm-l6 has no heads for mlm+nsp: they are new." in done.stderr
+    found = tuner.model.TunerEncoderForPreTraining.from_pretrained(tmp_path / "run")
+    before = transformers.AutoModel.from_pretrained(resolve("builtin:minilm-l6")[0])
+    key = before.encoder.layer[0].attention.self.key.weight
+    assert 0 < (found.model.layers[0].self_attn.k_proj.weight - key).abs().max() < 0.01, "trained, and from there"
 
 
 @pytest.mark.slow

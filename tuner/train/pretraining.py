@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
@@ -24,7 +25,7 @@ from tuner.data.clean import CleaningOptions, CleaningReport, clean_corpus, clea
 from tuner.data.corpus import to_documents
 from tuner.data.stream import open_stream, set_aside
 from tuner.errors import ArgumentError, ModelError
-from tuner.load import load_pretrained, new_model, new_shape
+from tuner.load import load_pretrained, new_model, new_shape, resolve
 from tuner.model import (
     PRESETS,
     TunerEncoderConfig,
@@ -42,7 +43,7 @@ from tuner.train.objective import Objective
 from tuner.train.objectives import OBJECTIVES
 from tuner.train.prepare import fit_model, load_model, load_rows, load_tokenizer, require_new, was_trained
 from tuner.train.replaced import GeneratorAndDiscriminator
-from tuner.train.run import Run
+from tuner.train.run import Run, say
 
 # What each objective trains: our class, and the Auto class that finds a checkpoint for it.
 CLASSES: dict[str, tuple[type[TunerPreTrainedModel], Any]] = {
@@ -218,13 +219,36 @@ def load_pretraining_model(args: Any, tokenizer: PreTrainedTokenizerBase) -> Pre
         return fit_model(args, _new_model(args, kind, tokenizer))
     require_new(args)
     attention = args.attn_implementation or "sdpa"
-    model = load_pretrained(auto, args.model_name_or_path, torch.float32, attn_implementation=attention)
-    if not isinstance(model, kind):
+    bare = args.objective in ("mlm", "mlm+nsp") and _is_bare(args.model_name_or_path)
+    model = load_pretrained(
+        AutoModel if bare else auto, args.model_name_or_path, torch.float32, attn_implementation=attention
+    )
+    if not isinstance(model, TunerPreTrainedModel):
         try:
             model = from_transformers(model)
         except ValueError as error:
             raise ModelError(f"{args.model_name_or_path} cannot be ours: {error}") from error
-    return fit_model(args, model)
+    return fit_model(args, _with_new_heads(args, model, kind) if bare else model)
+
+
+def _is_bare(name_or_path: str) -> bool:
+    """Whether a checkpoint is an encoder without heads."""
+    path, how = resolve(name_or_path)
+    try:
+        names = AutoConfig.from_pretrained(path, **how).architectures or []
+    except (OSError, ValueError):
+        return False  # loading it says what is wrong
+    return bool(names) and all(name.endswith("Model") for name in names)
+
+
+def _with_new_heads(args: Any, encoder: Any, kind: Any) -> PreTrainedModel:
+    set_seed(args.seed)
+    model = kind._from_config(encoder.config, attn_implementation=encoder.config._attn_implementation)
+    missing, _ = model.model.load_state_dict(encoder.state_dict(), strict=False)
+    if missing:
+        raise ModelError(f"{args.model_name_or_path} lacks weights for --objective {args.objective}: {missing[0]}.")
+    say(f"{args.model_name_or_path} has no heads for {args.objective}: they are new.")
+    return model
 
 
 def _new_model(args: Any, kind: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

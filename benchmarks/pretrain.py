@@ -197,10 +197,9 @@ def train(name: str, side: Side, folder: Path) -> int:
         print(f"{name}: {a_step:.2f} s a step, {steps} steps in {side.minutes:g} minutes", flush=True)
         shutil.rmtree(trial)
     # What was timed was noisy too: a schedule may end a little late, and its end then counts.
-    run(
-        side.command(folder, steps, max(steps // CHECKPOINTS, 1) if steps > 0 else 10),
-        limit * (1.1 if steps > 0 else 1),
-    )
+    every, late = (max(steps // CHECKPOINTS, 1), 1.1) if steps > 0 else (10, 1.0)
+    run(side.command(folder, steps, every), limit * late)
+    return steps
 
 
 def run(command: list[str], limit: float | None) -> None:

@@ -103,27 +103,28 @@ def main() -> None:
             side.steps = steps if args.tune else side.steps  # a learning rate does not change the speed
             steps = train(name, side, folders[name])
         curves = {name: evaluate(name, corpus, folder, last=bool(args.tune)) for name, folder in folders.items()}
-    if args.tune or args.apart:
-        reached = {name: curve[-1][1] for name, curve in curves.items()}
-        for name, loss in reached.items():
-            print(f"{name:10s} {loss:.4f} nats a byte after {curves[name][-1][0]:.0f} s")
-        name = f"pretrain_{'tune_' + args.tune if args.tune else 'apart'}"
-        against = "ours" if args.apart else min(reached, key=reached.__getitem__)
+    reached = {name: curve[-1][1] for name, curve in curves.items()}
+    for name, loss in reached.items():
+        print(f"{name:10s} {loss:.4f} nats a byte after {curves[name][-1][0]:.0f} s")
+    if args.tune:
+        return finish(f"pretrain_tune_{args.tune}", {}, nats_per_byte=reached, minutes=args.minutes)
+    if args.apart:
         gains = {
-            f"{who}: time of {against} to its loss": _one(time_to(curves[against], loss) / curves[who][-1][0])
-            for who, loss in reached.items()
+            f"without it: {who}; our time to its loss / its own": _share(curves, "ours", who) for who in list(APART)[1:]
         }
-        return finish(name, gains, curves=curves)
+        return finish("pretrain_apart", gains, curves=curves, minutes=args.minutes)
     plot(curves)
-    ratios = {}
-    for name in ("defaults", "informed"):
-        seconds, loss = curves[name][-1]
-        ratios[f"{name}: our time to its loss {loss:.3f} / its own"] = _one(time_to(curves["tuner"], loss) / seconds)
+    ratios = {
+        f"{name}: our time to its loss {reached[name]:.3f} / its own": _share(curves, "tuner", name)
+        for name in ("defaults", "informed")
+    }
     return finish("pretrain", ratios, curves=curves, flags=OURS, informed=INFORMED, minutes=args.minutes)
 
 
-def _one(value: float) -> dict[str, float]:
-    return spread([value])
+def _share(curves: dict[str, Curve], one: str, other: str) -> dict[str, float]:
+    """One's time to the other's last loss, as a share of the other's time."""
+    seconds, loss = curves[other][-1]
+    return spread([time_to(curves[one], loss) / seconds])
 
 
 def _peer(python: str, corpus: Path, settings: dict[str, Any]) -> Callable[[Path, int, int], list[str]]:

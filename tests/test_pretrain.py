@@ -82,7 +82,7 @@ def test_an_encoder_without_heads_gets_new_ones(chats, tmp_path):
     quick = [*SMALL[2:], "--max_length", "48", "--max_steps", "6", "--learning_rate", "1e-4"]
     done = run_recipe(*quick, *own, "--model_name_or_path", "builtin:minilm-l6", recipe="pretrain.py")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "builtin:minilm-l6 has no heads for mlm+nsp: they are new." in done.stderr
+    assert "builtin:minilm-l6 has no heads for mlm+nsp: they are new." in done.stdout
     found = tuner.model.TunerEncoderForPreTraining.from_pretrained(tmp_path / "run")
     before = transformers.AutoModel.from_pretrained(resolve("builtin:minilm-l6")[0])
     key = before.encoder.layer[0].attention.self.key.weight

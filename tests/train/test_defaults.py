@@ -23,7 +23,7 @@ def model_of(**changes):
         ({"attn_implementation": "sdpa"}, "sdpa", False),
         ({"attn_implementation": "eager", "padding_free": True}, "eager", True),
         ({"padding_free": False}, "blocked", False),
-        ({"torch_compile": True}, "sdpa", False),
+        ({"torch_compile": True}, "blocked", False),
     ],
 )
 def test_on_a_cpu(changes, attention, joined):

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from tuner.data.schema import SHAPES
 from tuner.data.sources import BUILDERS, load_splits
 from tuner.errors import DataError
+from tuner.text.words import tokenize
 
 # Documents that are tokenized at once.
 BATCH = 256
@@ -132,9 +133,10 @@ class TokenStream(IterableDataset[dict[str, Any]]):
         for batch in self.documents.skip(skipped).iter(batch_size=BATCH):
             texts = [text if self.clean is None else self.clean(text) for text in batch["text"]]
             kept = [text for text in texts if text]
-            encoded = iter(self.tokenizer(kept, add_special_tokens=False, verbose=False)["input_ids"] if kept else [])
+            ids, lengths = tokenize(self.tokenizer, kept)
+            encoded = iter(np.split(ids, np.cumsum(lengths)[:-1]))
             for text in texts:
-                yield number, [*self.around[0], *next(encoded), *self.around[1]] if text else []
+                yield number, [*self.around[0], *next(encoded).tolist(), *self.around[1]] if text else []
                 number += 1
 
 

@@ -220,8 +220,10 @@ def product_dtype(training: TrainingArguments, model: PreTrainedModel) -> torch.
 def joins_rows(run: Run, model: PreTrainedModel) -> bool:
     """Whether a batch's sequences become one row: as asked, or where attention tells them apart at no cost.
 
-    Not by default on several accelerators in one process, which take a share of the rows each.
+    Not by default on several accelerators in one process, which take a share of the rows each; nor where the model is
+    compiled, for every length anew.
     """
     if run.args.padding_free is not None:
         return run.args.padding_free
-    return run.training.n_gpu <= 1 and model.config._attn_implementation in JOINING
+    joining = model.config._attn_implementation in JOINING
+    return joining and run.training.n_gpu <= 1 and not run.args.torch_compile

@@ -79,7 +79,7 @@ bench-model: install ## Time our decoder beside Llama's class, and experts
 bench-attention: install ## Time and memory of linear attention as sequences grow
 	@$(RUN) python benchmarks/attention.py $(ARGS)
 
-bench-pretrain: install ## Time to loss beside transformers' Trainer (three quarters of an hour)
+bench-pretrain: install ## Time to loss beside transformers' Trainer (an hour)
 	@$(RUN) python benchmarks/pretrain.py $(ARGS)
 
 bench-data: install ## Time tokenizing and packing beside transformers' example

@@ -12,7 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from tuner.arguments import RecipeArguments
 from tuner.errors import ModelError
 from tuner.load import overrides
-from tuner.model import PRESETS, TunerDecoderConfig, TunerEncoderConfig, TunerSeq2SeqConfig
+from tuner.model import PRESETS
+from tuner.train.pretraining import configuration_of
 from tuner.train.replaced import GeneratorAndDiscriminator
 
 # Dense operations a second in bfloat16, by NVIDIA's data sheets; and the share of them that training is taken to reach.
@@ -67,12 +68,8 @@ def read_training(path: Path) -> Training:
 def _new_config(flags: dict[str, Any], objective: str) -> PreTrainedConfig:
     shape: dict[str, Any] = {**PRESETS[flags["preset"]], **overrides(flags["config_overrides"] or "")}
     shape["vocab_size"] = flags["vocab_size"] or shape["vocab_size"]
-    if objective == "clm":
-        return TunerDecoderConfig(**shape)
-    if objective != "denoise":
-        return TunerEncoderConfig(**shape, type_vocab_size=2 if objective == "mlm+nsp" else 0)
-    shape["num_hidden_layers"] = max(shape["num_hidden_layers"] // 2, 1)
-    return TunerSeq2SeqConfig(encoder=dict(shape), decoder=dict(shape))
+    kind, chosen = configuration_of(objective, shape)
+    return kind(**chosen)
 
 
 def cost(training: Training, operations: float, processes: int) -> dict[str, str]:

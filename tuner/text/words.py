@@ -23,7 +23,7 @@ SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 # By the kind of pre-tokenizer. GPT-2's takes a space along with the word behind it, and of several all but the last.
 # BERT's drops white space, and control characters before that: what else is white to Unicode stays within a word.
 WORDS = {"ByteLevel": rf" ?[^{SPACE}]+|[{SPACE}]+(?![^{SPACE}])|[{SPACE}]+", "BertPreTokenizer": r"[^ \t\n\r]+"}
-# Distinct words that are remembered: some 200 MB.
+# Distinct words that are remembered, before all are forgotten.
 REMEMBERED = 1_000_000
 
 

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
     AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -28,6 +29,7 @@ from tuner.errors import ArgumentError, ModelError
 from tuner.load import load_pretrained, new_model, new_shape, resolve
 from tuner.model import (
     PRESETS,
+    TunerDecoderConfig,
     TunerEncoderConfig,
     TunerEncoderForMaskedLM,
     TunerEncoderForPreTraining,
@@ -253,11 +255,16 @@ def _with_new_heads(args: Any, encoder: Any, kind: Any) -> PreTrainedModel:
 
 def _new_model(args: Any, kind: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     fields = new_shape(args.preset, tokenizer, args.max_length, args.dropout, args.config_overrides)
-    if args.objective != "denoise":
-        fields["type_vocab_size"] = 2 if args.objective == "mlm+nsp" else 0
-        return new_model(kind, TunerEncoderConfig, fields, args.attn_implementation)
+    return new_model(kind, *configuration_of(args.objective, fields), args.attn_implementation)
+
+
+def configuration_of(objective: str, fields: dict[str, Any]) -> tuple[type[PreTrainedConfig], dict[str, Any]]:
+    """Which configuration an objective trains a new model of, and its fields, by those of one stack."""
+    if objective == "clm":
+        return TunerDecoderConfig, fields
+    if objective != "denoise":
+        return TunerEncoderConfig, {**fields, "type_vocab_size": 2 if objective == "mlm+nsp" else 0}
     # Half of the blocks each, so that a preset's size stays what it says.
-    fields["num_hidden_layers"] = max(fields["num_hidden_layers"] // 2, 1)
-    ids = {name: fields[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    both = {"encoder": dict(fields), "decoder": dict(fields), **ids}
-    return new_model(kind, TunerSeq2SeqConfig, both, args.attn_implementation)
+    half = {**fields, "num_hidden_layers": max(fields["num_hidden_layers"] // 2, 1)}
+    ids = {name: fields.get(name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    return TunerSeq2SeqConfig, {"encoder": half, "decoder": dict(half), **ids}

@@ -4,6 +4,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -111,6 +112,33 @@ def test_one_process_speaks_for_all(body, code):
 
 def test_a_terminal_without_unicode_gets_the_message_too():
     assert outcome("raise errors.DataError('café')", PYTHONIOENCODING="ascii")[::2] == (2, "error: caf\\xe9\n")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks Linux for the threads' names")
+def test_no_thread_of_a_process_group_outlives_the_run(tmp_path):
+    """Also where what refers to the group is a cycle, as a trainer is."""
+    program = f"""
+import os
+import torch.distributed as distributed
+from tuner import errors
+
+def main():
+    distributed.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=0, world_size=1)
+    class Trainer: pass
+    trainer = Trainer()
+    trainer.itself, trainer.group = trainer, distributed.group.WORLD
+    print(threads())
+
+def threads():
+    return sorted(open(f"/proc/self/task/{{task}}/comm").read().strip() for task in os.listdir("/proc/self/task"))
+
+errors.run(main)
+print(threads())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    before, after = done.stdout.splitlines()
+    assert "gloo" in before
+    assert "gloo" not in after
 
 
 @pytest.mark.parametrize("kind", MENDABLE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -80,10 +81,12 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _leave_process_group() -> None:
-    # A process group's threads that outlive the interpreter abort the process now and then. torch is not imported for
-    # this: `--help` ends here too.
+    # A process group's threads that outlive the interpreter abort the process now and then; they live as long as
+    # anything refers to the group, as a trainer does, which is a cycle. torch is not imported for this: `--help` ends
+    # here too.
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        gc.collect()
         distributed.destroy_process_group()
 
 

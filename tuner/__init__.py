@@ -23,7 +23,7 @@ _HOME = {
     "load_pretraining_tokenizer": "tuner.train.pretraining",
     "load_objective": "tuner.train.pretraining",
     "make_examples": "tuner.train.pretraining",
-    "load_pretraining_model": "tuner.train.pretraining",
+    "load_pretraining_model": "tuner.train.pretraining_model",
     "show_pretraining_plan": "tuner.train.pretraining_plan",
     "SampleCallback": "tuner.evaluation.samples",
     "PretrainTrainer": "tuner.train.pretrainer",

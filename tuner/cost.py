@@ -13,7 +13,7 @@ from tuner.arguments import RecipeArguments
 from tuner.errors import ModelError
 from tuner.load import overrides
 from tuner.model import PRESETS
-from tuner.train.pretraining import configuration_of
+from tuner.train.pretraining_model import configuration_of
 from tuner.train.replaced import GeneratorAndDiscriminator
 
 # Dense operations a second in bfloat16, by NVIDIA's data sheets; and the share of them that training is taken to reach.

@@ -1,4 +1,4 @@
-"""The steps of the pretraining recipe: documents, tokenizer, objective, examples, model."""
+"""The steps of the pretraining recipe: documents, tokenizer, objective, examples."""
 
 from __future__ import annotations
 
@@ -7,54 +7,25 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForPreTraining,
-    AutoModelForSeq2SeqLM,
-    PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
-    set_seed,
 )
 
 from tuner.data.clean import CleaningOptions, CleaningReport, clean_corpus, clean_text, fault
 from tuner.data.corpus import to_documents
 from tuner.data.stream import open_stream, set_aside
 from tuner.errors import ArgumentError, ModelError
-from tuner.load import load_pretrained, new_model, new_shape, resolve
 from tuner.model import (
     PRESETS,
-    TunerDecoderConfig,
-    TunerEncoderConfig,
-    TunerEncoderForMaskedLM,
-    TunerEncoderForPreTraining,
-    TunerEncoderModel,
-    TunerPreTrainedModel,
-    TunerSeq2SeqConfig,
-    TunerSeq2SeqForConditionalGeneration,
 )
-from tuner.model.convert import from_transformers
 from tuner.text.tokenizer import load_pretrained_tokenizer
 from tuner.text.vocabulary import train_tokenizer
 from tuner.train.objective import Objective
 from tuner.train.objectives import OBJECTIVES
-from tuner.train.prepare import fit_model, load_model, load_rows, load_tokenizer, require_new, was_trained
-from tuner.train.replaced import GeneratorAndDiscriminator
-from tuner.train.run import Run, say
-
-# What each objective trains: our class, and the Auto class that finds a checkpoint for it.
-CLASSES: dict[str, tuple[type[TunerPreTrainedModel], Any]] = {
-    "mlm": (TunerEncoderForMaskedLM, AutoModelForMaskedLM),
-    "mlm+nsp": (TunerEncoderForPreTraining, AutoModelForPreTraining),
-    "rtd": (GeneratorAndDiscriminator, None),
-    "contrastive": (TunerEncoderModel, AutoModel),
-    "denoise": (TunerSeq2SeqForConditionalGeneration, AutoModelForSeq2SeqLM),
-}
+from tuner.train.prepare import load_rows, load_tokenizer, was_trained
+from tuner.train.run import Run
 
 # Documents of a stream that a tokenizer learns from.
 LEARNT_FROM = 20_000
@@ -88,10 +59,8 @@ def load_documents(args: Any) -> Documents:
 
     Raises:
         DataError: see `tuner.data.sources` and `tuner.data.schema`.
-        ArgumentError: a checkpoint for an objective that has none.
+        ArgumentError: flags that a stream does not go with.
     """
-    if args.objective == "rtd" and args.model_name_or_path:
-        raise ArgumentError("--objective rtd begins with a new pair of models: leave out --model_name_or_path.")
     if args.streaming:
         return _streamed(args)
     rows = load_rows(args)
@@ -205,66 +174,3 @@ def make_examples(args: Any, documents: Documents, objective: Objective) -> Exam
             )
         ]
     return Examples(*made)
-
-
-def load_pretraining_model(args: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The model that the objective trains: a new one, or a checkpoint of any family that has a counterpart here.
-
-    Raises:
-        ModelError: see `tuner.load`.
-    """
-    if args.objective == "clm":
-        return load_model(args, tokenizer)
-    kind, auto = CLASSES[args.objective]
-    if not args.model_name_or_path:
-        set_seed(args.seed)
-        return fit_model(args, _new_model(args, kind, tokenizer))
-    require_new(args)
-    attention = args.attn_implementation or "sdpa"
-    bare = args.objective in ("mlm", "mlm+nsp") and _is_bare(args.model_name_or_path)
-    model = load_pretrained(
-        AutoModel if bare else auto, args.model_name_or_path, torch.float32, attn_implementation=attention
-    )
-    if not isinstance(model, TunerPreTrainedModel):
-        try:
-            model = from_transformers(model)
-        except ValueError as error:
-            raise ModelError(f"{args.model_name_or_path} cannot be ours: {error}") from error
-    return fit_model(args, _with_new_heads(args, model, kind) if bare else model)
-
-
-def _is_bare(name_or_path: str) -> bool:
-    """Whether a checkpoint is an encoder without heads."""
-    path, how = resolve(name_or_path)
-    try:
-        names = AutoConfig.from_pretrained(path, **how).architectures or []
-    except (OSError, ValueError):
-        return False  # loading it says what is wrong
-    return bool(names) and all(name.endswith("Model") for name in names)
-
-
-def _with_new_heads(args: Any, encoder: Any, kind: Any) -> PreTrainedModel:
-    set_seed(args.seed)
-    model = kind._from_config(encoder.config, attn_implementation=encoder.config._attn_implementation)
-    missing, _ = model.model.load_state_dict(encoder.state_dict(), strict=False)
-    if missing:
-        raise ModelError(f"{args.model_name_or_path} lacks weights for --objective {args.objective}: {missing[0]}.")
-    say(f"{args.model_name_or_path} has no heads for {args.objective}: they are new.")
-    return model
-
-
-def _new_model(args: Any, kind: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    fields = new_shape(args.preset, tokenizer, args.max_length, args.dropout, args.config_overrides)
-    return new_model(kind, *configuration_of(args.objective, fields), args.attn_implementation)
-
-
-def configuration_of(objective: str, fields: dict[str, Any]) -> tuple[type[PreTrainedConfig], dict[str, Any]]:
-    """Which configuration an objective trains a new model of, and its fields, by those of one stack."""
-    if objective == "clm":
-        return TunerDecoderConfig, fields
-    if objective != "denoise":
-        return TunerEncoderConfig, {**fields, "type_vocab_size": 2 if objective == "mlm+nsp" else 0}
-    # Half of the blocks each, so that a preset's size stays what it says.
-    half = {**fields, "num_hidden_layers": max(fields["num_hidden_layers"] // 2, 1)}
-    ids = {name: fields.get(name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    return TunerSeq2SeqConfig, {"encoder": half, "decoder": dict(half), **ids}

@@ -1,0 +1,123 @@
+"""The model that a pretraining objective trains: a new one, or a checkpoint of any family with a counterpart here."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from tuner.errors import ModelError
+from tuner.load import load_pretrained, new_model, new_shape, resolve
+from tuner.model import (
+    TunerDecoderConfig,
+    TunerEncoderConfig,
+    TunerEncoderForMaskedLM,
+    TunerEncoderForPreTraining,
+    TunerEncoderForReplacedTokenDetection,
+    TunerEncoderModel,
+    TunerPreTrainedModel,
+    TunerSeq2SeqConfig,
+    TunerSeq2SeqForConditionalGeneration,
+)
+from tuner.model.convert import from_transformers
+from tuner.train.prepare import fit_model, load_model, require_new
+from tuner.train.replaced import GeneratorAndDiscriminator
+from tuner.train.run import say
+
+# What each objective trains: our class, and the Auto class that finds a checkpoint for it.
+CLASSES: dict[str, tuple[type[TunerPreTrainedModel], Any]] = {
+    "mlm": (TunerEncoderForMaskedLM, AutoModelForMaskedLM),
+    "mlm+nsp": (TunerEncoderForPreTraining, AutoModelForPreTraining),
+    "rtd": (GeneratorAndDiscriminator, AutoModel),
+    "contrastive": (TunerEncoderModel, AutoModel),
+    "denoise": (TunerSeq2SeqForConditionalGeneration, AutoModelForSeq2SeqLM),
+}
+# What loads an encoder's checkpoint, by the end of its architecture's name.
+ENCODERS = {
+    "Model": AutoModel,
+    "ForMaskedLM": AutoModelForMaskedLM,
+    "ForPreTraining": AutoModelForPreTraining,
+    "ForReplacedTokenDetection": TunerEncoderForReplacedTokenDetection,
+}
+
+
+def load_pretraining_model(args: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The model that the objective trains: a new one, or a checkpoint of any family that has a counterpart here.
+
+    Raises:
+        ModelError: see `tuner.load`.
+    """
+    if args.objective == "clm":
+        return load_model(args, tokenizer)
+    kind, auto = CLASSES[args.objective]
+    if not args.model_name_or_path:
+        set_seed(args.seed)
+        return fit_model(args, _new_model(args, kind, tokenizer))
+    require_new(args)
+    attention = args.attn_implementation or "sdpa"
+    loader = auto if args.objective == "denoise" else _loader_of(args.model_name_or_path) or auto
+    checkpoint = load_pretrained(loader, args.model_name_or_path, torch.float32, attn_implementation=attention)
+    if not isinstance(checkpoint, TunerPreTrainedModel):
+        try:
+            checkpoint = from_transformers(checkpoint)
+        except ValueError as error:
+            raise ModelError(f"{args.model_name_or_path} cannot be ours: {error}") from error
+    return fit_model(args, checkpoint if type(checkpoint) is kind else _with_new_parts(args, checkpoint, kind))
+
+
+def _loader_of(name_or_path: str) -> Any:
+    path, how = resolve(name_or_path)
+    try:
+        names = AutoConfig.from_pretrained(path, **how).architectures or []
+    except (OSError, ValueError):
+        return None  # loading it says what is wrong
+    return next((loader for end, loader in ENCODERS.items() for name in names if name.endswith(end)), None)
+
+
+def _with_new_parts(args: Any, checkpoint: Any, kind: Any) -> PreTrainedModel:
+    """What the objective trains, with a checkpoint's encoder in it, and with its heads where they are the same."""
+    set_seed(args.seed)
+    config = copy.deepcopy(checkpoint.config)
+    if args.objective == "mlm+nsp":
+        config.type_vocab_size = max(config.type_vocab_size, 2)
+    model = kind._from_config(config, attn_implementation=config._attn_implementation)
+    target = model.discriminator if kind is GeneratorAndDiscriminator else model
+    new = ["generator"] if kind is GeneratorAndDiscriminator else []
+    if not isinstance(checkpoint, type(target)) and not isinstance(target, type(checkpoint)):
+        new += [name for name, _ in target.named_children() if name != "model" and hasattr(target, "model")]
+        target, checkpoint = getattr(target, "model", target), getattr(checkpoint, "model", checkpoint)
+    missing, _ = target.load_state_dict(checkpoint.state_dict(), strict=False)
+    new += [key.removeprefix("model.").split(".")[0] for key in missing]
+    if new:
+        parts = ", ".join(dict.fromkeys(new))
+        say(f"{args.model_name_or_path} lacks parts of what {args.objective} trains; these are new: {parts}.")
+    return model
+
+
+def _new_model(args: Any, kind: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    fields = new_shape(args.preset, tokenizer, args.max_length, args.dropout, args.config_overrides)
+    return new_model(kind, *configuration_of(args.objective, fields), args.attn_implementation)
+
+
+def configuration_of(objective: str, fields: dict[str, Any]) -> tuple[type[PreTrainedConfig], dict[str, Any]]:
+    """Which configuration an objective trains a new model of, and its fields, by those of one stack."""
+    if objective == "clm":
+        return TunerDecoderConfig, fields
+    if objective != "denoise":
+        return TunerEncoderConfig, {**fields, "type_vocab_size": 2 if objective == "mlm+nsp" else 0}
+    # Half of the blocks each, so that a preset's size stays what it says.
+    half = {**fields, "num_hidden_layers": max(fields["num_hidden_layers"] // 2, 1)}
+    ids = {name: fields.get(name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    return TunerSeq2SeqConfig, {"encoder": half, "decoder": dict(half), **ids}

@@ -1,40 +1,87 @@
 """Every pretraining objective beside its baselines, on the validation documents of real text.
 
-Each objective is trained by its tiny configuration (a run that was stopped goes on where it was), and its report is
-shown again at the end, one table an objective.
+Each is trained by its tiny configuration with the flags of `LONGER`, under three quarters of an hour on two cores; as
+many at a time as there are cores, with one thread each, which is more steps an hour than one run of many threads. What
+a run prints is in its folder's `log.txt`. A run that was stopped goes on where it was, one that is done is shown.
 
     make eval-pretrain                                   # all six
-    make eval-pretrain ARGS="--objectives clm mlm --flags --max_steps 100"
+    make eval-pretrain ARGS="--objectives clm mlm --seeds 42 43 44 --flags --max_steps 100"
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import ROOT
-from tuner.evaluation.pretraining import show_comparison
+from tuner.evaluation.pretraining import Comparison, show_comparison
 from tuner.train.objectives import OBJECTIVES
+
+RUNS = ROOT / "runs" / "eval-pretrain"
+# Steps and rates found by measurement (docs/pretraining.md). The longest begin first.
+LONGER = {
+    "mlm+nsp": "--model_name_or_path builtin:minilm-l6 --optim adamw_torch_fused --learning_rate 1e-4 --max_steps 900",
+    "contrastive": "--learning_rate 3e-3 --max_steps 1200",
+    "rtd": "--learning_rate 3e-3 --max_steps 2000",
+    "mlm": "--learning_rate 3e-3 --max_steps 1500",
+    "denoise": "--learning_rate 3e-3 --max_steps 1500",
+    "clm": "--learning_rate 1e-2 --max_steps 1200",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="one run of each objective for each")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, with one thread each")
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="more flags of recipes/pretrain.py")
     args = parser.parse_args()
-    for objective in args.objectives:
-        config = f"recipes/configs/pretrain/{objective}-tiny.yaml"
-        command = [sys.executable, "recipes/pretrain.py", "--config", config, *args.flags]
-        print(f"\n{' '.join(command[1:])}", flush=True)
-        if subprocess.run(command, cwd=ROOT, check=False).returncode:
-            sys.exit(1)
-    for objective in args.objectives:
-        metrics = json.loads((ROOT / f"runs/pretrain/{objective}-tiny/metrics.json").read_text(encoding="utf-8"))
-        show_comparison(metrics["comparison"], objective)
+    chosen = [name for name in LONGER if name in args.objectives]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = {(name, seed): pool.submit(train, name, seed, args.flags) for name in chosen for seed in args.seeds}
+    for name in (name for name in OBJECTIVES if name in chosen):
+        show_comparison(together([runs[name, seed].result() for seed in args.seeds]), name)
+
+
+def train(name: str, seed: int, flags: list[str]) -> Comparison:
+    """Run one objective to its end; its comparison."""
+    folder = RUNS / f"{name}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "recipes/pretrain.py", "--config", f"recipes/configs/pretrain/{name}-tiny.yaml"]
+    command += [*("--output_dir", str(folder), "--seed", str(seed), "--eval_steps", "500", "--save_steps", "500")]
+    command += [*LONGER[name].split(), *flags]
+    print(f"begun: {' '.join(command[1:])}", flush=True)
+    start = time.monotonic()
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+        code = subprocess.run(
+            command, cwd=ROOT, env=one_thread, stdout=log, stderr=subprocess.STDOUT, check=False
+        ).returncode
+    if code:
+        sys.exit(f"{name} ended with {code}: see {folder / 'log.txt'}")
+    print(f"{name}, seed {seed}: {(time.monotonic() - start) / 60:.0f} minutes", flush=True)
+    comparison: Comparison = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["comparison"]
+    return comparison
+
+
+def together(found: list[Comparison]) -> Comparison:
+    """The mean over seeds, and with several also the smallest and largest of the trained model."""
+    merged = {
+        metric: {who: mean(run[metric][who] for run in found) for who in values} for metric, values in found[0].items()
+    }
+    if len(found) > 1:
+        for metric, values in merged.items():
+            trained = [run[metric]["trained"] for run in found]
+            values |= {"smallest": min(trained), "largest": max(trained)}
+    return merged
 
 
 if __name__ == "__main__":

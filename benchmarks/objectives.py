@@ -28,12 +28,12 @@ from tuner.train.objectives import OBJECTIVES
 RUNS = ROOT / "runs" / "eval-pretrain"
 # Steps and rates found by measurement (docs/pretraining.md). The longest begin first.
 LONGER = {
-    "mlm+nsp": "--model_name_or_path builtin:minilm-l6 --optim adamw_torch_fused --learning_rate 1e-4 --max_steps 900",
+    "mlm+nsp": "--model_name_or_path builtin:minilm-l6 --learning_rate 1e-3 --max_steps 900",
     "contrastive": "--learning_rate 3e-3 --max_steps 1200",
-    "rtd": "--learning_rate 3e-3 --max_steps 2000",
+    "rtd": "--model_name_or_path builtin:minilm-l6 --learning_rate 2e-3 --max_steps 750",
     "mlm": "--learning_rate 3e-3 --max_steps 1500",
     "denoise": "--learning_rate 3e-3 --max_steps 1500",
-    "clm": "--learning_rate 1e-2 --max_steps 1200",
+    "clm": "--learning_rate 5e-3 --max_steps 1200",
 }
 
 

@@ -191,7 +191,7 @@ def train(name: str, side: Side, folder: Path) -> int:
     steps = side.steps
     if steps is None:
         trial = folder.with_name(f"{folder.name}-trial")
-        run(side.command(trial, TIMED, TIMED // 3), None)
+        run(side.command(trial, TIMED, TIMED // 3), trial, None)
         seen = checkpoints(trial)
         a_step = (seen[TIMED] - seen[TIMED // 3]) / (TIMED - TIMED // 3)
         steps = max(int((limit - (seen[TIMED] - TIMED * a_step)) / a_step), TIMED)
@@ -199,13 +199,12 @@ def train(name: str, side: Side, folder: Path) -> int:
         shutil.rmtree(trial)
     # What was timed was noisy too: a schedule may end a little late, and its end then counts.
     every, late = (max(steps // CHECKPOINTS, 1), 1.1) if steps > 0 else (10, 1.0)
-    run(side.command(folder, steps, every), limit * late)
+    run(side.command(folder, steps, every), folder, limit * late)
     return steps
 
 
-def run(command: list[str], limit: float | None) -> None:
-    """A process from its start to its end, or to the limit in seconds."""
-    folder = Path(command[3] if "run_clm" in command[1] else command[command.index("--output_dir") + 1])
+def run(command: list[str], folder: Path, limit: float | None) -> None:
+    """A process that writes into `folder`, from its start to its end, or to the limit in seconds."""
     folder.mkdir()
     (folder / "started").touch()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}

@@ -166,7 +166,12 @@ def _plain(row: dict[str, Any]) -> np.ndarray:
 
 
 def _replaced(end: End) -> Comparison:
-    return {"area under the ROC curve": {"chance": 0.5, **end.before_and_after("auc")}}
+    """How good the generator is says how hard it was made."""
+    missed = end.before_and_after("replaced")
+    return {
+        "area under the ROC curve": {"chance": 0.5, **end.before_and_after("auc")},
+        "hidden tokens that the generator missed": missed,
+    }
 
 
 def _denoised(end: End) -> Comparison:

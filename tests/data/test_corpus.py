@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.text import samples
+from tuner.data.account import EncodingReport
 from tuner.data.corpus import LONG_LINE, parts, segment_pairs, to_documents
-from tuner.data.encode import encode_dataset
 from tuner.data.tokens import token_blocks, whole_documents
 from tuner.errors import DataError
 from tuner.text.vocabulary import train_tokenizer
@@ -232,13 +232,21 @@ def test_joined_parts_keep_their_words_apart(algorithm):
 
 @pytest.mark.parametrize("mode", ["split", "keep_start"])
 @pytest.mark.parametrize("numbered", [False, True])
-def test_whole_documents_are_what_encoding_makes_of_texts(mode, numbered):
-    texts = ["", "one", "two words", "many more words than one block of them holds", "a b c d e f g h", "x" * 40]
-    columns = {"text": texts * 3} | ({"source_row": list(range(100, 118))} if numbered else {})
-    documents, tokenizer = Dataset.from_dict(columns), train_tokenizer(texts, "bpe", 300, "clm")
-    expected, _ = encode_dataset(documents, "text", tokenizer, 7, mode, max_labels_lost=1)
-    found = whole_documents(documents, tokenizer, 7, mode, max_labels_lost=1)
-    assert found[:] == expected[:]
+def test_whole_documents_are_their_tokens_in_pieces(mode, numbered):
+    texts = ["", "one", "two words", "many more words than one block of them holds", "a b c d e f g h", "x" * 40] * 3
+    columns = {"text": texts} | ({"source_row": list(range(100, 118))} if numbered else {})
+    documents, which = Dataset.from_dict(columns), train_tokenizer(texts, "bpe", 300, "clm")
+    pieces, lost = [], 0
+    for number, text in enumerate(texts, 100 * numbered):
+        ids = [which.bos_token_id, *which(text, add_special_tokens=False)["input_ids"], which.eos_token_id]
+        starts = range(0, len(ids), 7) if mode == "split" else [0]
+        cut = [ids[start : start + 7] for start in starts]
+        pieces += [{"input_ids": piece, "labels": [-100, *piece[1:]], "rows": [number]} for piece in cut]
+        lost += 0 if mode == "split" else max(len(ids) - 7, 0)
+    found, report = whole_documents(documents, which, 7, mode, max_labels_lost=1)
+    assert found.to_list() == pieces
+    tokens = sum(len(piece["input_ids"]) for piece in pieces)
+    assert report == EncodingReport(len(texts), len(pieces), tokens, tokens - len(pieces), lost, lost)
 
 
 @pytest.mark.parametrize(
@@ -259,9 +267,8 @@ def test_whole_documents_are_what_encoding_makes_of_texts(mode, numbered):
 def test_documents_that_are_refused(texts, options, wrong):
     documents = Dataset.from_dict({"text": texts})
     tokenizer = train_tokenizer(["one two three four five"], "bpe", 300, "clm")
-    for make in (whole_documents, lambda *a, **k: encode_dataset(a[0], "text", *a[1:], **k)):
-        with pytest.raises(DataError, match=wrong):
-            make(documents, tokenizer, 4, name="mine", **options)
+    with pytest.raises(DataError, match=wrong):
+        whole_documents(documents, tokenizer, 4, name="mine", **options)
 
 
 def test_no_documents_are_refused():

@@ -11,7 +11,7 @@ from tests.text.samples import talk
 from tuner.data.encode import encode_dataset
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError, ModelError
-from tuner.text.chat import CHATML_TEMPLATE, TUNER_TEMPLATE, encode_conversations, encode_texts
+from tuner.text.chat import CHATML_TEMPLATE, TUNER_TEMPLATE, encode_conversations
 
 BOTH = pytest.mark.parametrize("name", ["small", "smollm2"])
 LONG = 10**6
@@ -200,22 +200,36 @@ def test_a_template_without_marks_is_refused():
     assert len(dataset) == 1, "text needs no template"
 
 
+def as_sequence(tokenizer, text):
+    return [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+@BOTH
+def test_texts_have_one_beginning_and_an_end(name):
+    tokenizer, texts = samples.tokenizer_called(name), ["", "one", "<|eos|> and <|im_end|>", *samples.texts()[:50]]
+    dataset, _ = encode_dataset(Dataset.from_dict({"text": texts}), "text", tokenizer, LONG)
+    for text, row in zip(texts, dataset, strict=True):
+        assert row["input_ids"] == as_sequence(tokenizer, text)
+        assert row["labels"] == [-100, *row["input_ids"][1:]]
+        assert tokenizer.decode(row["input_ids"][1:-1]) == text
+
+
 @BOTH
 def test_text_is_split_between_tokens(name):
     tokenizer = samples.tokenizer_called(name)
     texts = [" ".join(turn["content"] for turn in c) for c in samples.conversations()[:40]]
-    whole = encode_texts(tokenizer, texts)
+    whole = [as_sequence(tokenizer, text) for text in texts]
     dataset, report = encode_dataset(Dataset.from_dict({"text": texts}), "text", tokenizer, 64)
     joined = defaultdict(list)
     for row in dataset:
         assert row["labels"] == [-100, *row["input_ids"][1:]]
         joined[row["rows"][0]] += row["input_ids"]
-    assert [joined[i] for i in range(40)] == [row["input_ids"] for row in whole]
-    assert len(dataset) == sum(-(-len(row["input_ids"]) // 64) for row in whole)
+    assert [joined[i] for i in range(40)] == whole
+    assert len(dataset) == sum(-(-len(ids) // 64) for ids in whole)
     assert report.lost_tokens == 0
     check_account(dataset, report, 40)
     _, cut = encode_dataset(Dataset.from_dict({"text": texts}), "text", tokenizer, 64, "keep_start", 1.0)
-    assert cut.lost_tokens == sum(max(len(row["input_ids"]) - 64, 0) for row in whole)
+    assert cut.lost_tokens == sum(max(len(ids) - 64, 0) for ids in whole)
 
 
 def test_two_processes_are_one():

@@ -14,7 +14,6 @@ from tuner.text.chat import (
     CHATML_TEMPLATE,
     TUNER_TEMPLATE,
     encode_conversations,
-    encode_texts,
     generation_prompt,
     require_generation_marks,
 )
@@ -172,16 +171,6 @@ def test_generation_prompt_begins_the_conversation(name):
                 assert prompt["input_ids"][0].tolist() == row["input_ids"][:length]
                 assert row["labels"][length - 1] == -100
                 assert row["labels"][length] == row["input_ids"][length]
-
-
-@BOTH
-def test_texts_have_one_beginning_and_an_end(name):
-    tokenizer, texts = samples.tokenizer_called(name), ["", "one", "<|eos|> and <|im_end|>", *samples.texts()[:50]]
-    for text, row in zip(texts, encode_texts(tokenizer, texts), strict=True):
-        assert row["input_ids"][0] == tokenizer.bos_token_id
-        assert row["input_ids"][-1] == tokenizer.eos_token_id
-        assert row["labels"] == [-100, *row["input_ids"][1:]]
-        assert tokenizer.decode(row["input_ids"][1:-1]) == text
 
 
 @pytest.mark.parametrize(

@@ -7,49 +7,18 @@ cut is counted, and a run that would lose more labels than it was told to stops 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from tuner.data.account import EncodingReport, nothing_to_learn, too_long, too_much_lost
 from tuner.data.schema import Kind
 from tuner.data.sources import SOURCE_ROW
-from tuner.errors import DataError
-from tuner.text.chat import Message, encode_conversations, encode_texts, require_generation_marks
+from tuner.data.tokens import whole_documents
+from tuner.text.chat import Message, encode_conversations, require_generation_marks
 
 Encoded = dict[str, list[int]]
-
-
-@dataclass
-class EncodingReport:
-    """What encoding made of a split. Tokens are counted after encoding; `lost` ones were cut off."""
-
-    rows: int
-    sequences: int
-    tokens: int
-    supervised: int
-    lost_tokens: int
-    lost_supervised: int
-
-    @property
-    def share_truncated(self) -> float:
-        """Share of all tokens that were cut off."""
-        return self.lost_tokens / max(self.tokens + self.lost_tokens, 1)
-
-    @property
-    def share_labels_lost(self) -> float:
-        """Share of all supervised tokens that were cut off."""
-        return self.lost_supervised / max(self.supervised + self.lost_supervised, 1)
-
-    @property
-    def share_supervised(self) -> float:
-        """Share of the kept tokens that carry a label."""
-        return self.supervised / max(self.tokens, 1)
-
-    def to_dict(self) -> dict[str, float]:
-        shares = ("share_truncated", "share_labels_lost", "share_supervised")
-        return {**asdict(self), **{name: getattr(self, name) for name in shares}}
 
 
 def encode_dataset(
@@ -79,8 +48,9 @@ def encode_dataset(
         DataError: rows that are too long, or no supervised token at all.
         ModelError: a chat template that cannot be trained with.
     """
-    if kind == "messages":
-        require_generation_marks(tokenizer)
+    if kind == "text":
+        return whole_documents(rows, tokenizer, max_length, truncation_mode, max_labels_lost, num_proc, name)
+    require_generation_marks(tokenizer)
     encoded = rows.map(
         _encode_batch,
         with_indices=True,
@@ -89,7 +59,6 @@ def encode_dataset(
         num_proc=num_proc,
         remove_columns=rows.column_names,
         fn_kwargs={
-            "kind": kind,
             "tokenizer": tokenizer,
             "max_length": max_length,
             "truncation_mode": truncation_mode,
@@ -107,46 +76,21 @@ def encode_dataset(
     return encoded.select_columns(["input_ids", "labels", "rows"]), report
 
 
-def too_long(row: str, tokens: int, max_length: int) -> DataError:
-    """What `--truncation_mode error` says of a row."""
-    return DataError(f"{row}: {tokens} tokens, longer than --max_length {max_length} (--truncation_mode error).")
-
-
-def nothing_to_learn(name: str, tokens: int) -> DataError:
-    """No token has a label."""
-    return DataError(f"{name}: none of its {tokens} tokens is supervised, so there is nothing to learn.")
-
-
-def too_much_lost(name: str, max_length: int, share: float, allowed: float, truncation_mode: str) -> DataError:
-    """Cutting would lose more labels than `--max_labels_lost` allows."""
-    cure = "" if truncation_mode == "split" else ", use --truncation_mode split"
-    return DataError(
-        f"{name}: cutting rows to --max_length {max_length} would lose {share:.0%} of the answers' tokens; "
-        f"--max_labels_lost allows {allowed:.0%}. Raise --max_length{cure}, or allow it."
-    )
-
-
 def _encode_batch(
     batch: dict[str, list[Any]],
     indices: list[int],
-    kind: Kind,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     truncation_mode: str,
     name: str,
 ) -> dict[str, list[Any]]:
-    values, indices = batch[kind], batch.get(SOURCE_ROW, indices)
-    if kind == "messages":
-        encoded = encode_conversations(tokenizer, values, names=[f"{name}, row {index}" for index in indices])
-    else:
-        encoded = encode_texts(tokenizer, values)
+    values, indices = batch["messages"], batch.get(SOURCE_ROW, indices)
+    encoded = encode_conversations(tokenizer, values, names=[f"{name}, row {index}" for index in indices])
     longer = [i for i, row in enumerate(encoded) if len(row["input_ids"]) > max_length]
     if longer and truncation_mode == "error":
         raise too_long(f"{name}, row {indices[longer[0]]}", len(encoded[longer[0]]["input_ids"]), max_length)
     pieces = {i: [row] for i, row in enumerate(encoded)}
-    if truncation_mode == "split" and kind == "text":
-        pieces.update({i: _split_text(encoded[i], max_length) for i in longer})
-    elif truncation_mode == "split":
+    if truncation_mode == "split":
         pieces.update(
             _split_conversations(tokenizer, {i: values[i] for i in longer}, {i: encoded[i] for i in longer}, max_length)
         )
@@ -233,11 +177,3 @@ def _cut_after_answers(
             runs.append((system if start else []) + messages[start:turn])
             start, token_start, room = turn, token, max_length - overhead
     return runs
-
-
-def _split_text(row: Encoded, max_length: int) -> list[Encoded]:
-    """Cut a text into windows of `max_length` tokens."""
-    return [
-        {key: values[start : start + max_length] for key, values in row.items()}
-        for start in range(0, len(row["input_ids"]), max_length)
-    ]

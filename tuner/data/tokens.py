@@ -7,7 +7,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from tuner.data.encode import nothing_to_learn, too_long, too_much_lost
+from tuner.data.account import EncodingReport, nothing_to_learn, too_long, too_much_lost
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
 from tuner.text.words import tokenize
@@ -55,14 +55,15 @@ def whole_documents(
     max_labels_lost: float = 0.05,
     num_proc: int | None = None,
     name: str = "the dataset",
-) -> Dataset:
-    """Every document as a sequence, all of it to be learnt: what `encode_dataset` makes of texts, without lists.
+) -> tuple[Dataset, EncodingReport]:
+    """Every document as a sequence, all of it to be learnt.
 
     Args:
         truncation_mode, max_labels_lost: of documents that are longer than `max_length`; see `tuner.data.encode`.
 
     Returns:
-        Rows of `input_ids`, `labels` (-100 at the first token, which nothing precedes) and `rows` (the source row).
+        Rows of `input_ids`, `labels` (-100 at the first token, which nothing precedes) and `rows` (the source row), and
+        the account.
 
     Raises:
         DataError: documents that are too long, or nothing to learn.
@@ -93,7 +94,8 @@ def whole_documents(
     labels[offsets[:-1]] = -100
     columns = {"input_ids": taken, "labels": labels}
     lists = {key: pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(found)) for key, found in columns.items()}
-    return Dataset(pa.table({**lists, "rows": pa.FixedSizeListArray.from_arrays(pa.array(rows, pa.int64()), 1)}))
+    table = pa.table({**lists, "rows": pa.FixedSizeListArray.from_arrays(pa.array(rows, pa.int64()), 1)})
+    return Dataset(table), EncodingReport(len(documents), len(rows), int(kept.sum()), supervised, lost, lost)
 
 
 def tokens_of(

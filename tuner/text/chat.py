@@ -160,14 +160,6 @@ def _check_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int], labels: list
         )
 
 
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[dict[str, list[int]]]:
-    """Encode plain texts: beginning token where the tokenizer has one, the text, the end token; all supervised."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    head = [bos] if bos is not None and bos != eos else []
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return [{"input_ids": head + ids + [eos], "labels": [-100] * len(head) + ids + [eos]} for ids in encoded]
-
-
 def generation_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Any:
     """A conversation that ends where the assistant is to speak, as tensors `(1, time)` for `generate`."""
     return tokenizer.apply_chat_template(

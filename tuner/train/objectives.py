@@ -41,7 +41,7 @@ class CausalLM(Objective):
 
     def rows(self, documents: Dataset, num_proc: int | None = None, name: str = "the dataset") -> Dataset:
         chosen = {key: self.options[key] for key in ("truncation_mode", "max_labels_lost") if key in self.options}
-        encoded = whole_documents(documents, self.tokenizer, self.max_length, **chosen, num_proc=num_proc, name=name)
+        encoded, _ = whole_documents(documents, self.tokenizer, self.max_length, **chosen, num_proc=num_proc, name=name)
         return pack_dataset(encoded, self.max_length) if self.options.get("packing", True) else encoded
 
     def __call__(self, rows: list[Row]) -> Batch:

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from tuner.arguments import RecipeArguments
 from tuner.blocked import BLOCKED, can_be_blocked
-from tuner.data.encode import EncodingReport, encode_dataset
+from tuner.data.account import EncodingReport
+from tuner.data.encode import encode_dataset
 from tuner.data.pack import pack_dataset
 from tuner.data.schema import Kind, canonicalize
 from tuner.data.sources import load_splits

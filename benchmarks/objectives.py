@@ -30,7 +30,7 @@ RUNS = ROOT / "runs" / "eval-pretrain"
 LONGER = {
     "mlm+nsp": "--model_name_or_path builtin:minilm-l6 --learning_rate 1e-3 --max_steps 900",
     "contrastive": "--learning_rate 3e-3 --max_steps 1200",
-    "rtd": "--model_name_or_path builtin:minilm-l6 --learning_rate 2e-3 --max_steps 750",
+    "rtd": "--model_name_or_path builtin:minilm-l6 --learning_rate 1e-3 --max_steps 600",
     "mlm": "--learning_rate 3e-3 --max_steps 1500",
     "denoise": "--learning_rate 3e-3 --max_steps 1500",
     "clm": "--learning_rate 5e-3 --max_steps 1200",

@@ -87,23 +87,37 @@ def _loader_of(name_or_path: str) -> Any:
 
 
 def _with_new_parts(args: Any, checkpoint: Any, kind: Any) -> PreTrainedModel:
-    """What the objective trains, with a checkpoint's encoder in it, and with its heads where they are the same."""
+    """What the objective trains, with a checkpoint's weights in it; a generator begins as its first blocks."""
     set_seed(args.seed)
     config = copy.deepcopy(checkpoint.config)
     if args.objective == "mlm+nsp":
         config.type_vocab_size = max(config.type_vocab_size, 2)
-    model = kind._from_config(config, attn_implementation=config._attn_implementation)
-    target = model.discriminator if kind is GeneratorAndDiscriminator else model
-    new = ["generator"] if kind is GeneratorAndDiscriminator else []
-    if not isinstance(checkpoint, type(target)) and not isinstance(target, type(checkpoint)):
-        new += [name for name, _ in target.named_children() if name != "model" and hasattr(target, "model")]
-        target, checkpoint = getattr(target, "model", target), getattr(checkpoint, "model", checkpoint)
-    missing, _ = target.load_state_dict(checkpoint.state_dict(), strict=False)
-    new += [key.removeprefix("model.").split(".")[0] for key in missing]
+    how = {"attn_implementation": config._attn_implementation}
+    if kind is GeneratorAndDiscriminator:
+        model = kind._from_config(config, shallow=True, **how)
+        generator = [f"generator.{name}" for name in _take(model.generator, checkpoint)]
+        new = [*_take(model.discriminator, checkpoint), *generator]
+    else:
+        model = kind._from_config(config, **how)
+        new = _take(model, checkpoint)
     if new:
         parts = ", ".join(dict.fromkeys(new))
         say(f"{args.model_name_or_path} lacks parts of what {args.objective} trains; these are new: {parts}.")
     return model
+
+
+def _take(target: Any, checkpoint: Any) -> list[str]:
+    """Put a checkpoint's weights where they belong: the encoder's, and a head's where it is the same.
+
+    Returns:
+        The parts of `target` that it lacks.
+    """
+    new = []
+    if not isinstance(checkpoint, type(target)) and not isinstance(target, type(checkpoint)):
+        new = [name for name, _ in target.named_children() if name != "model" and hasattr(target, "model")]
+        target, checkpoint = getattr(target, "model", target), getattr(checkpoint, "model", checkpoint)
+    missing, _ = target.load_state_dict(checkpoint.state_dict(), strict=False)
+    return new + [name.removeprefix("model.").split(".")[0] for name in missing]
 
 
 def _new_model(args: Any, kind: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -167,10 +167,10 @@ def _plain(row: dict[str, Any]) -> np.ndarray:
 
 def _replaced(end: End) -> Comparison:
     """How good the generator is says how hard it was made."""
-    missed = end.before_and_after("replaced")
     return {
         "area under the ROC curve": {"chance": 0.5, **end.before_and_after("auc")},
-        "hidden tokens that the generator missed": missed,
+        "generator: nats a hidden token": end.before_and_after("loss"),
+        "generator: hidden tokens replaced": end.before_and_after("replaced"),
     }
 
 

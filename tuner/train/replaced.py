@@ -62,7 +62,7 @@ def _narrower(config: TunerEncoderConfig) -> dict[str, Any]:
 
 
 def _fewer_blocks(config: TunerEncoderConfig) -> dict[str, Any]:
-    count = -(-config.num_hidden_layers // SHARE)
+    count = max(config.num_hidden_layers // SHARE, 1)
     return {"num_hidden_layers": count, "layer_types": config.layer_types and config.layer_types[:count]}
 
 

@@ -29,10 +29,12 @@ RUNS = ROOT / "runs" / "eval-pretrain"
 # Steps and rates found by measurement (docs/pretraining.md). The longest begin first.
 LONGER = {
     "mlm+nsp": "--model_name_or_path builtin:minilm-l6 --learning_rate 1e-3 --max_steps 900",
-    "contrastive": "--learning_rate 3e-3 --max_steps 1200",
-    "rtd": "--model_name_or_path builtin:minilm-l6 --learning_rate 1e-3 --max_steps 600",
+    "rtd": "--model_name_or_path builtin:minilm-l6 --optim adamw_torch_fused --learning_rate 5e-4 --max_steps 600",
     "mlm": "--learning_rate 3e-3 --max_steps 1500",
     "denoise": "--learning_rate 3e-3 --max_steps 1500",
+    "contrastive": (
+        "--model_name_or_path builtin:minilm-l6 --optim adamw_torch_fused --learning_rate 1e-4 --max_steps 400"
+    ),
     "clm": "--learning_rate 5e-3 --max_steps 1200",
 }
 

@@ -29,13 +29,13 @@ RUNS = ROOT / "runs" / "eval-pretrain"
 # Steps and rates found by measurement (docs/pretraining.md). The longest begin first.
 LONGER = {
     "mlm+nsp": "--model_name_or_path builtin:minilm-l6 --learning_rate 1e-3 --max_steps 900",
-    "rtd": "--model_name_or_path builtin:minilm-l6 --optim adamw_torch_fused --learning_rate 5e-4 --max_steps 600",
-    "mlm": "--learning_rate 3e-3 --max_steps 1500",
-    "denoise": "--learning_rate 3e-3 --max_steps 1500",
+    "rtd": "--model_name_or_path builtin:minilm-l6 --optim adamw_torch_fused --learning_rate 5e-4 --max_steps 450",
+    "mlm": "--learning_rate 3e-3 --max_steps 1200",
+    "denoise": "--learning_rate 3e-3 --max_steps 1000",
     "contrastive": (
-        "--model_name_or_path builtin:minilm-l6 --optim adamw_torch_fused --learning_rate 1e-4 --max_steps 400"
+        "--model_name_or_path builtin:minilm-l6 --optim adamw_torch_fused --learning_rate 1e-4 --max_steps 300"
     ),
-    "clm": "--learning_rate 5e-3 --max_steps 1200",
+    "clm": "--learning_rate 5e-3 --max_steps 1000",
 }
 
 

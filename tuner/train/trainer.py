@@ -33,7 +33,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from tuner.data.collate import CausalCollator
 from tuner.errors import ArgumentError, Interrupted, NonFiniteError
 from tuner.hardware import keep_freed_memory, release_unused_memory
-from tuner.train.callbacks import Guarded, StepSeed, StopOnSignal, Throughput
+from tuner.train.callbacks import BoundMemory, Guarded, StepSeed, StopOnSignal, Throughput
 from tuner.train.checkpoint import commit, discard_staging, last_checkpoint, reporting_failures, staging_folder
 from tuner.train.losses import use_chunked_loss
 from tuner.train.optimizers import own_optimizer
@@ -54,7 +54,7 @@ class ExactTrainerMixin(Trainer):
         trackers = tuple(INTEGRATION_TO_CALLBACK.values())
         handler = self.callback_handler
         handler.callbacks = [Guarded(c) if isinstance(c, trackers) else c for c in handler.callbacks]
-        for callback in (StepSeed(), _Restore(self), self._throughput, self._stop):
+        for callback in (StepSeed(), _Restore(self), self._throughput, self._stop, BoundMemory()):
             self.add_callback(callback)
         self._checkpoint: Path | None = None
         self._staging: Path | None = None

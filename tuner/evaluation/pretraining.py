@@ -38,7 +38,7 @@ from tuner.train.views import embed
 Comparison = dict[str, dict[str, float]]  # metric to {who: how much}
 
 # Rows that are generated for; texts that compete for a query.
-GENERATED, GROUP = 64, 64
+GENERATED, GROUP = 256, 64
 
 
 @dataclass

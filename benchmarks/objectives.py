@@ -2,7 +2,8 @@
 
 Each is trained by its tiny configuration with the flags of `LONGER`, under three quarters of an hour on two cores; as
 many at a time as there are cores, with one thread each, which is more steps an hour than one run of many threads. What
-a run prints is in its folder's `log.txt`. A run that was stopped goes on where it was, one that is done is shown.
+a run prints is in its folder's `log.txt`. A run that was stopped goes on where it was; one that is done is evaluated
+again.
 
     make eval-pretrain                                   # all six
     make eval-pretrain ARGS="--objectives clm mlm --seeds 42 43 44 --flags --max_steps 100"
@@ -30,12 +31,12 @@ RUNS = ROOT / "runs" / "eval-pretrain"
 LONGER = {
     "mlm+nsp": "--model_name_or_path builtin:minilm-l6 --learning_rate 1e-3 --max_steps 900",
     "rtd": "--model_name_or_path builtin:minilm-l6 --optim adamw_torch_fused --learning_rate 5e-4 --max_steps 450",
-    "mlm": "--learning_rate 3e-3 --max_steps 1200",
-    "denoise": "--learning_rate 3e-3 --max_steps 1000",
     "contrastive": (
         "--model_name_or_path builtin:minilm-l6 --optim adamw_torch_fused --learning_rate 1e-4 --max_steps 300"
     ),
     "clm": "--learning_rate 5e-3 --max_steps 1000",
+    "mlm": "--learning_rate 3e-3 --max_steps 1200",
+    "denoise": "--learning_rate 3e-3 --max_steps 1000",
 }
 
 

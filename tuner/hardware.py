@@ -99,8 +99,7 @@ def keep_freed_memory() -> None:
 class KeptMemory:
     """Bounds what C's allocator keeps at twice what a step takes.
 
-    A block that is asked for at an address of some alignment may not fit where the last of its size was, and where no
-    two steps have the same sizes what is kept would grow with every step.
+    Where no two steps have the same sizes, what was freed is not used again, and what is kept grew with every step.
     """
 
     MEASURED = 3  # checks that say how much is usual, at the start and after each trim

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from tests.train.test_objectives import inputs_of, model_of, objective_of, ragged, tokenizer
 from tuner.arguments import RecipeArguments
+from tuner.errors import ModelError
 from tuner.train.pretraining_model import CLASSES, load_pretraining_model
 
 NAMES = ["mlm", "mlm+nsp", "rtd", "contrastive"]
@@ -75,6 +76,13 @@ def test_a_checkpoint_of_any_encoder_goes_on(source, objective, tmp_path, capsys
     total, count = objective_of(objective).loss(model.train(), **inputs_of(objective_of(objective)(ragged(objective))))
     (total / count).backward()
     assert all(p.grad is not None for p in encoder_of(model).layers.parameters())
+
+
+@pytest.mark.parametrize("objective", ["rtd", "contrastive"])
+def test_a_decoder_is_no_encoder(objective, tmp_path):
+    model_of("clm").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="is no TunerEncoder"):
+        load(objective, tmp_path)
 
 
 def test_a_discriminator_of_transformers_keeps_its_head(tmp_path):

@@ -33,7 +33,7 @@ class StepSeed(TrainerCallback):
 
 
 class BoundMemory(TrainerCallback):
-    """Keeps what C's allocator holds within bounds while a CPU trains and evaluates; see `KeptMemory`."""
+    """Keeps what C's allocator holds within bounds in training and evaluation; see `KeptMemory`."""
 
     def __init__(self) -> None:
         self._kept = KeptMemory()

@@ -74,7 +74,12 @@ def load_pretraining_model(args: Any, tokenizer: PreTrainedTokenizerBase) -> Pre
             checkpoint = from_transformers(checkpoint)
         except ValueError as error:
             raise ModelError(f"{args.model_name_or_path} cannot be ours: {error}") from error
-    return fit_model(args, checkpoint if type(checkpoint) is kind else _with_new_parts(args, checkpoint, kind))
+    if type(checkpoint) is kind:
+        return fit_model(args, checkpoint)
+    if not isinstance(checkpoint.config, kind.config_class):
+        shape = kind.config_class.__name__.removesuffix("Config")
+        raise ModelError(f"{args.model_name_or_path} is no {shape}: --objective {args.objective} trains one.")
+    return fit_model(args, _with_new_parts(args, checkpoint, kind))
 
 
 def _loader_of(name_or_path: str) -> Any:
@@ -114,8 +119,10 @@ def _take(target: Any, checkpoint: Any) -> list[str]:
     """
     new = []
     if not isinstance(checkpoint, type(target)) and not isinstance(target, type(checkpoint)):
-        new = [name for name, _ in target.named_children() if name != "model" and hasattr(target, "model")]
-        target, checkpoint = getattr(target, "model", target), getattr(checkpoint, "model", checkpoint)
+        if hasattr(target, "model"):
+            new = [name for name, _ in target.named_children() if name != "model"]
+            target = target.model
+        checkpoint = getattr(checkpoint, "model", checkpoint)
     missing, _ = target.load_state_dict(checkpoint.state_dict(), strict=False)
     return new + [name.removeprefix("model.").split(".")[0] for name in missing]
 

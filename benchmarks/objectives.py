@@ -36,7 +36,7 @@ LONGER = {
     ),
     "clm": "--learning_rate 5e-3 --max_steps 1000",
     "mlm": "--learning_rate 3e-3 --max_steps 1200",
-    "denoise": "--learning_rate 3e-3 --max_steps 1000",
+    "denoise": "--learning_rate 3e-3 --max_steps 3000",
 }
 
 

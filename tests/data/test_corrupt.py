@@ -206,8 +206,9 @@ def test_source_and_target_give_the_text_back(length, seed, share, mean, marks):
     ids, sentinels = np.arange(length), SENTINELS[:marks]
     source, target = corrupt_spans(ids, rng(seed), sentinels, share, mean)
     assert spliced(source, target, sentinels.tolist()) == list(range(length))
-    noise = min(max(round(length * share), 1), length - 1)
-    spans = min(max(round(noise / mean), 1), length - noise, marks - 1)
+    noise = min(max(round(length * share), 1), max(length - 2, 1))
+    spans = min(max(round(noise / mean), 1), max(length - noise - 1, 1), marks - 1)
+    assert max(len(source), len(target)) <= max(length, 3), "no longer than the text"
     assert (target < 1000).sum() == noise and (source < 1000).sum() == length - noise
     of_source, of_target = source >= 1000, target >= 1000
     assert source[of_source].tolist() == sentinels[:spans].tolist(), "in order, each once"
@@ -238,13 +239,14 @@ def test_all_ways_to_cut_are_as_likely():
 
 
 @seeded
-@given(st.integers(1, 200), seeds, st.sampled_from([0.01, 0.3, 0.6]))
-@example(1, 0, 0.3)
-@example(2, 0, 0.3)
-@example(2, 1, 0.6)
-def test_what_stays_is_a_part_of_the_text_in_its_order(length, seed, share):
+@given(st.integers(1, 200), seeds, st.sampled_from([0.01, 0.3, 0.6]), st.sampled_from([1.0, 3.0]))
+@example(1, 0, 0.3, 3.0)
+@example(2, 0, 0.3, 3.0)
+@example(2, 1, 0.6, 3.0)
+def test_what_stays_is_a_part_of_the_text_in_its_order(length, seed, share, mean):
     ids = np.arange(length)
-    source = infill(ids, rng(seed), 1000, share)
+    source = infill(ids, rng(seed), 1000, share, mean)
+    assert len(source) <= length, "no longer than the text"
     masks = source == 1000
     kept = source[~masks]
     assert source.dtype == ids.dtype and (ids == np.arange(length)).all()

@@ -228,6 +228,21 @@ def test_what_is_to_be_written(corruption):
         assert text == row["input_ids"].tolist()
 
 
+def test_spans_are_as_many_and_as_long_as_the_flags_say():
+    which, row = tokenizer("denoise"), rows_of("denoise")[0]
+    for share, mean in ((0.3, 2.0), (0.15, 1.0)):
+        spans = objective_of("denoise", mlm_probability=share, mean_noise_span_length=mean).example(row)
+        count = round(round(share * len(row["input_ids"])) / mean)
+        text = ~np.isin(spans["labels"][:-1], which.all_special_ids)
+        assert (~text).sum() == count + 1 and text.sum() == round(share * len(row["input_ids"]))
+    hidden = {"mlm_probability": 0.5, "corruption": "infilling"}
+    lengths = [
+        len(objective_of("denoise", mean_noise_span_length=mean, **hidden).example(row)["input_ids"])
+        for mean in (1.0, 10.0)
+    ]
+    assert lengths[0] > lengths[1], "longer spans are fewer masks"
+
+
 def test_half_of_the_second_segments_are_another_documents():
     which, objective, draws = tokenizer("mlm+nsp"), objective_of("mlm+nsp"), rows_of("mlm+nsp")
     rows = [draws[number] for number in range(200)]

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from tests.train.test_objectives import inputs_of, model_of, objective_of, ragged, tokenizer
 from tuner.arguments import RecipeArguments
 from tuner.errors import ModelError
+from tuner.train.prepare import fit_model
 from tuner.train.pretraining_model import CLASSES, load_pretraining_model
 
 NAMES = ["mlm", "mlm+nsp", "rtd", "contrastive"]
@@ -26,8 +27,8 @@ HEADS = {
 POOLED, OF_TOKENS = ("mlm+nsp", "contrastive"), ("mlm", "mlm+nsp")
 
 
-def load(objective: str, folder: Path) -> Any:
-    args = RecipeArguments(model_name_or_path=str(folder))
+def load(objective: str, folder: Path, max_length: int = 32) -> Any:
+    args = RecipeArguments(model_name_or_path=str(folder), max_length=max_length)
     args.objective = objective  # a recipe's own flag
     return load_pretraining_model(args, tokenizer("mlm"))
 
@@ -83,6 +84,48 @@ def test_a_decoder_is_no_encoder(objective, tmp_path):
     model_of("clm").save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="is no TunerEncoder"):
         load(objective, tmp_path)
+
+
+@pytest.mark.parametrize("objective", ["clm", "mlm", "denoise"])
+def test_a_tokenizer_of_another_model_is_refused(objective, tmp_path):
+    model_of(objective, vocab_size=100).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="embeds 100: they do not belong together"):
+        load(objective, tmp_path)
+
+
+LEARNT = {"position_embedding_type": "learned", "max_position_embeddings": 64}
+MIXED = {"attention_type": "linformer", "max_position_embeddings": 64, "linformer_k": 16}
+
+
+@pytest.mark.parametrize("changes", [LEARNT, MIXED], ids=["learned", "linformer"])
+def test_no_sequence_is_longer_than_the_positions(changes, tmp_path):
+    model_of("mlm", **changes).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="--max_length 65: the model has 64 positions"):
+        load("mlm", tmp_path, max_length=65)
+    load("mlm", tmp_path, max_length=64)
+
+
+def test_positions_that_are_computed_do_not_end(tmp_path):
+    model_of("mlm", max_position_embeddings=64).save_pretrained(tmp_path)
+    load("mlm", tmp_path, max_length=65)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.GPT2Config(n_positions=64, n_embd=32, n_layer=1, n_head=2, vocab_size=600),
+        transformers.OPTConfig(
+            max_position_embeddings=64, hidden_size=32, ffn_dim=32, word_embed_proj_dim=32, num_hidden_layers=1,
+            num_attention_heads=2, vocab_size=600,
+        ),
+    ],
+    ids=["gpt2", "opt"],
+)  # fmt: skip
+def test_positions_of_transformers_end_too(config):
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ModelError, match="the model has 64 positions"):
+        fit_model(RecipeArguments(max_length=65), model)
+    fit_model(RecipeArguments(max_length=64), model)
 
 
 def test_a_discriminator_of_transformers_keeps_its_head(tmp_path):

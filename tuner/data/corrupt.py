@@ -80,10 +80,10 @@ def corrupt_spans(
         mean: tokens in a span, on average. Spans never touch, and the sequence begins outside of one.
 
     Returns:
-        Source and target, without end tokens.
+        Source and target, without end tokens; of three tokens and more, neither is longer than they are.
     """
-    noise = min(max(round(len(ids) * share), 1), len(ids) - 1)
-    spans = min(max(round(noise / mean), 1), len(ids) - noise, len(sentinels) - 1)
+    noise = min(max(round(len(ids) * share), 1), max(len(ids) - 2, 1))
+    spans = min(max(round(noise / mean), 1), max(len(ids) - noise - 1, 1), len(sentinels) - 1)
     gone, kept = (_random_lengths(total, spans, generator) for total in (noise, len(ids) - noise))
     source, target, at = [], [], 0
     for number in range(spans):
@@ -109,7 +109,7 @@ def infill(
     Args:
         ids: `(time,)`.
         share: of the tokens, how many lie in spans.
-        mean: of the Poisson distribution.
+        mean: of the Poisson distribution. There are never more masks than tokens they stand for.
     """
     budget = max(round(len(ids) * share), 1)
     lengths: list[int] = []
@@ -117,8 +117,9 @@ def infill(
         lengths.append(int(generator.poisson(mean)))
     lengths[-1] -= sum(lengths) - budget
     room = len(ids) - budget + 1  # places between the tokens that stay
-    spare, lengths = lengths[:-room], lengths[-room:]
-    lengths[-1] += sum(spare)  # more spans than places for them: the last one holds their tokens
+    most = min(room, budget)
+    spare, lengths = lengths[:-most], lengths[-most:]
+    lengths[-1] += sum(spare)  # of the spans that are too many the last one holds the tokens
     generator.shuffle(lengths)
     places = np.sort(generator.choice(room, len(lengths), replace=False))
     source, at = [], 0

@@ -205,21 +205,26 @@ class ReplacedTokens(MaskedLM):
 class Denoise(Objective):
     """denoise: the hidden spans of a text, each after its sentinel (`--corruption spans`, Raffel et al. 2019,
     https://arxiv.org/abs/1910.10683), or the whole text out of one with spans gone (`infilling`, Lewis et al. 2019,
-    https://arxiv.org/abs/1910.13461): `-log p(target | source)` a token."""
+    https://arxiv.org/abs/1910.13461): `-log p(target | source)` a token. Options: `mlm_probability`,
+    `mean_noise_span_length`."""
 
     starts = False
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, **options: Any):
         super().__init__(tokenizer, max_length - 1, seed, **options)  # room for the end
+        marks = [token for token in tokenizer.all_special_tokens if token.startswith("<extra_id_")]
+        marks.sort(key=lambda mark: int(mark.removeprefix("<extra_id_").removesuffix(">")))
+        self.sentinels = np.array(tokenizer.convert_tokens_to_ids(marks))
 
     def example(self, row: Row) -> dict[str, np.ndarray]:
-        ids, end = row["input_ids"], [self.tokenizer.eos_token_id]
+        ids, end, draw = row["input_ids"], [self.tokenizer.eos_token_id], self.draw(row)
+        mean = self.options.get("mean_noise_span_length", 3.0)
         if self.options.get("corruption", "spans") == "infilling":
-            source, target = infill(ids, self.draw(row), self.tokenizer.mask_token_id), ids
+            share = self.options.get("mlm_probability", 0.3)
+            source, target = infill(ids, draw, self.tokenizer.mask_token_id, share, mean), ids
         else:
-            marks = [t for t in self.tokenizer.all_special_tokens if t.startswith("<extra_id_")]
-            order = sorted(marks, key=lambda mark: int(mark.removeprefix("<extra_id_").removesuffix(">")))
-            source, target = corrupt_spans(ids, self.draw(row), np.array(self.tokenizer.convert_tokens_to_ids(order)))
+            share = self.options.get("mlm_probability", 0.15)
+            source, target = corrupt_spans(ids, draw, self.sentinels, share, mean)
         return {"input_ids": np.concatenate([source, end]), "labels": np.concatenate([target, end])}
 
     def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:

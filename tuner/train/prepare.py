@@ -26,7 +26,7 @@ from tuner.data.schema import Kind, canonicalize
 from tuner.data.sources import load_splits
 from tuner.errors import ModelError
 from tuner.hardware import device_type
-from tuner.load import new_decoder, pretrained_decoder, resolve
+from tuner.load import new_decoder, pretrained_decoder, require_positions, resolve
 from tuner.model import PRESETS
 from tuner.text.tokenizer import load_pretrained_tokenizer, use_chat_template
 from tuner.text.vocabulary import train_bpe_tokenizer
@@ -173,7 +173,12 @@ def require_new(args: RecipeArguments) -> None:
 
 
 def fit_model(args: RecipeArguments, model: PreTrainedModel) -> PreTrainedModel:
-    """A model with the attention that is fast here, and its weights in `--dtype`."""
+    """A model with the attention that is fast here, and its weights in `--dtype`.
+
+    Raises:
+        ModelError: `--max_length` beyond its positions.
+    """
+    require_positions(model, args.max_length)
     on_cpu = args.use_cpu or device_type() == "cpu"
     if on_cpu and not args.attn_implementation and can_be_blocked(model):
         model.set_attn_implementation(BLOCKED)

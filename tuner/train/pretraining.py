@@ -143,9 +143,9 @@ def load_objective(args: Any, tokenizer: PreTrainedTokenizerBase) -> Objective:
     """The objective of `--objective`, with the flags that are its own."""
     if args.z_loss and args.objective in ("rtd", "contrastive"):
         raise ArgumentError(f"--z_loss is for losses over the vocabulary: --objective {args.objective} has none.")
-    names = [*("mlm_probability", "whole_word", "corruption", "views", "temperature", "z_loss")]
-    names += ["packing", "truncation_mode", "max_labels_lost"]
-    options = {name: getattr(args, name) for name in names}
+    names = [*("mlm_probability", "mean_noise_span_length", "whole_word", "corruption", "views", "temperature")]
+    names += ["z_loss", "packing", "truncation_mode", "max_labels_lost"]
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return OBJECTIVES[args.objective](tokenizer, args.max_length, args.seed, **options)
 
 

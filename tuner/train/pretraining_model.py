@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from tuner.errors import ModelError
-from tuner.load import load_pretrained, new_model, new_shape, resolve
+from tuner.load import load_pretrained, new_model, new_shape, require_vocabulary, resolve
 from tuner.model import (
     TunerDecoderConfig,
     TunerEncoderConfig,
@@ -57,7 +57,7 @@ def load_pretraining_model(args: Any, tokenizer: PreTrainedTokenizerBase) -> Pre
     """The model that the objective trains: a new one, or a checkpoint of any family that has a counterpart here.
 
     Raises:
-        ModelError: see `tuner.load`.
+        ModelError: see `tuner.load`; a checkpoint without a counterpart, or of another shape than the objective's.
     """
     if args.objective == "clm":
         return load_model(args, tokenizer)
@@ -74,6 +74,7 @@ def load_pretraining_model(args: Any, tokenizer: PreTrainedTokenizerBase) -> Pre
             checkpoint = from_transformers(checkpoint)
         except ValueError as error:
             raise ModelError(f"{args.model_name_or_path} cannot be ours: {error}") from error
+    require_vocabulary(checkpoint, tokenizer, args.model_name_or_path)
     if type(checkpoint) is kind:
         return fit_model(args, checkpoint)
     if not isinstance(checkpoint.config, kind.config_class):

@@ -13,10 +13,11 @@ from transformers import BertConfig, GPTNeoXConfig
 
 from tests.model.test_shapes import decoder, encoder, pair
 from tests.recipes import ROOT, environment
-from tuner.anatomy import cache_bytes, components, memory, operations, plan, read_config
+from tuner.anatomy import COMPONENTS, cache_bytes, memory, operations, plan, read_config
 from tuner.cost import cost, read_training
 from tuner.errors import ModelError
 from tuner.model import TunerEncoderConfig
+from tuner.train.size import parameters_by_component
 
 SHAPES = [
     (decoder, {}),
@@ -31,7 +32,7 @@ SHAPES = [
 @pytest.mark.parametrize(("shape", "fields"), SHAPES)
 def test_every_parameter_is_counted_once_and_has_a_component(shape, fields):
     model = shape(**fields)
-    sizes = components(model)
+    sizes = parameters_by_component(model, COMPONENTS)
     assert sum(sizes.values()) == sum(p.numel() for p in model.parameters())
     assert "other" not in sizes
     layers = 2 if shape is not pair else 6  # of a pair: encoder, decoder, and its cross-attention

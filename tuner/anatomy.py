@@ -26,16 +26,16 @@ from tuner.model import (
     TunerSeq2SeqConfig,
     TunerSeq2SeqForConditionalGeneration,
 )
-from tuner.train.size import active_weights
+from tuner.train.size import active_weights, parameters_by_component
 
-# By the last known name in a parameter's path.
+# Finer than that of any model: these are ours.
 COMPONENTS = {
     "embedding": ("embed_tokens", "embed_positions", "embed_types", "embed_proj", "position_bias"),
     **{f"attention {kind}": (f"{kind}_proj",) for kind in "qkvo"},
     "attention mixtures": ("linear",),
     "feed-forward": ("mlp", "gate_proj", "up_proj", "down_proj", "experts"),
     "router": ("router",),
-    "norm": ("norm", "q_norm", "k_norm", "output_norm", "embed_norm"),
+    "norm": ("norm",),
     "head": ("lm_head", "prediction", "score", "pooler", "seq_relationship", "qa_outputs"),
 }
 # Bytes a parameter while training: weights, gradients, AdamW's state.
@@ -68,7 +68,8 @@ def plan(source: str, context: int | None, output: Path, processes: int = 1) -> 
     with torch.device("meta"):
         model = kind(config)
     context = context or (training.context if training else parts(config)[-1].max_position_embeddings)
-    sizes = components(model)
+    model.tie_weights()
+    sizes = parameters_by_component(model, COMPONENTS)
     console = Console(highlight=False)
     console.print(_table(f"Parameters of {source}", sizes, "{:,}", share=True))
     found = operations(model, context)
@@ -110,17 +111,6 @@ def read_config(source: str) -> PreTrainedConfig:
 def parts(config: PreTrainedConfig) -> list[Any]:
     """The stacks of a configuration: one, or encoder and decoder."""
     return [config.encoder, config.decoder] if isinstance(config, TunerSeq2SeqConfig) else [config]
-
-
-def components(model: PreTrainedModel) -> dict[str, int]:
-    """Parameters of each component; a tied head counts once, with the embedding."""
-    names = {mark: component for component, marks in COMPONENTS.items() for mark in marks}
-    sizes = dict.fromkeys([*COMPONENTS, "other"], 0)
-    model.tie_weights()
-    for path, parameter in model.named_parameters():
-        found = (names[part] for part in reversed(path.split(".")) if part in names)
-        sizes[next(found, "other")] += parameter.numel()
-    return {component: count for component, count in sizes.items() if count}
 
 
 def operations(model: PreTrainedModel, context: int) -> dict[str, float]:

@@ -19,13 +19,17 @@ COMPONENTS = {
 }
 
 
-def parameters_by_component(model: nn.Module) -> dict[str, int]:
-    """Parameters of each component; a tied head counts once, with the embedding."""
-    sizes = dict.fromkeys([*COMPONENTS, "other"], 0)
+def parameters_by_component(model: nn.Module, components: dict[str, tuple[str, ...]] = COMPONENTS) -> dict[str, int]:
+    """Parameters of each component; a tied head counts once, with the embedding.
+
+    Args:
+        components: what marks a name in a parameter's path as a component's.
+    """
+    sizes = dict.fromkeys([*components, "other"], 0)
     for name, parameter in model.named_parameters():
         # The innermost known name decides: `self_attn.q_norm` is a norm, `self_attn.q_proj` attention.
         parts = list(reversed(name.lower().split(".")))
-        found = next((c for part in parts for c, marks in COMPONENTS.items() if any(m in part for m in marks)), "other")
+        found = next((c for part in parts for c, marks in components.items() if any(m in part for m in marks)), "other")
         sizes[found] += parameter.numel()
     return {name: count for name, count in sizes.items() if count}
 

@@ -15,7 +15,7 @@ SFT := recipes/sft.py --config recipes/configs/sft/tiny.yaml
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft dry-run chat test test-slow lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-data bench-startup clean
+.PHONY: help install sft dry-run chat test test-slow lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ bench-attention: install ## Time and memory of linear attention as sequences gro
 
 bench-pretrain: install ## Time to loss beside transformers' Trainer (an hour)
 	@$(RUN) python benchmarks/pretrain.py $(ARGS)
+
+bench-rates: install ## Loss of each pretraining objective by learning rate (three quarters of an hour)
+	@$(RUN) python benchmarks/rates.py $(ARGS)
 
 bench-data: install ## Time tokenizing and packing beside transformers' example
 	@$(RUN) python benchmarks/data.py $(ARGS)

@@ -20,6 +20,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import ROOT
@@ -56,11 +57,16 @@ def main() -> None:
 
 def train(name: str, seed: int, flags: list[str]) -> Comparison:
     """Run one objective to its end; its comparison."""
-    folder = RUNS / f"{name}-{seed}"
+    own = f"--seed {seed} --eval_steps 500 --save_steps 500 {LONGER[name]}"
+    comparison: Comparison = run(name, RUNS / f"{name}-{seed}", [*own.split(), *flags])["comparison"]
+    return comparison
+
+
+def run(name: str, folder: Path, flags: list[str]) -> dict[str, Any]:
+    """Train by an objective's tiny configuration, on one thread; its `metrics.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "recipes/pretrain.py", "--config", f"recipes/configs/pretrain/{name}-tiny.yaml"]
-    command += [*("--output_dir", str(folder), "--seed", str(seed), "--eval_steps", "500", "--save_steps", "500")]
-    command += [*LONGER[name].split(), *flags]
+    command += ["--output_dir", str(folder), *flags]
     print(f"begun: {' '.join(command[1:])}", flush=True)
     start = time.monotonic()
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
@@ -69,10 +75,10 @@ def train(name: str, seed: int, flags: list[str]) -> Comparison:
             command, cwd=ROOT, env=one_thread, stdout=log, stderr=subprocess.STDOUT, check=False
         ).returncode
     if code:
-        sys.exit(f"{name} ended with {code}: see {folder / 'log.txt'}")
-    print(f"{name}, seed {seed}: {(time.monotonic() - start) / 60:.0f} minutes", flush=True)
-    comparison: Comparison = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["comparison"]
-    return comparison
+        sys.exit(f"{folder.name} ended with {code}: see {folder / 'log.txt'}")
+    print(f"{folder.name}: {(time.monotonic() - start) / 60:.0f} minutes", flush=True)
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return metrics
 
 
 def together(found: list[Comparison]) -> Comparison:

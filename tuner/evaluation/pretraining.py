@@ -32,6 +32,7 @@ from tuner.evaluation.report import plot_losses
 from tuner.evaluation.retrieval import embedding_retrieval_at_1, tfidf_retrieval_at_1
 from tuner.train.pretrainer import PretrainTrainer
 from tuner.train.pretraining import Documents, Examples
+from tuner.train.pretraining_model import load_pretraining_model
 from tuner.train.run import Run
 from tuner.train.views import embed
 
@@ -50,6 +51,7 @@ class End:
     """
 
     trainer: PretrainTrainer
+    run: Run
     documents: Documents
     examples: Examples
     after: dict[str, float]
@@ -90,7 +92,7 @@ def write_pretraining_report(
         "objective": args.objective,
         "steps": trainer.state.global_step,
         "eval": {name.removeprefix("eval_"): value for name, value in final.items()},
-        "comparison": compare(End(trainer, documents, examples, final, untrained)),
+        "comparison": compare(End(trainer, run, documents, examples, final, untrained)),
         "log": history,
     }
     (run.folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
@@ -175,30 +177,37 @@ def _replaced(end: End) -> Comparison:
 
 
 def _denoised(end: End) -> Comparison:
-    """Spans written exactly, by the model without looking at the target, and by copying what stands before them."""
-    model, tokenizer = end.trainer.accelerator.unwrap_model(end.trainer.model).eval(), end.trainer.processing_class
+    """Spans written exactly without looking at the target, by both models and by copying what stands before them."""
+    tokenizer = end.trainer.processing_class
     losses = {"nats a token": end.before_and_after("loss")}
     if end.trainer.objective.options.get("corruption") == "infilling":  # all is to be written, and there are no spans
         return losses
     batch = next(end.held_out(GENERATED))
-    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask") if name in batch}
+    sources, targets = batch["input_ids"].numpy(), batch["labels"].numpy()
     sentinels = {tokenizer.convert_tokens_to_ids(t) for t in tokenizer.all_special_tokens if t.startswith("<extra_id_")}
-    with torch.no_grad():
-        written = model.generate(**inputs, max_new_tokens=batch["labels"].shape[1], do_sample=False, num_beams=1)
-    wanted = [
-        _spans(labels, sentinels & set(ids.tolist()))
-        for labels, ids in zip(*(batch[n].numpy() for n in ("labels", "input_ids")), strict=True)
-    ]
-    found = [_spans(ids, sentinels) for ids in written.cpu().numpy()]
-    copied = [_copy(ids, spans) for ids, spans in zip(batch["input_ids"].numpy(), wanted, strict=True)]
+    wanted = [_spans(ids, sentinels & set(source)) for ids, source in zip(targets, sources.tolist(), strict=True)]
+    written = {"copying": [_copy(ids, spans) for ids, spans in zip(sources, wanted, strict=True)]}
+    trained = end.trainer.accelerator.unwrap_model(end.trainer.model)
+    # By the seed, or the checkpoint, that the run began with.
+    untrained = load_pretraining_model(end.run.args, tokenizer).to(trained.device)
+    for name, model in (("untrained", untrained), ("trained", trained)):
+        written[name] = [_spans(ids, sentinels) for ids in _generate(model.eval(), batch)]
     count = sum(len(spans) for spans in wanted)
-    match = {
-        name: sum(
-            spans.get(mark) == span for spans, truth in zip(who, wanted, strict=True) for mark, span in truth.items()
-        )
-        for name, who in (("copying", copied), ("trained", found))
-    }
-    return {"spans written exactly": {name: n / max(count, 1) for name, n in match.items()}, **losses}
+    match = {name: sum(map(_matches, spans, wanted)) / max(count, 1) for name, spans in written.items()}
+    return {"spans written exactly": match, **losses}
+
+
+@torch.no_grad()
+def _generate(model: Any, batch: dict[str, torch.Tensor]) -> np.ndarray:
+    """What a model writes for each row, as long as the longest target."""
+    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask") if name in batch}
+    ids = model.generate(**inputs, max_new_tokens=batch["labels"].shape[1], do_sample=False, num_beams=1)
+    found: np.ndarray = ids.cpu().numpy()
+    return found
+
+
+def _matches(spans: dict[int, tuple[int, ...]], wanted: dict[int, tuple[int, ...]]) -> int:
+    return sum(spans.get(mark) == span for mark, span in wanted.items())
 
 
 def _spans(ids: np.ndarray, sentinels: set[int]) -> dict[int, tuple[int, ...]]:

@@ -62,7 +62,6 @@ APART = {
     "Llama": "--model_name_or_path {llama}",
     "AdamW": "--optim adamw_torch_fused --adam_beta2 0.95 --learning_rate 4e-3",
 }
-RATES = ("1e-3", "2e-3", "4e-3", "8e-3")
 
 Curve = list[tuple[float, float]]  # seconds, nats a byte
 
@@ -80,13 +79,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=15, help="for each peer; we take 0.6 of it")
     parser.add_argument("--tune", choices=["informed", "tuner"], help="try learning rates instead")
+    parser.add_argument("--rates", nargs="+", default=["1e-3", "2e-3", "4e-3", "8e-3"], help="those to try")
     parser.add_argument("--apart", action="store_true", help="instead, take from ours one thing at a time")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         corpus = prepare(Path(work) / "corpus")
         theirs, ours = own_python("transformers", PEER), own_python("tuner", ["-e", "."])
         if args.tune:
-            sides = {rate: _with_rate(args.tune, rate, corpus, theirs, ours, args.minutes) for rate in RATES}
+            sides = {rate: _with_rate(args.tune, rate, corpus, theirs, ours, args.minutes) for rate in args.rates}
         elif args.apart:
             sides = {
                 name: Side(_ours(ours, corpus, flags), args.minutes * SHARE, None) for name, flags in APART.items()

@@ -13,8 +13,8 @@ over, its loss: each validation document by itself, nats a byte, one evaluator f
 one thing at a time.
 
     make bench-pretrain                                  # 15 minutes for each peer, 9 for us, and the curves
-    make bench-pretrain ARGS="--tune informed --minutes 3"      # what the learning rates below come from
-    make bench-pretrain ARGS="--apart --minutes 9"
+    make bench-pretrain ARGS="--tune informed"              # what the learning rates below come from
+    make bench-pretrain ARGS="--apart --minutes 5"
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SHARE, CHECKPOINTS, TIMED = 0.6, 20, 30
 DOCUMENTS = 100  # that are evaluated
 DEFAULTS: dict[str, Any] = {"learning_rate": 5e-5, "num_train_epochs": 3}
 INFORMED: dict[str, Any] = {
-    **{"bf16": True, "torch_compile": True, "learning_rate": 4e-3, "lr_scheduler_type": "cosine"},
+    **{"bf16": True, "torch_compile": True, "learning_rate": 1e-3, "lr_scheduler_type": "cosine"},
     **{"warmup_steps": 0.05, "weight_decay": 0.1, "adam_beta2": 0.95},
 }
 OURS = "--optim muon --learning_rate 1e-2 --lr_scheduler_type cosine --warmup_steps 0.05 --weight_decay 0.1"

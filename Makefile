@@ -81,7 +81,7 @@ bench-attention: install ## Time and memory of linear attention as sequences gro
 bench-pretrain: install ## Time to loss beside transformers' Trainer (an hour)
 	@$(RUN) python benchmarks/pretrain.py $(ARGS)
 
-bench-rates: install ## Loss of each pretraining objective by learning rate (three quarters of an hour)
+bench-rates: install ## Loss of each pretraining objective by optimizer and learning rate
 	@$(RUN) python benchmarks/rates.py $(ARGS)
 
 bench-data: install ## Time tokenizing and packing beside transformers' example

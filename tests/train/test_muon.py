@@ -6,6 +6,7 @@ import io
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tuner.model import (
     TunerDecoderConfig,
@@ -17,6 +18,7 @@ from tuner.model import (
     TunerSeq2SeqConfig,
     TunerSeq2SeqForConditionalGeneration,
 )
+from tuner.train import muon
 from tuner.train.muon import MuonWithAdamW, muon_groups
 from tuner.train.replaced import GeneratorAndDiscriminator
 
@@ -41,8 +43,8 @@ def apart(model):
     groups = [dict(group) for group in muon_groups(model, DECAY)]
     matrices = [group for group in groups if group.pop("use_muon")]
     others = [group for group in groups if group not in matrices]
-    muon = torch.optim.Muon(matrices, LR, momentum=0.95, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(others, LR, BETAS, EPS, fused=True)]
+    orthogonal = torch.optim.Muon(matrices, LR, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    return [orthogonal, torch.optim.AdamW(others, LR, BETAS, EPS, fused=True)]
 
 
 def put_gradients(model, step, leave_out=()):
@@ -72,7 +74,42 @@ def saved(state):
 # ---- steps ----
 
 
-def test_steps_are_those_of_the_two_optimizers():
+class Watch(TorchDispatchMode):
+    """The dtypes of what products take."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.dtypes |= {argument.dtype for argument in args if isinstance(argument, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+def test_products_stay_in_float32_where_bfloat16_is_slow(monkeypatch):
+    """One step without momentum's past, so that it shows the gradient made orthogonal: the same but for rounding."""
+    steps = {}
+    for fast in (True, False):
+        monkeypatch.setattr(muon, "has_fast_bf16", lambda device, fast=fast: fast)
+        model = decoder()
+        before = copy.deepcopy(model)
+        put_gradients(model, 0)
+        with Watch() as watch:
+            together(model).step()
+        assert watch.dtypes == {torch.bfloat16 if fast else torch.float32}
+        steps[fast] = {
+            name: parameter.detach() - first
+            for (name, parameter), first in zip(model.named_parameters(), before.parameters(), strict=True)
+        }
+    for name, step in steps[False].items():
+        apart_by = (step - steps[True][name]).norm() / step.norm()
+        assert apart_by < 0.02, name
+        assert (apart_by > 0) == (step.dim() == 2 and ".layers." in name), f"AdamW's step of {name} is the same"
+
+
+def test_steps_are_those_of_the_two_optimizers(monkeypatch):
+    monkeypatch.setattr(muon, "has_fast_bf16", lambda device: True)
     model = decoder()
     twin = copy.deepcopy(model)
     begin = copy.deepcopy(model)

@@ -28,16 +28,17 @@ from tuner.evaluation.pretraining import Comparison, show_comparison
 from tuner.train.objectives import OBJECTIVES
 
 RUNS = ROOT / "runs" / "eval-pretrain"
-# Steps and rates found by measurement (docs/pretraining.md). The longest begin first.
+MINILM, ADAMW = "--model_name_or_path builtin:minilm-l6", "--optim adamw_torch_fused"
+# Batches, steps and rates found by measurement (docs/pretraining.md). The longest begin first.
 LONGER = {
-    "mlm+nsp": "--model_name_or_path builtin:minilm-l6 --learning_rate 1e-3 --max_steps 900",
-    "rtd": "--model_name_or_path builtin:minilm-l6 --optim adamw_torch_fused --learning_rate 5e-4 --max_steps 450",
+    "mlm+nsp": f"{MINILM} --learning_rate 1e-3 --per_device_train_batch_size 32 --max_steps 900",
+    "rtd": f"{MINILM} {ADAMW} --learning_rate 5e-4 --per_device_train_batch_size 32 --max_steps 450",
     "contrastive": (
-        "--model_name_or_path builtin:minilm-l6 --optim adamw_torch_fused --learning_rate 1e-4 --max_steps 300"
+        f"{MINILM} {ADAMW} --learning_rate 1e-4 --per_device_train_batch_size 128 --max_length 64 --max_steps 300"
     ),
-    "clm": "--learning_rate 5e-3 --max_steps 1000",
-    "mlm": "--learning_rate 3e-3 --max_steps 1200",
-    "denoise": "--learning_rate 3e-3 --max_steps 3000",
+    "clm": "--learning_rate 5e-3 --per_device_train_batch_size 16 --max_steps 1000",
+    "mlm": "--learning_rate 3e-3 --per_device_train_batch_size 32 --max_steps 1200",
+    "denoise": "--learning_rate 3e-3 --per_device_train_batch_size 64 --max_steps 3000",
 }
 
 
@@ -57,7 +58,8 @@ def main() -> None:
 
 def train(name: str, seed: int, flags: list[str]) -> Comparison:
     """Run one objective to its end; its comparison."""
-    own = f"--seed {seed} --eval_steps 500 --save_steps 500 {LONGER[name]}"
+    evaluated = "--eval_on_start true --eval_strategy steps --eval_steps 500 --save_steps 500"
+    own = f"--seed {seed} {evaluated} {LONGER[name]}"
     comparison: Comparison = run(name, RUNS / f"{name}-{seed}", [*own.split(), *flags])["comparison"]
     return comparison
 

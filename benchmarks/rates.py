@@ -1,4 +1,4 @@
-"""Learning rates: the loss of each objective's tiny configuration after its first steps, by optimizer and rate.
+"""Learning rates: the loss that each objective's tiny configuration ends with, by optimizer and rate.
 
 As many at a time as there are cores, with one thread each.
 
@@ -31,7 +31,7 @@ TRIED += [("muon", rate) for rate in ("1e-3", "3e-3", "1e-2")]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, help="instead of the configuration's own number")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, with one thread each")
     args = parser.parse_args()
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -41,16 +41,18 @@ def main() -> None:
     table = Table("objective", *tried)
     for name, found in losses.items():
         table.add_row(name, *(f"[bold]{value:.3f}" if value == min(found) else f"{value:.3f}" for value in found))
-    Console().print(f"Loss on the validation documents after {args.steps} steps:", table)
+    Console().print("Loss on the validation documents:", table)
     finish("rates", {}, tried=tried, losses=losses, steps=args.steps)
 
 
-def loss(name: str, optim: str, rate: str, steps: int) -> float:
-    """The validation loss of one run of `steps`, that begins anew."""
+def loss(name: str, optim: str, rate: str, steps: int | None) -> float:
+    """The validation loss of one run, that begins anew."""
     folder = RUNS / f"{name}-{optim}-{rate}"
     shutil.rmtree(folder, ignore_errors=True)
-    flags = f"--optim {optim} --learning_rate {rate} --max_steps {steps} --eval_on_start false --eval_strategy no"
-    return float(run(name, folder, [*flags.split(), "--save_strategy", "no"])["eval"]["loss"])
+    flags = f"--optim {optim} --learning_rate {rate} --eval_on_start false --eval_strategy no --save_strategy no"
+    if steps is not None:
+        flags += f" --max_steps {steps}"
+    return float(run(name, folder, flags.split())["eval"]["loss"])
 
 
 if __name__ == "__main__":

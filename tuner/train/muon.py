@@ -85,7 +85,7 @@ class _float32(TorchFunctionMode):
 
 
 def _is_slow(part: torch.optim.Optimizer) -> bool:
-    """Whether it is Muon on hardware that only imitates bfloat16, 20 times slower than float32 on a CPU."""
+    """Whether it is Muon on hardware that only imitates bfloat16, 20 times slower or more on a CPU."""
     device = part.param_groups[0]["params"][0].device.type
     return isinstance(part, torch.optim.Muon) and not has_fast_bf16(device)
 

@@ -23,14 +23,16 @@ class PretrainArguments(tuner.RecipeArguments):
         "bpe", "How a tokenizer is trained where none is given; --vocab_size says how large."
     )
     clean: Literal["none", "light", "web"] = tuner.flag(
-        "none", "light: characters, repeated and validation documents; web: boilerplate and Gopher's rules too."
+        "none",
+        "light: characters, repeated and validation documents; web: boilerplate and Gopher's rules too. "
+        "In a stream only what a document shows by itself.",
     )
     streaming: bool = tuner.flag(False, "Read the text on the way, for a corpus larger than the disk.")
     shuffle_buffer: int = tuner.flag(10_000, "Documents that a stream is shuffled among.", least=1)
     mlm_probability: float | None = tuner.flag(
         None, "Share of the tokens that mlm, rtd and denoise hide: 0.15 unless set, for infilling 0.3.", least=0, most=1
     )
-    mean_noise_span_length: float = tuner.flag(3.0, "Tokens in a span of denoise, on average.", least=1)
+    mean_noise_span_length: float = tuner.flag(3.0, "Tokens in a span of denoise, on average.", least=1, most=512)
     whole_word: bool = tuner.flag(False, "Hide whole words in mlm and rtd.")
     corruption: Literal["spans", "infilling"] = tuner.flag(
         "spans", "What denoise hides: spans, each for a sentinel (T5), or for one mask, all to be written (BART)."
@@ -41,7 +43,7 @@ class PretrainArguments(tuner.RecipeArguments):
     temperature: float = tuner.flag(0.05, "Temperature of contrastive.", least=1e-4)
     z_loss: float = tuner.flag(0.0, "Weight of the squared log of the softmax's sum; 1e-4 steadies long runs.", least=0)
     skip_spikes: bool = tuner.flag(True, "Leave out a step whose gradient norm is 6 sigma above the last 128.")
-    max_minutes: float | None = tuner.flag(None, "Stop after so many minutes, with a checkpoint to continue.", least=0)
+    max_minutes: float | None = tuner.flag(None, "Stop after so many minutes, with a checkpoint to resume.", least=0.01)
     output_dir: str = tuner.flag("runs/pretrain/run", "Folder for checkpoints, the model and the report.")
     learning_rate: float = tuner.flag(1e-3, "Peak learning rate.")
 

@@ -153,6 +153,8 @@ class RecipeArguments(RunArguments, DataArguments, ModelArguments):
         known = {f.name for f in fields(TrainingArguments) if f.init}
         chosen = {name: value for name, value in self.values().items() if name in known} | overrides
         if self.optim == "muon":  # a name of ours, for `tuner.train.optimizers`
+            if self.extra.get("optim_args"):
+                raise ArgumentError("--optim muon takes no --optim_args.")
             chosen |= {"optim": "adamw_torch_fused", "optim_args": "muon=true"}
         try:
             return TrainingArguments(**chosen)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from tests.recipes import ROOT, environment
 from tests.text import samples
 from tuner.data.clean import CleaningOptions, GopherThresholds, clean_corpus, clean_text, fault, faults
-from tuner.data.duplicates import edition
+from tuner.data.edition import edition
 from tuner.errors import ArgumentError, DataError
 
 seeded = settings(derandomize=True, database=None, deadline=None, max_examples=300)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 
 import numpy as np
 import pytest
 from datasets import Dataset
 
+from tuner.data.reading import open_stream, set_aside
 from tuner.data.sources import load_splits
-from tuner.data.stream import TokenStream, open_stream, set_aside
+from tuner.data.stream import TokenStream
 from tuner.data.tokens import token_blocks
 from tuner.errors import DataError
 from tuner.text.vocabulary import train_bpe_tokenizer
@@ -26,10 +28,20 @@ def streamed(tokenizer, **options):
     return TokenStream(Dataset.from_dict({"text": TEXTS}).to_iterable_dataset(), tokenizer, 32, **options)
 
 
+def read_once(stream):
+    """The blocks that end in the first epoch."""
+    blocks = []
+    for item in stream:
+        if stream.place(item["row"] + 1)["epoch"]:
+            return blocks  # this one reaches into the next epoch
+        blocks.append(item)
+    raise AssertionError("a stream has no end")
+
+
 def test_its_blocks_are_those_of_the_corpus_in_memory(tokenizer):
     written = Dataset.from_dict({"text": [text for text in TEXTS if text]})
     expected = token_blocks(written, tokenizer, 32, 5, 2).with_format("numpy")["input_ids"][:]
-    found = list(streamed(tokenizer, start=5, after=2))
+    found = read_once(streamed(tokenizer, start=5, after=2))
     assert np.array_equal(np.stack([item["input_ids"] for item in found]), expected)
     assert [item["draw"] for item in found] == list(range(len(expected)))
 
@@ -37,11 +49,12 @@ def test_its_blocks_are_those_of_the_corpus_in_memory(tokenizer):
 @pytest.mark.parametrize("start", [None, 5])
 def test_it_goes_on_from_every_place(tokenizer, start):
     whole = streamed(tokenizer, start=start, before=1, after=2)
-    blocks = list(whole)
-    for number in [1, 2, 3, 17, len(blocks) // 2, len(blocks) - 1]:
+    once = len(read_once(whole))
+    blocks = list(islice(whole, 2 * once + 20))
+    for number in [1, 2, 3, 17, once - 1, once, once + 1, once + 17, 2 * once + 2]:
         later = streamed(tokenizer, start=start, before=1, after=2)
         later.go_to(json.loads(json.dumps(whole.place(number))))
-        rest = list(later)
+        rest = list(islice(later, len(blocks) - number))
         assert [item["draw"] for item in rest] == list(range(number, len(blocks)))
         assert all(np.array_equal(a["input_ids"], b["input_ids"]) for a, b in zip(rest, blocks[number:], strict=True))
 
@@ -52,7 +65,7 @@ def test_documents_that_cleaning_leaves_out(tokenizer):
     expected = token_blocks(Dataset.from_dict({"text": kept}), tokenizer, 32, None, 2).with_format("numpy")[
         "input_ids"
     ][:]
-    found = list(cleaned)
+    found = read_once(cleaned)
     assert np.array_equal(np.stack([item["input_ids"] for item in found]), expected)
     later = streamed(tokenizer, after=2, clean=cleaned.clean)
     later.go_to(cleaned.place(9))
@@ -61,7 +74,8 @@ def test_documents_that_cleaning_leaves_out(tokenizer):
 
 def test_a_shuffled_stream_is_the_same_again_and_goes_on_from_a_place(tokenizer):
     def opened():
-        documents, held_out = set_aside(open_stream("builtin:bbc-news", None, "train", 3, 100), 5)
+        documents, _ = open_stream("builtin:bbc-news", None, ("train", "test"), 3, 100)
+        documents, held_out = set_aside(documents, 5, "news")
         return TokenStream(documents, tokenizer, 512, after=2), held_out
 
     (one, held_out), (other, again) = opened(), opened()
@@ -74,17 +88,18 @@ def test_a_shuffled_stream_is_the_same_again_and_goes_on_from_a_place(tokenizer)
     assert list(held_out["text"]) != list(first), "it was shuffled"
 
 
-def test_conversations_and_files_are_streamed_as_texts(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    turns = [{"role": "user", "content": "how\nare you"}, {"role": "assistant", "content": "fine"}]
-    file.write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(3)), encoding="utf-8")
-    assert [row["text"] for row in open_stream(str(file), None, "train", 0, 1)] == ["how are you\nfine"] * 3
+def test_the_second_epoch_begins_where_the_first_ends(tokenizer):
+    stream = streamed(tokenizer, after=2)
+    tokens = np.concatenate([item["input_ids"] for item in islice(stream, 700)])
+    once = sum(len(ids) for _, _, ids in islice(stream._tokenized(0, 0), len(TEXTS)))
+    assert once < len(tokens) / 2, "there are two epochs in it"
+    assert np.array_equal(tokens[once:], tokens[: len(tokens) - once])
+    draws = [item["draw"] for item in islice(stream, 700)]
+    assert draws == list(range(700)), "masks are drawn anew"
 
 
-def test_what_cannot_be_streamed_is_said(tmp_path):
-    (tmp_path / "a.csv").write_text("left,right\n1,2\n", encoding="utf-8")
-    with pytest.raises(DataError, match="no known shape has the columns left, right"):
-        open_stream(str(tmp_path / "a.csv"), None, "train", 0, 1)
-    (tmp_path / "b.txt").write_text("words\n", encoding="utf-8")
-    with pytest.raises(DataError, match="one kind"):
-        open_stream(str(tmp_path), None, "train", 0, 1)
+@pytest.mark.parametrize("texts", [["", ""], ["left out"]])
+def test_a_stream_without_a_token_says_so(tokenizer, texts):
+    documents = Dataset.from_dict({"text": texts}).to_iterable_dataset()
+    with pytest.raises(DataError, match="not one token"):
+        next(iter(TokenStream(documents, tokenizer, 32, clean=lambda text: None)))

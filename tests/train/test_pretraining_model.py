@@ -29,7 +29,7 @@ POOLED, OF_TOKENS = ("mlm+nsp", "contrastive"), ("mlm", "mlm+nsp")
 
 def load(objective: str, folder: Path, max_length: int = 32) -> Any:
     args = RecipeArguments(model_name_or_path=str(folder), max_length=max_length)
-    args.objective = objective  # a recipe's own flag
+    args.objective, args.views, args.z_loss = objective, "neighbours", 0.0  # a recipe's own flags
     return load_pretraining_model(args, tokenizer("mlm"))
 
 

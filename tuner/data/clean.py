@@ -21,6 +21,7 @@ from typing import Any
 from datasets import Dataset
 
 from tuner.data import duplicates, quality
+from tuner.data.edition import edition
 from tuner.data.quality import GopherThresholds, quality_faults, repetition_faults
 from tuner.errors import ArgumentError, DataError
 
@@ -212,7 +213,7 @@ def clean_corpus(
         _examine_batch,
         batched=True,
         num_proc=num_proc,
-        fn_kwargs={"options": options, "edition": duplicates.edition(__file__, quality.__file__)},
+        fn_kwargs={"options": options, "edition": edition(__file__, quality.__file__)},
         desc="Cleaning documents",
     )
     notes, cleaned = examined.select_columns(NOTES)[:], examined.remove_columns(NOTES)

@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from tuner.data.edition import edition
 from tuner.data.schema import CANONICAL, Kind
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
@@ -31,11 +32,13 @@ def to_documents(rows: Dataset, kind: Kind) -> Dataset:
         batched=True,
         remove_columns=["messages"],
         features=CANONICAL["text"],
+        fn_kwargs={"edition": edition(__file__)},
         desc="Turns to lines",
     )
 
 
-def _turns_to_lines(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def _turns_to_lines(batch: dict[str, list[Any]], edition: str) -> dict[str, list[Any]]:
+    """`edition` is for the cache alone."""
     texts = ["\n".join(" ".join(turn["content"].split()) for turn in turns) for turns in batch["messages"]]
     return {"text": texts, SOURCE_ROW: batch[SOURCE_ROW]}
 
@@ -74,7 +77,7 @@ def segment_pairs(
         num_proc=num_proc,
         remove_columns=documents.column_names,
         features=Features({"first": List(Value("int32")), "second": List(Value("int32")), "document": Value("int64")}),
-        fn_kwargs={"tokenizer": tokenizer, "longest": longest, "whole": whole},
+        fn_kwargs={"tokenizer": tokenizer, "longest": longest, "whole": whole, "edition": edition(__file__)},
         desc="Pairing segments",
     )
     if len(pairs) == 0:
@@ -83,8 +86,14 @@ def segment_pairs(
 
 
 def _pair_up(
-    batch: dict[str, list[Any]], indices: list[int], tokenizer: PreTrainedTokenizerBase, longest: int, whole: bool
+    batch: dict[str, list[Any]],
+    indices: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int,
+    whole: bool,
+    edition: str,
 ) -> dict[str, list[Any]]:
+    """`edition` is for the cache alone."""
     columns: dict[str, list[Any]] = {"first": [], "second": [], "document": []}
     for index, text in zip(indices, batch["text"], strict=True):
         found = parts(text)

@@ -67,6 +67,13 @@ def word_continuations(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     return np.array([token not in special and not token.startswith(starts) for token in tokens])
 
 
+def sentinels(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """The special tokens `<extra_id_0>`, `<extra_id_1>`, ... in order."""
+    marks = [token for token in tokenizer.all_special_tokens if token.startswith("<extra_id_")]
+    marks.sort(key=lambda mark: int(mark.removeprefix("<extra_id_").removesuffix(">")))
+    return np.array(tokenizer.convert_tokens_to_ids(marks), dtype=np.int64)
+
+
 def corrupt_spans(
     ids: np.ndarray, generator: np.random.Generator, sentinels: np.ndarray, share: float = 0.15, mean: float = 3.0
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -17,13 +17,13 @@ import re
 import zlib
 from collections.abc import Iterable
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
 from numpy.lib.stride_tricks import sliding_window_view
 
+from tuner.data.edition import edition
 from tuner.errors import DataError
 
 # Scripts without spaces between words: each character counts as a word, or a sentence would be one.
@@ -150,12 +150,6 @@ def contaminated(shared: list[list[int]], max_documents: int | None) -> list[boo
     flat = np.concatenate([np.asarray(found, np.int64) for found in shared]) if shared else np.empty(0, np.int64)
     documents = np.bincount(flat)
     return [bool(found) and bool((documents[found] <= max_documents).any()) for found in shared]
-
-
-def edition(*sources: str) -> str:
-    """A digest of source files, for the cache: `datasets` knows a function by its name, and would go on with what the
-    function's last form made."""
-    return blake2b(b"".join(Path(source).read_bytes() for source in sources), digest_size=8).hexdigest()
 
 
 def require_datasketch() -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from datasets import Dataset, Features, List, Value
 
+from tuner.data.edition import edition
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
 
@@ -55,21 +56,30 @@ def canonicalize(rows: Dataset, name: str) -> tuple[Kind, Dataset]:
         DataError: columns of no known shape (the message shows them, a row, and the shapes accepted), or a row that
             breaks its shape (the message names row and column).
     """
-    columns = set(rows.column_names)
+    kind, convert = shape_of(rows[0] if len(rows) else dict.fromkeys(rows.column_names), name)
+    mapped = rows.map(
+        _convert_batch,
+        with_indices=True,
+        batched=True,
+        remove_columns=rows.column_names,
+        features=CANONICAL[kind],  # else turns keep keys that the source had beside role and content
+        fn_kwargs={"kind": kind, "convert": convert, "name": name, "edition": edition(__file__)},
+        desc="Reading rows",
+    )
+    return kind, mapped
+
+
+def shape_of(row: Row, name: str) -> tuple[Kind, Callable[[Row], Any]]:
+    """The kind of a row, by its columns, and what makes it canonical.
+
+    Raises:
+        DataError: columns of no known shape.
+    """
     for needed, kind, convert in SHAPES:
-        if needed <= columns:
-            mapped = rows.map(
-                _convert_batch,
-                with_indices=True,
-                batched=True,
-                remove_columns=rows.column_names,
-                features=CANONICAL[kind],  # else turns keep keys that the source had beside role and content
-                fn_kwargs={"kind": kind, "convert": convert, "name": name},
-                desc="Reading rows",
-            )
-            return kind, mapped
-    found = [column for column in rows.column_names if column != SOURCE_ROW]
-    shown = {k: v if len(str(v)) <= 80 else f"{str(v)[:77]}..." for k, v in rows[0].items() if k in found}
+        if needed <= set(row):
+            return kind, convert
+    found = {column: value for column, value in row.items() if column != SOURCE_ROW}
+    shown = {k: v if len(str(v)) <= 80 else f"{str(v)[:77]}..." for k, v in found.items()}
     raise DataError(
         f"{name}: no known shape has the columns {', '.join(found)}.\nA row is {shown}.\n"
         f"The shapes accepted are:\n{ACCEPTED}"
@@ -77,8 +87,14 @@ def canonicalize(rows: Dataset, name: str) -> tuple[Kind, Dataset]:
 
 
 def _convert_batch(
-    batch: dict[str, list[Any]], indices: list[int], kind: Kind, convert: Callable[[Row], Any], name: str
+    batch: dict[str, list[Any]],
+    indices: list[int],
+    kind: Kind,
+    convert: Callable[[Row], Any],
+    name: str,
+    edition: str,
 ) -> dict[str, list[Any]]:
+    """`edition` is for the cache alone."""
     converted = []
     numbers = batch.get(SOURCE_ROW, indices)
     for position, number in enumerate(numbers):

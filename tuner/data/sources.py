@@ -2,13 +2,14 @@
 
 Reading is the `datasets` library's job. What is added here is that a file which cannot be read is named, with the line
 at fault, and that a source without a validation split gets one that is the same on every run and machine. Blank lines
-are no rows, in any kind of file.
+of a file are no rows.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,7 @@ def load_splits(
     source = _load(name, config, (train_split, test_split))
     if isinstance(source, Dataset):
         source = DatasetDict({train_split: source})
-    if train_split not in source:
-        raise DataError(
-            f"{name} has no split {train_split!r} (--dataset_train_split); it has {', '.join(sorted(source))}."
-        )
-    train = source[train_split]
+    train = source[require_split(source, train_split, name)]
     if len(train) == 0:
         raise DataError(f"{name} is empty: it has columns {train.column_names} and no rows.")
     if test_split in source and test_split != train_split:
@@ -82,12 +79,39 @@ def split_rows(rows: Dataset, test_size: float, name: str) -> tuple[Dataset, Dat
     return parts["train"], parts["test"]
 
 
+def require_split(source: Mapping[str, Any], split: str, name: str) -> str:
+    """The split, where the source has it.
+
+    Raises:
+        DataError: it has not.
+    """
+    if split not in source:
+        raise DataError(f"{name} has no split {split!r} (--dataset_train_split); it has {', '.join(sorted(source))}.")
+    return split
+
+
 def _load(name: str, config: str | None, splits: tuple[str, str]) -> Dataset | DatasetDict:
     if name.startswith("builtin:"):
         return _load_builtin(name)
+    files = local_files(name, splits)
+    if files is None:
+        return load_hub(name, config)
+    if len(files) == 1 and splits[0] in files:
+        return _load_files(files[splits[0]], name)
+    return DatasetDict({split: _load_files(found, str(found[0])) for split, found in files.items()})
+
+
+def local_files(name: str, splits: tuple[str, str]) -> dict[str, list[Path]] | None:
+    """The files of each split of a file or folder, or None where the name is neither.
+
+    Raises:
+        DataError: nothing there, or files of no kind or of several.
+    """
     path = Path(name).expanduser()
     if path.is_file():
-        return _load_files([path], name)
+        if path.suffix.lower() not in BUILDERS:
+            raise DataError(f"--dataset_name {path}: unknown extension; expected one of {_extensions()}.")
+        return {splits[0]: [path]}
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in BUILDERS)
         kinds = {BUILDERS[p.suffix.lower()] for p in files}
@@ -98,18 +122,16 @@ def _load(name: str, config: str | None, splits: tuple[str, str]) -> Dataset | D
             )
         named = {file.stem: file for file in files if file.stem in splits}
         if splits[0] in named:
-            return DatasetDict({split: _load_files([file], str(file)) for split, file in named.items()})
-        return _load_files(files, name)
+            return {split: [file] for split, file in named.items()}
+        return {splits[0]: files}
     if path.suffix.lower() in BUILDERS or name.startswith((".", "/", "~")):
         raise DataError(f"--dataset_name {name}: no such file or folder.{_neighbour(path)}")
-    return _load_hub(name, config)
+    return None
 
 
 def _load_files(files: list[Path], name: str) -> Dataset:
-    builder = BUILDERS.get(files[0].suffix.lower())
+    builder = BUILDERS[files[0].suffix.lower()]
     for file in files:
-        if builder is None:
-            raise DataError(f"--dataset_name {file}: unknown extension; expected one of {_extensions()}.")
         if builder != "parquet":
             _check_text(file)
         if builder == "json":
@@ -123,7 +145,7 @@ def _load_files(files: list[Path], name: str) -> Dataset:
         cause = error.__cause__ or error
         if isinstance(cause, CastError):
             raise DataError(f"{name}: its rows must all have the same columns, but {cause.details()}.") from error
-        raise DataError(f"{name}: {_one_line(cause)}") from error
+        raise DataError(f"{name}: {one_line(cause)}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
     return rows.filter(_has_text, input_columns=["text"], desc="Leaving out blank lines") if builder == "text" else rows
@@ -185,15 +207,20 @@ def _parse_json(text: str, file: Path, line: int) -> Any:
             "Expected one object a line, or in a .json file a list of objects."
         ) from error
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
-        raise DataError(f"{file}, line {line}: {_one_line(error)}.") from error
+        raise DataError(f"{file}, line {line}: {one_line(error)}.") from error
 
 
-def _load_hub(name: str, config: str | None) -> Dataset | DatasetDict:
+def load_hub(name: str, config: str | None, streaming: bool = False) -> Any:
+    """The splits of a data set on the Hub.
+
+    Raises:
+        DataError: the Hub did not give it.
+    """
     try:
-        return datasets.load_dataset(name, config)
+        return datasets.load_dataset(name, config, streaming=streaming)
     except Exception as error:  # the Hub client's and every reader's exception types are many and private
         raise DataError(
-            f"--dataset_name {name}: no such file or folder here, and the Hub did not give it: {_one_line(error)}"
+            f"--dataset_name {name}: no such file or folder here, and the Hub did not give it: {one_line(error)}"
             f"{nearest(name, [f'builtin:{b}' for b in BUILTIN])}"
         ) from error
 
@@ -218,5 +245,5 @@ def _neighbour(path: Path) -> str:
     return nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

@@ -8,8 +8,10 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from tuner.data.account import EncodingReport, nothing_to_learn, too_long, too_much_lost
+from tuner.data.edition import edition
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
+from tuner.text import words
 from tuner.text.words import tokenize
 
 
@@ -105,6 +107,7 @@ def tokens_of(
     after each where there is one."""
     if len(documents) == 0:
         return np.zeros(0, np.int32), np.zeros(0, np.int64)
+    code = edition(__file__, words.__file__)
     found = (
         documents.select_columns(["text"])
         .with_format("arrow")
@@ -114,7 +117,7 @@ def tokens_of(
             num_proc=num_proc,
             remove_columns=["text"],
             features=Features({"input_ids": List(Value("int32"))}),
-            fn_kwargs={"tokenizer": tokenizer, "start": start, "end": end},
+            fn_kwargs={"tokenizer": tokenizer, "start": start, "end": end, "edition": code},
             desc="Tokenizing",
         )
     )
@@ -124,7 +127,10 @@ def tokens_of(
     return np.concatenate(ids), np.concatenate(lengths).astype(np.int64)
 
 
-def _tokenize(batch: pa.Table, tokenizer: PreTrainedTokenizerBase, start: int | None, end: int | None) -> pa.Table:
+def _tokenize(
+    batch: pa.Table, tokenizer: PreTrainedTokenizerBase, start: int | None, end: int | None, edition: str
+) -> pa.Table:
+    """`edition` is for the cache alone."""
     ids, lengths = tokenize(tokenizer, batch["text"].to_pylist())
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     marks = [(bounds[:-1], start)] * (start is not None) + [(bounds[1:], end)] * (end is not None)

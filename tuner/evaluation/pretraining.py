@@ -27,18 +27,26 @@ from tuner.data.corpus import parts
 from tuner.data.corrupt import IGNORED
 from tuner.data.draws import Draws
 from tuner.data.stream import TokenStream
+from tuner.errors import ArgumentError
 from tuner.evaluation.ngrams import KneserNey, MaskedBigram, most_frequent_token, perplexity_per_byte
 from tuner.evaluation.report import plot_losses
 from tuner.evaluation.retrieval import embedding_retrieval_at_1, tfidf_retrieval_at_1
+from tuner.evaluation.spans import copy_spans, count_matches, spans_of, wanted_spans
 from tuner.train.objectives import Denoise
 from tuner.train.pretrainer import PretrainTrainer
 from tuner.train.pretraining import Documents, Examples
 from tuner.train.pretraining_model import load_pretraining_model
-from tuner.train.run import Run
+from tuner.train.run import Run, say
 from tuner.train.views import embed
 
 Comparison = dict[str, dict[str, float]]  # metric to {who: how much}
 
+# What the loss counts, where it is not nats a token.
+UNITS = {
+    "mlm+nsp": "nats a hidden token and pair",
+    "rtd": "nats a hidden token + 50 x nats a judged one",
+    "contrastive": "nats a pair",
+}
 # Rows that are generated for; texts that compete for a query.
 GENERATED, GROUP = 256, 64
 
@@ -99,7 +107,7 @@ def write_pretraining_report(
     (run.folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     evaluations = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
-    plot_losses(run.folder / "loss.png", losses, evaluations)
+    plot_losses(run.folder / "loss.png", losses, evaluations, unit=UNITS.get(args.objective, "nats a token"))
     show_comparison(metrics["comparison"], args.objective)
     Console(highlight=False).print(f"Written to {run.folder}: the model, metrics.json, loss.png, run.yaml")
     return metrics
@@ -172,7 +180,7 @@ def _replaced(end: End) -> Comparison:
     """How good the generator is says how hard it was made."""
     return {
         "area under the ROC curve": {"chance": 0.5, **end.before_and_after("auc")},
-        "generator: nats a hidden token": end.before_and_after("loss"),
+        "generator: nats a hidden token": end.before_and_after("generator_loss"),
         "generator: hidden tokens replaced": end.before_and_after("replaced"),
     }
 
@@ -186,15 +194,15 @@ def _denoised(end: End) -> Comparison:
     batch = next(end.held_out(GENERATED))
     sources, targets = batch["input_ids"].numpy(), batch["labels"].numpy()
     sentinels = set(objective.sentinels.tolist())
-    wanted = [_spans(ids, sentinels & set(source)) for ids, source in zip(targets, sources.tolist(), strict=True)]
-    written = {"copying": [_copy(ids, spans) for ids, spans in zip(sources, wanted, strict=True)]}
+    wanted = [wanted_spans(target, source, sentinels) for target, source in zip(targets, sources, strict=True)]
+    written = {"copying": [copy_spans(ids, spans) for ids, spans in zip(sources, wanted, strict=True)]}
     trained = end.trainer.accelerator.unwrap_model(end.trainer.model)
     # By the seed, or the checkpoint, that the run began with.
     untrained = load_pretraining_model(end.run.args, tokenizer).to(trained.device)
     for name, model in (("untrained", untrained), ("trained", trained)):
-        written[name] = [_spans(ids, sentinels) for ids in _generate(model.eval(), batch)]
+        written[name] = [spans_of(ids, sentinels) for ids in _generate(model.eval(), batch)]
     count = sum(len(spans) for spans in wanted)
-    match = {name: sum(map(_matches, spans, wanted)) / max(count, 1) for name, spans in written.items()}
+    match = {name: sum(map(count_matches, spans, wanted)) / max(count, 1) for name, spans in written.items()}
     return {"spans written exactly": match, **losses}
 
 
@@ -207,33 +215,6 @@ def _generate(model: Any, batch: dict[str, torch.Tensor]) -> np.ndarray:
     return found
 
 
-def _matches(spans: dict[int, tuple[int, ...]], wanted: dict[int, tuple[int, ...]]) -> int:
-    return sum(spans.get(mark) == span for mark, span in wanted.items())
-
-
-def _spans(ids: np.ndarray, sentinels: set[int]) -> dict[int, tuple[int, ...]]:
-    """What follows each sentinel, up to the next."""
-    spans: dict[int, list[int]] = {}
-    current = None
-    for token in ids.tolist():
-        if token in sentinels:
-            current = spans.setdefault(token, [])
-        elif current is not None and token != IGNORED:
-            current.append(token)
-    return {mark: tuple(span) for mark, span in spans.items() if span}
-
-
-def _copy(source: np.ndarray, spans: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
-    """As many tokens as a span has, from before its sentinel."""
-    where = {int(token): at for at, token in enumerate(source)}
-    # The last sentinel ends the target: it stands for no span.
-    return {
-        mark: tuple(source[max(where[mark] - len(span), 0) : where[mark]].tolist())
-        for mark, span in spans.items()
-        if mark in where
-    }
-
-
 def _contrasted(end: End) -> Comparison:
     pairs = [pair for text in end.documents.eval["text"] for lines in [parts(text)] for pair in pairwise(lines)]
     # Neighbouring pairs share a line: apart, so that no query finds itself.
@@ -241,12 +222,18 @@ def _contrasted(end: End) -> Comparison:
     queries, answers = ([pairs[number][side] for number in order] for side in (0, 1))
     fit_on = [line for text in end.documents.train["text"] for line in parts(text)]
     vectors = [_embeddings(end.trainer, texts) for texts in (queries, answers)]
-    found = {
-        "TF-IDF": tfidf_retrieval_at_1(queries, answers, GROUP, fit_on=fit_on),
-        "trained": embedding_retrieval_at_1(vectors[0], vectors[1], GROUP),
-    }
-    batches = f"the same in batches of {end.trainer.args.eval_batch_size}"  # also of what the run began with
-    return {f"retrieval at 1 of {GROUP}": {"chance": 1 / GROUP, **found}, batches: end.before_and_after("accuracy")}
+    group = min(GROUP, len(pairs))
+    found = {"chance": 1 / group}
+    try:
+        found["TF-IDF"] = tfidf_retrieval_at_1(queries, answers, group, fit_on=fit_on)
+    except (ArgumentError, ValueError) as error:  # scikit-learn is missing, or no text has a word
+        say(f"No TF-IDF to compare with: {error}")
+    found["trained"] = embedding_retrieval_at_1(vectors[0], vectors[1], group)
+    comparison = {f"retrieval at 1 of {group}": found}
+    if end.trainer.objective.options.get("views") != "dropout":  # in evaluation those views are one and the same
+        batches = f"the same in batches of {end.trainer.args.eval_batch_size}"  # also of what the run began with
+        comparison[batches] = end.before_and_after("accuracy")
+    return comparison
 
 
 def _embeddings(trainer: PretrainTrainer, texts: list[str]) -> torch.Tensor:

@@ -61,7 +61,11 @@ def write_report(trainer: SFTTrainer, run: Run, rows: Rows, data: Sequences) -> 
 
 
 def plot_losses(
-    path: Path, losses: list[tuple[int, float]], evaluations: list[tuple[int, float]], unigram: float | None = None
+    path: Path,
+    losses: list[tuple[int, float]],
+    evaluations: list[tuple[int, float]],
+    unigram: float | None = None,
+    unit: str = "nats a token",
 ) -> None:
     """Draw training and validation loss over steps; `unigram` as a dashed line."""
     import matplotlib
@@ -76,7 +80,7 @@ def plot_losses(
         axes.plot(*zip(*evaluations, strict=True), "o-", label="validation", color="tab:orange")
     if unigram is not None:
         axes.axhline(unigram, linestyle="--", color="gray", label=f"unigram model ({unigram:.2f})")
-    axes.set(xlabel="optimizer step", ylabel="loss, nats a token")
+    axes.set(xlabel="optimizer step", ylabel=f"loss, {unit}")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=130)

@@ -38,7 +38,7 @@ def sample_conversations(
     set_seed(seed)
     model.eval()
     samples = []
-    for row in rows.select(range(min(count, len(rows)))):
+    for row in rows:
         if kind == "messages":
             turn = next(i for i, m in enumerate(row["messages"]) if m["role"] == "assistant")
             opening, reference = row["messages"][:turn], row["messages"][turn]["content"]
@@ -48,6 +48,8 @@ def sample_conversations(
             words = row["text"].split()
             prompt, reference = " ".join(words[:12]), " ".join(words[12:40])
             inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+            if inputs["input_ids"].shape[1] == 0:  # a blank text is no prompt
+                continue
         inputs = {k: v.to(model.device) for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
         with torch.no_grad():
             output = model.generate(
@@ -55,6 +57,8 @@ def sample_conversations(
             )
         answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
         samples.append({"prompt": prompt, "answer": answer, "reference": reference})
+        if len(samples) == count:
+            break
     return samples
 
 

@@ -47,7 +47,7 @@ class SpikeGuard:
 
 
 class TimeLimit(TrainerCallback):
-    """Ends training after so many minutes, with a checkpoint to continue from.
+    """Ends training after so many minutes, with a checkpoint to continue from unless none are wanted.
 
     Counted from the first step of this process: preparing the data does not count, an earlier part of the run neither.
 

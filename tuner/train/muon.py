@@ -16,10 +16,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from tuner.errors import ArgumentError
 from tuner.hardware import has_fast_bf16
-
-# Where the blocks are, in our models and most others.
-BLOCKS = ".layers."
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -92,14 +90,22 @@ def _is_slow(part: torch.optim.Optimizer) -> bool:
 
 def muon_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """A model's trained parameters in three groups: the blocks' matrices for Muon; other matrices; and, without decay,
-    norms and biases."""
+    norms and biases. Blocks are what stands in an `nn.ModuleList`, as in every model of transformers.
+
+    Raises:
+        ArgumentError: no matrix is for Muon.
+    """
+    tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    blocks = {id(p) for module in lists for p in module.parameters() if p.dim() == 2} - tables
     groups: list[dict[str, Any]] = [
         {"params": [], "use_muon": True, "weight_decay": weight_decay},
         {"params": [], "use_muon": False, "weight_decay": weight_decay},
         {"params": [], "use_muon": False, "weight_decay": 0.0},
     ]
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
-            inside = parameter.dim() == 2 and BLOCKS in f".{name}"
-            groups[0 if inside else 1 if parameter.dim() > 1 else 2]["params"].append(parameter)
+            groups[0 if id(parameter) in blocks else 1 if parameter.dim() > 1 else 2]["params"].append(parameter)
+    if not groups[0]["params"]:
+        raise ArgumentError(f"--optim muon is for the matrices of blocks, and {type(model).__name__} trains none.")
     return [group for group in groups if group["params"]]

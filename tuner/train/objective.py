@@ -17,6 +17,7 @@ from tuner.data.corrupt import IGNORED
 from tuner.data.draws import FILLER, generator
 from tuner.data.stream import TokenStream
 from tuner.data.tokens import token_blocks
+from tuner.errors import ArgumentError
 from tuner.model import TunerPreTrainedModel
 from tuner.train.losses import chunked_cross_entropy
 
@@ -37,13 +38,18 @@ class Objective:
         seed: of all that is random.
     """
 
-    starts: ClassVar[bool] = (
-        True  # each block begins with the tokenizer's first token, each document ends with its last
-    )
+    # Each block begins with the tokenizer's first token, each document ends with its last.
+    starts: ClassVar[bool] = True
+    # Whether its examples are blocks, which can be made of a stream; and the shortest `max_length` that holds one.
+    streams: ClassVar[bool] = True
+    least_length: ClassVar[int] = 2
+    # Whether `rows` of an example are the documents' own numbers.
+    keeps_rows: ClassVar[bool] = False
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, **options: Any):
         self.tokenizer, self.max_length, self.seed = tokenizer, max_length, seed
         self.options = options
+        self.longest, self.fixed = max_length, False  # a sequence with its ends; whether all are padded to that
         self.special = np.zeros(len(tokenizer), dtype=bool)
         self.special[tokenizer.all_special_ids] = True
 
@@ -63,6 +69,8 @@ class Objective:
         Raises:
             ArgumentError: an objective whose examples are no blocks.
         """
+        if not self.streams:
+            raise ArgumentError("--streaming true makes blocks of text: for clm, mlm, rtd and denoise.")
         start, end = self.ends()
         return TokenStream(documents, self.tokenizer, self.max_length, start, None, end, clean)
 
@@ -81,12 +89,14 @@ class Objective:
             parts = [torch.as_tensor(np.asarray(example[name], dtype=np.int64)) for example in examples]
             fill = IGNORED if name == "labels" else 0 if name == "token_type_ids" else self.tokenizer.pad_token_id
             padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=fill)
-            if min(map(len, parts)) < padded.shape[1]:  # for every new length kernels are made anew: few lengths
-                room = max(self.max_length - padded.shape[1], 0)  # positions may end there
+            room = max(self.longest - padded.shape[1], 0)  # positions may end there
+            if self.fixed:
+                padded = F.pad(padded, (0, room), value=fill)
+            elif min(map(len, parts)) < padded.shape[1]:  # for every new length kernels are made anew: few lengths
                 padded = F.pad(padded, (0, min(-padded.shape[1] % MULTIPLE, room)), value=fill)
             batch[name] = padded
         lengths = torch.tensor([len(example["input_ids"]) for example in examples])
-        if int(lengths.min()) < batch["input_ids"].shape[1]:
+        if self.fixed or int(lengths.min()) < batch["input_ids"].shape[1]:
             batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
         for number, row in enumerate(rows):
             if row["draw"] == FILLER and "labels" in batch:
@@ -99,6 +109,13 @@ class Objective:
 
     def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
         """The sum of a batch's losses, and over how many it is."""
+        hidden, targets, outputs = self.hidden(model, labels, **inputs)
+        total = self.token_loss(model, hidden, targets)
+        return total + balance(model, outputs, inputs) * len(targets), len(targets)
+
+    def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """What the head sees of the tokens that are asked for `(tokens, embedding_size)`, those tokens, and the
+        model's output."""
         raise NotImplementedError
 
     def token_loss(self, model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -114,9 +131,9 @@ class Objective:
         return {"loss": loss, "accuracy": (logits.argmax(-1) == targets).sum(), "count": torch.tensor(len(targets))}
 
     def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
-        """What evaluation adds up; `loss` and `count` at least."""
-        total, count = self.loss(model, labels, **inputs)
-        return {"loss": total, "count": torch.as_tensor(count)}
+        """What evaluation adds up; `loss` and `count` at least. Of a model with experts without their balance."""
+        hidden, targets, _ = self.hidden(model, labels, **inputs)
+        return self.token_sums(model, hidden, targets)
 
     def summary(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
         """Metrics of the sums."""

@@ -19,25 +19,22 @@ from transformers import PreTrainedTokenizerBase
 
 from tuner.data.collate import CausalCollator
 from tuner.data.corpus import segment_pairs
-from tuner.data.corrupt import IGNORED, corrupt_spans, infill, mask_tokens, word_continuations
+from tuner.data.corrupt import IGNORED, corrupt_spans, infill, mask_tokens, sentinels, word_continuations
 from tuner.data.draws import FILLER, generator
 from tuner.data.pack import pack_dataset
 from tuner.data.stream import TokenStream
 from tuner.data.tokens import whole_documents
-from tuner.errors import ArgumentError
 from tuner.train.losses import can_be_chunked, supervised_positions
 from tuner.train.objective import Batch, Objective, Row, Sums, balance, routed
-from tuner.train.replaced import fill_in, judge
+from tuner.train.replaced import area_under_curve, count_scores, fill_in, judge
 from tuner.train.views import embed, gathered
-
-# Scores of rtd beyond this are counted as this.
-LARGEST = 20.0
-NO_STREAM = "--streaming true makes blocks of text: for clm, mlm, rtd and denoise."
 
 
 class CausalLM(Objective):
     """clm: `-log p(token | those before it)`, a mean over tokens, of whole documents packed into blocks, none seeing
     another (Bengio et al. 2003). Any causal model of transformers that is a backbone and a linear head."""
+
+    keeps_rows = True
 
     def rows(self, documents: Dataset, num_proc: int | None = None, name: str = "the dataset") -> Dataset:
         chosen = {key: self.options[key] for key in ("truncation_mode", "max_labels_lost") if key in self.options}
@@ -56,14 +53,25 @@ class CausalLM(Objective):
             own = type(model).forward(model, labels=labels, use_cache=False, **inputs)
             count = (labels[:, 1:] != IGNORED).sum()
             return own.loss * count, count
+        return super().loss(model, labels, **inputs)
+
+    def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
         outputs = model.base_model(**routed(model, labels, inputs), use_cache=False)
-        hidden, targets = supervised_positions(outputs.last_hidden_state, labels)
-        total = self.token_loss(model, hidden, targets)
-        return total + balance(model, outputs, inputs) * len(targets), len(targets)
+        return *supervised_positions(outputs.last_hidden_state, labels), outputs
+
+    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
+        if not can_be_chunked(model):
+            total, count = self.loss(model, labels, **inputs)
+            return {"loss": total, "count": count}
+        hidden, targets, _ = self.hidden(model, labels, **inputs)
+        # Without the logits of all tokens at once, so there is no accuracy.
+        return {"loss": self.token_loss(model, hidden, targets), "count": torch.tensor(len(targets))}
 
     def stream(self, documents: Any, clean: Callable[[str], str | None] | None = None) -> TokenStream:
         first, last = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        return TokenStream(documents, self.tokenizer, self.max_length, None, first, last, clean)
+        # One mark for both, as GPT-2's, stands between documents once.
+        before = first if first != last else None
+        return TokenStream(documents, self.tokenizer, self.max_length, None, before, last, clean)
 
     def of_stream(self, row: Row) -> Row:
         """A block of a stream with `labels` and with `position_ids` that start again after each document's end."""
@@ -100,29 +108,19 @@ class MaskedLM(Objective):
     def example(self, row: Row) -> dict[str, np.ndarray]:
         return self.hide(row["input_ids"], row)
 
-    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
-        hidden, targets, outputs = self.hidden(model, labels, **inputs)
-        total = self.token_loss(model, hidden, targets)
-        return total + balance(model, outputs, inputs) * len(targets), len(targets)
-
     def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """What the head sees of the hidden tokens `(tokens, embedding_size)`, those tokens, the encoder's output."""
         outputs = model.model(**routed(model, labels, inputs))
         where = (labels.reshape(-1) != IGNORED).nonzero().squeeze(1)
         states = outputs.last_hidden_state.flatten(0, 1).index_select(0, where)
         return model.prediction(states), labels.reshape(-1).index_select(0, where), outputs
-
-    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
-        hidden, targets, _ = self.hidden(model, labels, **inputs)
-        return self.token_sums(model, hidden, targets)
 
 
 class NextSentence(MaskedLM):
     """mlm+nsp: also whether the second of two segments follows the first, `-log p(follows | both)`; half of them are
     another document's in the batch (Devlin et al. 2018, section 3.1)."""
 
-    def stream(self, documents: Any, clean: Callable[[str], str | None] | None = None) -> TokenStream:
-        raise ArgumentError(NO_STREAM)
+    streams = False
+    least_length = 5  # two ends, one between, a token of each segment
 
     def rows(self, documents: Dataset, num_proc: int | None = None, name: str = "the dataset") -> Dataset:
         pairs = segment_pairs(documents, self.tokenizer, (self.max_length - 3) // 2, whole=True, num_proc=num_proc)
@@ -154,9 +152,12 @@ class NextSentence(MaskedLM):
     def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
         relation = inputs.pop("next_sentence_label")
         hidden, targets, outputs = self.hidden(model, labels, **inputs)
-        guess = model.seq_relationship(outputs.pooler_output).argmax(-1)
+        guess = model.seq_relationship(outputs.pooler_output).float()
         found = self.token_sums(model, hidden, targets)
-        return found | {"right": (guess == relation).sum(), "pairs": (relation != IGNORED).sum()}
+        pairs = (relation != IGNORED).sum()
+        of_pairs = F.cross_entropy(guess, relation, reduction="sum") / pairs.clamp(min=1) * len(targets)
+        right = (guess.argmax(-1) == relation).sum()
+        return found | {"loss": found["loss"] + of_pairs, "right": right, "pairs": pairs}
 
     def summary(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
         right, pairs = sums.pop("right"), sums.pop("pairs")
@@ -169,37 +170,35 @@ class ReplacedTokens(MaskedLM):
 
     keep = 0.0  # what is chosen is always hidden, as there
     weight: ClassVar[float] = 50.0
-    BINS: ClassVar[int] = 4001
 
     def __call__(self, rows: list[Row]) -> Batch:
-        number = generator(self.seed, rows[0]["draw"]).integers(2**31)  # for the generator's choices, on any device
-        return super().__call__(rows) | {"choice_seed": torch.tensor(int(number))}
+        # For the generator's choices, on any device; one a row, for a batch may be shared out among processes.
+        seeds = [int(generator(self.seed, row["draw"]).integers(2**31)) for row in rows]
+        return super().__call__(rows) | {"choice_seed": torch.tensor(seeds)}
 
-    def both(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The generator's loss, a sum; the discriminator's logits, and what it should have seen."""
-        seed = int(inputs.pop("choice_seed"))
+    def both(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[Sums, torch.Tensor, torch.Tensor]:
+        """The losses, sums over hidden tokens; the discriminator's logits, and what it should have seen."""
+        seed = int(inputs.pop("choice_seed")[0])
         hidden, targets, _ = self.hidden(model.generator, labels, **inputs)
         total, drawn = fill_in(hidden, targets, model, seed)
-        return total, *judge(model, labels, drawn, **inputs)
+        scores, is_replaced = judge(model, labels, drawn, **inputs)
+        found = F.binary_cross_entropy_with_logits(scores, is_replaced.float(), reduction="sum") / max(len(scores), 1)
+        count = (labels != IGNORED).sum()
+        sums = {"loss": total + self.weight * found * count, "generator_loss": total, "count": count}
+        return sums, scores, is_replaced
 
     def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
-        total, scores, is_replaced = self.both(model, labels, **inputs)
-        count = (labels != IGNORED).sum()
-        found = F.binary_cross_entropy_with_logits(scores, is_replaced.float(), reduction="sum") / max(len(scores), 1)
-        return total + self.weight * found * count, count
+        sums, _, _ = self.both(model, labels, **inputs)
+        return sums["loss"], sums["count"]
 
     def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
-        total, scores, is_replaced = self.both(model, labels, **inputs)
-        bins = ((scores / LARGEST).clamp(-1, 1) * (self.BINS // 2) + self.BINS // 2).long()
-        kinds = {"positive": is_replaced, "negative": ~is_replaced}
-        counts = {name: torch.bincount(bins[where], minlength=self.BINS) for name, where in kinds.items()}
-        return {"loss": total, "count": (labels != IGNORED).sum(), **counts}
+        sums, scores, is_replaced = self.both(model, labels, **inputs)
+        return sums | count_scores(scores, is_replaced)
 
     def summary(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
         positive, negative = sums.pop("positive"), sums.pop("negative")
-        below = np.cumsum(negative) - negative / 2  # of scores in one bin half count
-        area = float((positive * below).sum() / max(positive.sum() * negative.sum(), 1))
-        return super().summary(sums) | {"auc": area, "replaced": float(positive.sum() / max(sums["count"], 1))}
+        found = {"auc": area_under_curve(positive, negative), "replaced": float(positive.sum() / max(sums["count"], 1))}
+        return super().summary(sums) | found
 
 
 class Denoise(Objective):
@@ -209,12 +208,14 @@ class Denoise(Objective):
     `mean_noise_span_length`."""
 
     starts = False
+    least_length = 3  # two tokens and the end
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, **options: Any):
         super().__init__(tokenizer, max_length - 1, seed, **options)  # room for the end
-        marks = [token for token in tokenizer.all_special_tokens if token.startswith("<extra_id_")]
-        marks.sort(key=lambda mark: int(mark.removeprefix("<extra_id_").removesuffix(">")))
-        self.sentinels = np.array(tokenizer.convert_tokens_to_ids(marks))
+        self.longest = max_length
+        # Of a stream several processes get batches in one, which must then be of one width.
+        self.fixed = options.get("streaming", False) and options.get("corruption") == "infilling"
+        self.sentinels = sentinels(tokenizer)
 
     def example(self, row: Row) -> dict[str, np.ndarray]:
         ids, end, draw = row["input_ids"], [self.tokenizer.eos_token_id], self.draw(row)
@@ -227,24 +228,13 @@ class Denoise(Objective):
             source, target = corrupt_spans(ids, draw, self.sentinels, share, mean)
         return {"input_ids": np.concatenate([source, end]), "labels": np.concatenate([target, end])}
 
-    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
-        hidden, targets = self.hidden(model, labels, **inputs)
-        return self.token_loss(model, hidden, targets), len(targets)
-
-    def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the head sees of the target's tokens, and those tokens."""
-        if any(part.config.num_local_experts for part in (model.model.encoder, model.model.decoder)):
-            raise ArgumentError("--objective denoise has no loss that balances experts: take a model without them.")
+    def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
         outputs = model.model(
             **inputs, decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels), use_cache=False
         )
         where = (labels.reshape(-1) != IGNORED).nonzero().squeeze(1)
         states = outputs.last_hidden_state.flatten(0, 1).index_select(0, where)
-        return states * model.config.decoder.logit_scale, labels.reshape(-1).index_select(0, where)
-
-    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
-        hidden, targets = self.hidden(model, labels, **inputs)
-        return self.token_sums(model, hidden, targets)
+        return states * model.config.decoder.logit_scale, labels.reshape(-1).index_select(0, where), outputs
 
 
 class Contrastive(Objective):
@@ -253,8 +243,8 @@ class Contrastive(Objective):
     2018, https://arxiv.org/abs/1807.03748). `--views neighbours`: b follows a; `dropout`: b is a under
     other dropout. Other processes' texts are negatives too."""
 
-    def stream(self, documents: Any, clean: Callable[[str], str | None] | None = None) -> TokenStream:
-        raise ArgumentError(NO_STREAM)
+    streams = False
+    least_length = 3  # two ends and a token
 
     def rows(self, documents: Dataset, num_proc: int | None = None, name: str = "the dataset") -> Dataset:
         pairs = segment_pairs(documents, self.tokenizer, self.max_length - 2, whole=False, num_proc=num_proc)

@@ -64,6 +64,8 @@ class PretrainTrainer(ExactTrainerMixin, Trainer):
         self.limit = TimeLimit(values["max_minutes"]) if values.get("max_minutes") else None
         if self.limit is not None:
             self.add_callback(self.limit)
+        if isinstance(train_rows, TokenStream) or not objective.keeps_rows:
+            self.unit = "examples"
         self._sums: dict[str, torch.Tensor] = {}
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -112,7 +114,7 @@ class PretrainTrainer(ExactTrainerMixin, Trainer):
         with torch.no_grad(), self.accelerator.autocast():
             found = self.objective.sums(bare, **inputs)
         for name, value in found.items():
-            # float64, where the device has it: sums of many batches.
+            # Sums of many batches.
             wide = value.detach().to(self.args.device).double()
             self._sums[name] = self._sums[name] + wide if name in self._sums else wide
         return (found["loss"] / found["count"].clamp(min=1)).detach(), None, None
@@ -136,7 +138,14 @@ class PretrainTrainer(ExactTrainerMixin, Trainer):
         if isinstance(stream, TokenStream) and resume_from_checkpoint:
             self.args.ignore_data_skip = True
             stream.go_to(json.loads((Path(resume_from_checkpoint) / STREAM).read_text(encoding="utf-8")))
-        return super().train(resume_from_checkpoint, **kwargs)
+        result = super().train(resume_from_checkpoint, **kwargs)
+        if self.limit is not None and self.limit.reached and self.state.global_step < self.state.max_steps:
+            saved = "The same command with --resume_from_checkpoint true goes on."
+            if self.args.save_strategy == "no":
+                saved = "Nothing was saved to go on from (--save_strategy no)."
+            where = f"step {self.state.global_step:,} of {self.state.max_steps:,}"
+            say(f"Stopped by --max_minutes {self.limit.minutes:g} at {where}. {saved}")
+        return result
 
     def restore_progress(self) -> None:
         super().restore_progress()

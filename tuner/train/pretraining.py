@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +14,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tuner.data import clean
 from tuner.data.clean import CleaningOptions, CleaningReport, clean_corpus, clean_text, fault
 from tuner.data.corpus import to_documents
-from tuner.data.stream import open_stream, set_aside
+from tuner.data.corrupt import sentinels
+from tuner.data.duplicates import word_hashes
+from tuner.data.edition import edition
+from tuner.data.reading import open_stream, set_aside
 from tuner.errors import ArgumentError, ModelError
 from tuner.model import (
     PRESETS,
@@ -25,7 +30,7 @@ from tuner.text.vocabulary import train_tokenizer
 from tuner.train.objective import Objective
 from tuner.train.objectives import OBJECTIVES
 from tuner.train.prepare import load_rows, load_tokenizer, was_trained
-from tuner.train.run import Run
+from tuner.train.run import Run, say
 
 # Documents of a stream that a tokenizer learns from.
 LEARNT_FROM = 20_000
@@ -76,22 +81,32 @@ def _streamed(args: Any) -> Documents:
         raise ArgumentError("--streaming true needs --max_steps, and --test_split_size as a number of documents.")
     if args.extra.get("dataloader_num_workers"):  # its place would be known in another process
         raise ArgumentError("--streaming true is read by the trainer itself: leave out --dataloader_num_workers.")
-    documents = open_stream(
-        args.dataset_name, args.dataset_config, args.dataset_train_split, args.seed, args.shuffle_buffer
-    )
-    return Documents(*set_aside(documents, int(args.test_split_size)))
+    if args.packing is False or args.truncation_mode != "split":
+        raise ArgumentError("--streaming true cuts the text into blocks: leave out --packing and --truncation_mode.")
+    splits, count = (args.dataset_train_split, args.dataset_test_split), int(args.test_split_size)
+    train, held_out = open_stream(args.dataset_name, args.dataset_config, splits, args.seed, args.shuffle_buffer)
+    if held_out is not None:
+        return Documents(train, Dataset.from_list(list(held_out.take(count))))
+    return Documents(*set_aside(train, count, args.dataset_name))
 
 
 def _cleaned(train: Dataset, held_out: Dataset, args: Any) -> tuple[Dataset, Dataset, CleaningReport]:
     """What is validated on is cleaned by the same rules on texts, but keeps its documents."""
     options = _options(args)
-    texts = held_out.map(_clean_batch, batched=True, fn_kwargs={"options": options}, desc="Cleaning")
-    cleaned, report = clean_corpus(train, options, texts, args.dataset_num_proc)
+    texts = _clean_texts(held_out, options)
+    if not any(len(word_hashes(text)) >= options.contamination_words for text in texts["text"]):
+        say(
+            f"No validation document has {options.contamination_words} words to be found by: training documents that "
+            "share text with one stay."
+        )
+        cleaned, report = clean_corpus(train, options, None, args.dataset_num_proc)
+    else:
+        cleaned, report = clean_corpus(train, options, texts, args.dataset_num_proc)
     return cleaned, texts, report
 
 
 def _options(args: Any) -> CleaningOptions:
-    plain = CleaningOptions(boilerplate=False, min_words=0, quality=False, repetition=False)
+    plain = CleaningOptions(boilerplate=False, min_words=0, max_words=sys.maxsize, quality=False, repetition=False)
     return CleaningOptions() if args.clean == "web" else plain
 
 
@@ -101,7 +116,19 @@ def _clean_one(text: str, options: CleaningOptions) -> str | None:
     return None if fault(cleaned, options) else cleaned
 
 
-def _clean_batch(batch: dict[str, list[Any]], options: CleaningOptions) -> dict[str, list[Any]]:
+def _clean_texts(documents: Dataset, options: CleaningOptions) -> Dataset:
+    """Documents that are cleaned and all stay, but those that nothing is left of."""
+    how = {"options": options, "edition": edition(clean.__file__)}
+    cleaned = documents.map(_clean_batch, batched=True, fn_kwargs=how, desc="Cleaning")
+    return cleaned.filter(_has_text, input_columns=["text"], desc="Leaving out blank documents")
+
+
+def _has_text(text: str) -> bool:
+    return bool(text.strip())
+
+
+def _clean_batch(batch: dict[str, list[Any]], options: CleaningOptions, edition: str) -> dict[str, list[Any]]:
+    """`edition` is for the cache alone."""
     return {"text": [clean_text(text, options) for text in batch["text"]]}
 
 
@@ -132,21 +159,30 @@ def load_pretraining_tokenizer(run: Run, documents: Documents) -> PreTrainedToke
         raise ModelError(
             f"--objective {args.objective} needs a tokenizer with {', '.join(missing)}; this one has none."
         )
-    if args.objective == "denoise" and args.corruption == "spans" and "<extra_id_1>" not in tokenizer.get_vocab():
-        raise ModelError(
-            "--corruption spans needs a tokenizer with <extra_id_0>, <extra_id_1>, ...; this one has none."
-        )
+    if args.objective == "denoise" and args.corruption == "spans" and len(sentinels(tokenizer)) < 2:
+        raise ModelError("--corruption spans needs a tokenizer with the special tokens <extra_id_0>, <extra_id_1>, ...")
     return tokenizer
 
 
 def load_objective(args: Any, tokenizer: PreTrainedTokenizerBase) -> Objective:
-    """The objective of `--objective`, with the flags that are its own."""
+    """The objective of `--objective`, with the flags that are its own.
+
+    Raises:
+        ArgumentError: flags that it has no use for, or with which there would be nothing to learn.
+    """
+    kind = OBJECTIVES[args.objective]
+    if args.max_length < kind.least_length:
+        raise ArgumentError(f"--objective {args.objective} needs --max_length {kind.least_length} or more.")
+    together = {"mlm+nsp": 1, "contrastive": PartialState().num_processes}.get(args.objective)
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        if together is not None and together * getattr(args, name) < 2:
+            raise ArgumentError(f"--objective {args.objective} takes others of the batch as wrong: --{name} 2 or more.")
     if args.z_loss and args.objective in ("rtd", "contrastive"):
         raise ArgumentError(f"--z_loss is for losses over the vocabulary: --objective {args.objective} has none.")
     names = [*("mlm_probability", "mean_noise_span_length", "whole_word", "corruption", "views", "temperature")]
-    names += ["z_loss", "packing", "truncation_mode", "max_labels_lost"]
+    names += ["z_loss", "packing", "truncation_mode", "max_labels_lost", "streaming"]
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return OBJECTIVES[args.objective](tokenizer, args.max_length, args.seed, **options)
+    return kind(tokenizer, args.max_length, args.seed, **options)
 
 
 def make_examples(args: Any, documents: Documents, objective: Objective) -> Examples:
@@ -156,14 +192,10 @@ def make_examples(args: Any, documents: Documents, objective: Objective) -> Exam
         DataError: too little text for one.
     """
     if args.streaming:
-        clean = None if args.clean == "none" else partial(_clean_one, options=_options(args))
-        held_out = (
-            documents.eval.map(_clean_batch, batched=True, fn_kwargs={"options": _options(args)})
-            if clean
-            else documents.eval
-        )
+        cleans = None if args.clean == "none" else partial(_clean_one, options=_options(args))
+        held_out = _clean_texts(documents.eval, _options(args)) if cleans else documents.eval
         return Examples(
-            objective.stream(documents.train, clean), objective.rows(held_out, None, "the documents set aside")
+            objective.stream(documents.train, cleans), objective.rows(held_out, None, "the documents set aside")
         )
     with PartialState().main_process_first():
         made = [

@@ -32,6 +32,7 @@ from tuner.model import (
     TunerSeq2SeqForConditionalGeneration,
 )
 from tuner.model.convert import from_transformers
+from tuner.train.losses import can_be_chunked
 from tuner.train.prepare import fit_model, load_model, require_new
 from tuner.train.replaced import GeneratorAndDiscriminator
 from tuner.train.run import say
@@ -57,18 +58,32 @@ def load_pretraining_model(args: Any, tokenizer: PreTrainedTokenizerBase) -> Pre
     """The model that the objective trains: a new one, or a checkpoint of any family that has a counterpart here.
 
     Raises:
-        ModelError: see `tuner.load`; a checkpoint without a counterpart, or of another shape than the objective's.
+        ModelError: see `tuner.load`; a checkpoint without a counterpart, or of another shape than the objective's; a
+            model that lacks what the objective or a flag asks of it.
     """
-    if args.objective == "clm":
-        return load_model(args, tokenizer)
+    model = load_model(args, tokenizer) if args.objective == "clm" else _load_ours(args, tokenizer)
+    configs = [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
+    experts = any(getattr(config, "num_local_experts", None) for config in configs)
+    if experts and args.objective in ("rtd", "denoise", "contrastive"):
+        raise ModelError(f"--objective {args.objective} has no loss that balances experts: take a model without them.")
+    drops = any(getattr(model.config, name, 0) for name in ("hidden_dropout", "attention_dropout"))
+    if args.objective == "contrastive" and args.views == "dropout" and not drops:
+        raise ModelError("--views dropout needs a model with dropout (a new one: --dropout 0.1): both views are one.")
+    if args.z_loss and args.objective == "clm" and not can_be_chunked(model):
+        raise ModelError(f"--z_loss is not for {type(model).__name__}, which transforms its logits.")
+    return model
+
+
+def _load_ours(args: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     kind, auto = CLASSES[args.objective]
     if not args.model_name_or_path:
         set_seed(args.seed)
         return fit_model(args, _new_model(args, kind, tokenizer))
     require_new(args)
-    attention = args.attn_implementation or "sdpa"
-    loader = auto if args.objective == "denoise" else _loader_of(args.model_name_or_path) or auto
-    checkpoint = load_pretrained(loader, args.model_name_or_path, torch.float32, attn_implementation=attention)
+    source = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+    loader = auto if args.objective == "denoise" else _loader_of(args.model_name_or_path, source) or auto
+    source["attn_implementation"] = args.attn_implementation or "sdpa"
+    checkpoint = load_pretrained(loader, args.model_name_or_path, torch.float32, **source)
     if not isinstance(checkpoint, TunerPreTrainedModel):
         try:
             checkpoint = from_transformers(checkpoint)
@@ -83,10 +98,10 @@ def load_pretraining_model(args: Any, tokenizer: PreTrainedTokenizerBase) -> Pre
     return fit_model(args, _with_new_parts(args, checkpoint, kind))
 
 
-def _loader_of(name_or_path: str) -> Any:
+def _loader_of(name_or_path: str, source: dict[str, Any]) -> Any:
     path, how = resolve(name_or_path)
     try:
-        names = AutoConfig.from_pretrained(path, **how).architectures or []
+        names = AutoConfig.from_pretrained(path, **source, **how).architectures or []
     except (OSError, ValueError):
         return None  # loading it says what is wrong
     return next((loader for end, loader in ENCODERS.items() for name in names if name.endswith(end)), None)
@@ -124,7 +139,12 @@ def _take(target: Any, checkpoint: Any) -> list[str]:
             new = [name for name, _ in target.named_children() if name != "model"]
             target = target.model
         checkpoint = getattr(checkpoint, "model", checkpoint)
-    missing, _ = target.load_state_dict(checkpoint.state_dict(), strict=False)
+    state = checkpoint.state_dict()
+    for name, own in target.state_dict().items():
+        if name in state and len(state[name]) < len(own):  # of a table with too few rows those that there are
+            new.append(f"{len(own) - len(state[name])} of {name.removeprefix('model.').removesuffix('.weight')}")
+            state[name] = torch.cat([state[name], own[len(state[name]) :]])
+    missing, _ = target.load_state_dict(state, strict=False)
     return new + [name.removeprefix("model.").split(".")[0] for name in missing]
 
 

@@ -46,11 +46,12 @@ def show_pretraining_plan(
         console.print(table)
     console.print(_text(documents, examples, tokenizer))
     draws = examples.train if isinstance(examples.train, TokenStream) else Draws(examples.train)
-    batch = objective(list(islice(iter(draws), 2)))
+    drawn = list(islice(iter(draws), 2))
+    batch = objective(drawn)
     for number in range(len(batch["input_ids"])):
         console.print(_example(batch, number, tokenizer))
     console.print(parameters_table(model))
-    console.print(_estimates(run, batch, examples, model))
+    console.print(_estimates(run, float(batch["tokens"].sum()) / len(drawn), examples, model))
     console.print("Dry run: nothing was trained and nothing was written.", style="bold")
 
 
@@ -80,12 +81,12 @@ def _example(batch: dict[str, torch.Tensor], number: int, tokenizer: PreTrainedT
     return text
 
 
-def _estimates(run: Run, batch: dict[str, torch.Tensor], examples: Examples, model: Any) -> Table:
+def _estimates(run: Run, tokens_per_example: float, examples: Examples, model: Any) -> Table:
     training = run.training
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     an_epoch = 0 if isinstance(examples.train, TokenStream) else math.ceil(len(examples.train) / per_step)
     steps = training.max_steps if training.max_steps > 0 else math.ceil(an_epoch * training.num_train_epochs)
-    tokens = steps * per_step * float(batch["tokens"].sum()) / len(batch["rows"])
+    tokens = steps * per_step * tokens_per_example
     weights, head, _ = linear_sizes(model)
     peak = measure_peak(product_dtype(training, model), multiply=product) * ASSUMED_PEAK_SHARE * training.world_size
     table = new_table("Estimates", "what", "how much")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -18,6 +19,8 @@ from tuner.model import (
 
 # The generator is smaller by this: a quarter to a half of the discriminator was best there (section 3.2).
 SHARE = 4
+# Scores are counted in so many bins; those beyond the largest as it.
+BINS, LARGEST = 4001, 20.0
 
 
 class GeneratorAndDiscriminator(TunerPreTrainedModel):
@@ -98,3 +101,16 @@ def judge(
     mask = inputs.get("attention_mask")
     real = real if mask is None else real & mask.bool()
     return model.discriminator(input_ids=filled, **inputs).logits[real].float(), is_replaced[real]
+
+
+def count_scores(scores: torch.Tensor, is_replaced: torch.Tensor) -> dict[str, torch.Tensor]:
+    """How many logits lie in each bin, `(BINS,)`: `positive` of replaced tokens, `negative` of the others."""
+    bins = ((scores / LARGEST).clamp(-1, 1) * (BINS // 2) + BINS // 2).long()
+    kinds = {"positive": is_replaced, "negative": ~is_replaced}
+    return {name: torch.bincount(bins[where], minlength=BINS) for name, where in kinds.items()}
+
+
+def area_under_curve(positive: np.ndarray, negative: np.ndarray) -> float:
+    """The area under the ROC curve of counted scores: how often a replaced token's is above another's, ties as half."""
+    below = np.cumsum(negative) - negative / 2
+    return float((positive * below).sum() / max(positive.sum() * negative.sum(), 1))

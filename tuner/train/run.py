@@ -33,8 +33,10 @@ FREE_TO_CHANGE = {
     *("resume_from_checkpoint", "overwrite_output_dir", "output_dir", "dry_run", "dataset_num_proc"),
     *("logging_steps", "report_to", "push_to_hub", "hub_model_id"),
     *("eval_strategy", "eval_steps", "eval_on_start", "per_device_eval_batch_size"),
-    *("save_strategy", "save_steps", "save_total_limit"),
+    *("save_strategy", "save_steps", "save_total_limit", "max_minutes"),
 }
+# Those of recipes that make it another run, beside all that name data and model.
+FIXED = {"objective", "train_tokenizer", "clean", "streaming", "shuffle_buffer"}
 
 # Attention that skips what another sequence of the row holds, instead of masking it.
 JOINING = (BLOCKED, "flash_attention_2", "flash_attention_3")
@@ -155,7 +157,7 @@ def _check_folder(run: Run) -> None:
     now = _plain(args)
     changed = {k for k in before.keys() | now.keys() if before.get(k) != now.get(k)} - FREE_TO_CHANGE
     described = [f"  {name}: {before.get(name)} there, {now.get(name)} here" for name in sorted(changed)]
-    fixed = {*DataArguments.__annotations__, *ModelArguments.__annotations__}
+    fixed = FIXED | {*DataArguments.__annotations__, *ModelArguments.__annotations__}
     if changed & fixed:
         raise CheckpointError(
             f"{folder} holds another run, which cannot be continued with these arguments:\n"

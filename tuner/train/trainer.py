@@ -47,6 +47,8 @@ PROGRESS = "progress.json"
 class ExactTrainerMixin(Trainer):
     """Put before a `Trainer` class. Batches carry `labels`, `tokens` `(batch,)` and `rows`, the source rows."""
 
+    unit = "rows"  # what they are, in messages
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._stop = StopOnSignal()
@@ -149,8 +151,8 @@ class ExactTrainerMixin(Trainer):
         known = sorted({int(row) for batch in rows for row in batch.flatten() if row >= 0})
         where = last_checkpoint(Path(self.args.output_dir))
         return (
-            f"{what} at step {self.state.global_step + 1}, before the optimizer stepped. The batch was training rows "
-            f"{', '.join(map(str, known))} (counted from 0). A lower --learning_rate is the usual cure. "
+            f"{what} at step {self.state.global_step + 1}, before the optimizer stepped. The batch was training "
+            f"{self.unit} {', '.join(map(str, known))} (counted from 0). A lower --learning_rate is the usual cure. "
             f"{f'The last whole checkpoint is {where}.' if where else 'No checkpoint was saved yet.'}"
         )
 

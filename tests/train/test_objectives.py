@@ -83,7 +83,7 @@ def model_of(name: str, **changes: Any) -> Any:
         "rtd": GeneratorAndDiscriminator,
         "contrastive": TunerEncoderModel,
     }[name]
-    return scramble(kind(TunerEncoderConfig(**shape, type_vocab_size=2 if name == "mlm+nsp" else 0)))
+    return scramble(kind(TunerEncoderConfig(**{"type_vocab_size": 2 if name == "mlm+nsp" else 0, **shape})))
 
 
 def ragged(name: str, count: int = 4, epoch: int = 0) -> list[dict[str, Any]]:

@@ -90,12 +90,13 @@ def test_an_encoder_without_heads_gets_new_ones(chats, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["rtd", "mlm, streamed"])
+@pytest.mark.parametrize("objective", ["rtd", "mlm, streamed", "rtd, streamed"])
 def test_a_killed_run_ends_in_the_same_bits(objective, chats, tmp_path):
-    """Masks and the generator's choices are drawn again as they were; a stream goes on in the middle of a document."""
+    """Masks and the generator's choices are drawn again as they were; a stream, here of so few documents that it is
+    read several times, goes on in the middle of one."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     objective, _, streamed = objective.partition(", ")
-    more = ["--streaming", "true", "--test_split_size", "20", "--shuffle_buffer", "30"] if streamed else []
+    more = ["--streaming", "true", "--test_split_size", "100", "--shuffle_buffer", "30"] if streamed else []
     assert run_recipe(*flags(objective, chats, whole), *more, recipe="pretrain.py").returncode == 0
     done = run_recipe(*flags(objective, chats, killed), *more, recipe="pretrain.py", kill_at="step:7")
     assert done.returncode == -signal.SIGKILL, done.stderr[-1500:]
@@ -103,11 +104,24 @@ def test_a_killed_run_ends_in_the_same_bits(objective, chats, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Continuing from" in done.stdout
     assert_same_run(whole, killed)
+    if streamed:
+        last = json.loads((killed / "checkpoint-12" / "stream.json").read_text(encoding="utf-8"))
+        assert last["epoch"] >= 1 and last["blocks"] == 12 * 8
+
+
+@pytest.mark.slow
+def test_two_processes_read_one_stream(chats, tmp_path):
+    """Sources of infilling are of any length; one process reads for both."""
+    more = ["--streaming", "true", "--corruption", "infilling", "--max_steps", "4", "--eval_strategy", "no"]
+    done = launch_recipe(2, *flags("denoise", chats, tmp_path / "run"), *more, recipe="pretrain.py")
+    assert done.returncode == 0, done.stderr[-2000:]
+    place = json.loads((tmp_path / "run" / "checkpoint-4" / "stream.json").read_text(encoding="utf-8"))
+    assert place["blocks"] == 4 * 8 * 2
 
 
 @pytest.mark.slow
 def test_two_processes_evaluate_as_one(chats, tmp_path):
-    """Rows that fill the last batch do not count, and every text is every other's negative."""
+    """Rows that fill the last batch do not count."""
     few = [*flags("mlm", chats, tmp_path / "run"), "--max_steps", "1", "--per_device_eval_batch_size", "7"]
     assert run_recipe(*few, "--output_dir", tmp_path / "one", recipe="pretrain.py").returncode == 0
     tokenizer = ("--tokenizer_name_or_path", tmp_path / "one")
@@ -128,6 +142,8 @@ def test_minutes_end_a_run_and_the_same_command_goes_on(chats, tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
         steps.append(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["steps"])
     assert "Continuing from" in done.stdout and steps[0] < steps[1] < 100000
+    assert f"Stopped by --max_minutes 0.05 at step {steps[1]:,} of 100,000." in done.stdout
+    assert "will not equal" not in done.stderr
 
 
 @pytest.mark.parametrize(

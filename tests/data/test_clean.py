@@ -298,6 +298,7 @@ def test_real_prose_passes_and_real_lists_do_not(bbc):
 TEXTS = {
     "line ends": ("a\r\nb\rc\u2028d\u2029e\x0cf\x0bg", "a\nb\nc\nd\ne\nf\ng"),
     "composition": ("Cafe\u0301 A\u030a \u212b", "Café Å Å"),
+    "other line ends": ("a\x85b\x1cc\x1ed", "a\nb\nc\nd"),
     "controls": ("x\x00y\x07z\x1b[0m\tq\x85", "xyz[0m\tq"),
     "invisible": ("\ufeffzero\u200bwidth soft\u00adhyphen \u202eright\u202c \u2066left\u2069\u200e", None),
     "joiners between ASCII": ("pass\u200dword and\u200c more\u200d", "password and more"),

@@ -25,7 +25,7 @@ from tuner.data.edition import edition
 from tuner.data.quality import GopherThresholds, quality_faults, repetition_faults
 from tuner.errors import ArgumentError, DataError
 
-LINE_ENDS = re.compile("\r\n|[\r\v\f\u2028\u2029]")
+LINE_ENDS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 # Controls, soft hyphen, zero-width space and its kin, bidirectional marks, invisible operators, byte order mark, halves
 # of surrogate pairs. Tabs and line feeds stay.
 INVISIBLE = re.compile(

@@ -155,10 +155,7 @@ def contaminated(shared: list[list[int]], max_documents: int | None) -> list[boo
 def require_datasketch() -> None:
     """Raise a DataError when the library that finds near-duplicates is not installed."""
     if importlib.util.find_spec("datasketch") is None:
-        raise DataError(
-            "Near-duplicates are found by the package datasketch: pip install 'tuner[pretrain]', "
-            "or set near_duplicates to false."
-        )
+        raise DataError("Near-duplicates are found by the package datasketch: pip install 'tuner[pretrain]'.")
 
 
 def _minhash(permutations: int) -> Any:

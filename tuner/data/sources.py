@@ -246,4 +246,5 @@ def _neighbour(path: Path) -> str:
 
 
 def one_line(error: BaseException) -> str:
+    """What an exception says, without line ends."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -155,7 +155,11 @@ def _sequences(blocks: Dataset) -> Iterator[np.ndarray]:
 def _masked(end: End) -> Comparison:
     special, pad = end.trainer.objective.special, end.trainer.processing_class.pad_token_id
     rows = Draws(end.examples.train)
-    plain = [_plain(rows[number]) for number in range(len(rows))]
+    cls, sep = ([getattr(end.trainer.processing_class, name)] for name in ("cls_token_id", "sep_token_id"))
+    plain = [
+        row["input_ids"] if "input_ids" in row else np.concatenate([cls, row["first"], sep, row["second"], sep])
+        for row in (rows[number] for number in range(len(rows)))
+    ]
     bigram = MaskedBigram.fit(plain, len(end.trainer.processing_class))
     frequent = most_frequent_token([ids[~special[ids]] for ids in plain])
     right = np.zeros(3)
@@ -170,10 +174,6 @@ def _masked(end: End) -> Comparison:
     if "eval_nsp_accuracy" in end.after:
         comparison["next sentence"] = {"chance": 0.5, **end.before_and_after("nsp_accuracy")}
     return {name: {k: float(v) for k, v in values.items()} for name, values in comparison.items()}
-
-
-def _plain(row: dict[str, Any]) -> np.ndarray:
-    return row["input_ids"] if "input_ids" in row else np.concatenate([row["first"], row["second"]])
 
 
 def _replaced(end: End) -> Comparison:

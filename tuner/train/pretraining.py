@@ -83,6 +83,8 @@ def _streamed(args: Any) -> Documents:
         raise ArgumentError("--streaming true is read by the trainer itself: leave out --dataloader_num_workers.")
     if args.packing is False or args.truncation_mode != "split":
         raise ArgumentError("--streaming true cuts the text into blocks: leave out --packing and --truncation_mode.")
+    if args.train_sampling_strategy != "random":
+        raise ArgumentError("--streaming true shuffles in --shuffle_buffer: leave out --train_sampling_strategy.")
     splits, count = (args.dataset_train_split, args.dataset_test_split), int(args.test_split_size)
     train, held_out = open_stream(args.dataset_name, args.dataset_config, splits, args.seed, args.shuffle_buffer)
     if held_out is not None:

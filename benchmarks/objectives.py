@@ -58,7 +58,7 @@ def main() -> None:
 
 def train(name: str, seed: int, flags: list[str]) -> Comparison:
     """Run one objective to its end; its comparison."""
-    evaluated = "--eval_on_start true --eval_strategy steps --eval_steps 500 --save_steps 500"
+    evaluated = "--test_split_size 0.05 --eval_on_start true --eval_strategy steps --eval_steps 500 --save_steps 500"
     own = f"--seed {seed} {evaluated} {LONGER[name]}"
     comparison: Comparison = run(name, RUNS / f"{name}-{seed}", [*own.split(), *flags])["comparison"]
     return comparison

@@ -6,6 +6,7 @@ What is wrong with a row is said with its file and number when it is read.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -64,6 +65,8 @@ def _read(files: list[str]) -> Iterator[dict[str, str]]:
         builder = next(kind for end, kind in BUILDERS.items() if file.lower().endswith(end))
         how = {"encoding": "utf-8-sig"} if builder == "text" else {}
         number = 0
+        if not Path(file).stat().st_size:
+            raise DataError(f"{file} is empty.")
         try:
             rows = datasets.load_dataset(builder, data_files=[file], split="train", streaming=True, **how)
             for row in rows:

@@ -116,9 +116,9 @@ def test_another_objective_is_another_run(changed, tmp_path):
     first = arguments("--output_dir", tmp_path)
     (tmp_path / "run.yaml").write_text(json.dumps(_plain(first)), encoding="utf-8")
     more = ["--output_dir", tmp_path, "--resume_from_checkpoint", "true"]
-    _check_folder(Run(arguments(*more, "--max_minutes", 3), None, None))  # type: ignore[arg-type]
+    _check_folder(Run(arguments(*more, "--max_minutes", 3), None, None))
     with pytest.raises(CheckpointError, match="another run"):
-        _check_folder(Run(arguments(*more, *changed), None, None))  # type: ignore[arg-type]
+        _check_folder(Run(arguments(*more, *changed), None, None))
 
 
 # ---- cleaning ----

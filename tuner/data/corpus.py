@@ -28,7 +28,7 @@ def to_documents(rows: Dataset, kind: Kind) -> Dataset:
     if kind == "text":
         return rows
     return rows.map(
-        _turns_to_lines,
+        _lines_of_batch,
         batched=True,
         remove_columns=["messages"],
         features=CANONICAL["text"],
@@ -37,10 +37,14 @@ def to_documents(rows: Dataset, kind: Kind) -> Dataset:
     )
 
 
-def _turns_to_lines(batch: dict[str, list[Any]], edition: str) -> dict[str, list[Any]]:
+def _lines_of_batch(batch: dict[str, list[Any]], edition: str) -> dict[str, list[Any]]:
     """`edition` is for the cache alone."""
-    texts = ["\n".join(" ".join(turn["content"].split()) for turn in turns) for turns in batch["messages"]]
-    return {"text": texts, SOURCE_ROW: batch[SOURCE_ROW]}
+    return {"text": [turns_to_lines(turns) for turns in batch["messages"]], SOURCE_ROW: batch[SOURCE_ROW]}
+
+
+def turns_to_lines(turns: list[dict[str, str]]) -> str:
+    """A conversation as text: a line a turn."""
+    return "\n".join(" ".join(turn["content"].split()) for turn in turns)
 
 
 def parts(text: str) -> list[str]:

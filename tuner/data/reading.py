@@ -12,8 +12,18 @@ from typing import Any
 import datasets
 from datasets import Dataset, IterableDataset
 
+from tuner.data.corpus import turns_to_lines
 from tuner.data.schema import shape_of
-from tuner.data.sources import BUILDERS, SOURCE_ROW, load_hub, load_splits, local_files, one_line, require_split
+from tuner.data.sources import (
+    BUILDERS,
+    SOURCE_ROW,
+    has_text,
+    load_hub,
+    load_splits,
+    local_files,
+    one_line,
+    require_split,
+)
 from tuner.errors import DataError, TunerError
 
 
@@ -62,7 +72,7 @@ def _to_text(row: dict[str, Any], number: int, name: str) -> dict[str, str]:
 def _read(files: list[str]) -> Iterator[dict[str, str]]:
     """The documents of files, without blank ones."""
     for file in files:
-        builder = next(kind for end, kind in BUILDERS.items() if file.lower().endswith(end))
+        builder = BUILDERS[Path(file).suffix.lower()]
         how = {"encoding": "utf-8-sig"} if builder == "text" else {}
         number = 0
         if not Path(file).stat().st_size:
@@ -72,7 +82,7 @@ def _read(files: list[str]) -> Iterator[dict[str, str]]:
             for row in rows:
                 text = _text(row, f"{file}, row {number}")
                 number += 1
-                if text.strip():
+                if has_text(text):
                     yield {"text": text}
         except TunerError:
             raise
@@ -84,13 +94,13 @@ def _read(files: list[str]) -> Iterator[dict[str, str]]:
 
 
 def _text(row: dict[str, Any], name: str) -> str:
-    """A row as text; of a conversation each turn is a line."""
+    """A row as text."""
     kind, convert = shape_of(row, name)
     try:
         found = convert(row)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
-    return found if kind == "text" else "\n".join(" ".join(turn["content"].split()) for turn in found)
+    return found if kind == "text" else turns_to_lines(found)
 
 
 def set_aside(documents: IterableDataset, count: int, name: str) -> tuple[IterableDataset, Dataset]:

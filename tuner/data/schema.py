@@ -76,7 +76,7 @@ def shape_of(row: Row, name: str) -> tuple[Kind, Callable[[Row], Any]]:
         DataError: columns of no known shape.
     """
     for needed, kind, convert in SHAPES:
-        if needed <= set(row):
+        if needed <= row.keys():
             return kind, convert
     found = {column: value for column, value in row.items() if column != SOURCE_ROW}
     shown = {k: v if len(str(v)) <= 80 else f"{str(v)[:77]}..." for k, v in found.items()}

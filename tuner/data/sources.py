@@ -148,11 +148,12 @@ def _load_files(files: list[Path], name: str) -> Dataset:
         raise DataError(f"{name}: {one_line(cause)}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
-    return rows.filter(_has_text, input_columns=["text"], desc="Leaving out blank lines") if builder == "text" else rows
+    return rows.filter(has_text, input_columns=["text"], desc="Leaving out blank lines") if builder == "text" else rows
 
 
-def _has_text(line: str) -> bool:
-    return bool(line.strip())
+def has_text(text: str) -> bool:
+    """Whether there is more in it than white space."""
+    return bool(text.strip())
 
 
 def _check_text(file: Path) -> None:

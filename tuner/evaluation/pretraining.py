@@ -41,12 +41,6 @@ from tuner.train.views import embed
 
 Comparison = dict[str, dict[str, float]]  # metric to {who: how much}
 
-# What the loss counts, where it is not nats a token.
-UNITS = {
-    "mlm+nsp": "nats a hidden token and pair",
-    "rtd": "nats a hidden token + 50 x nats a judged one",
-    "contrastive": "nats a pair",
-}
 # Rows that are generated for; texts that compete for a query.
 GENERATED, GROUP = 256, 64
 
@@ -107,7 +101,7 @@ def write_pretraining_report(
     (run.folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     evaluations = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
-    plot_losses(run.folder / "loss.png", losses, evaluations, unit=UNITS.get(args.objective, "nats a token"))
+    plot_losses(run.folder / "loss.png", losses, evaluations, unit=trainer.objective.loss_unit)
     show_comparison(metrics["comparison"], args.objective)
     Console(highlight=False).print(f"Written to {run.folder}: the model, metrics.json, loss.png, run.yaml")
     return metrics

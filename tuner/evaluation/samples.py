@@ -39,6 +39,8 @@ def sample_conversations(
     model.eval()
     samples = []
     for row in rows:
+        if len(samples) == count:
+            break
         if kind == "messages":
             turn = next(i for i, m in enumerate(row["messages"]) if m["role"] == "assistant")
             opening, reference = row["messages"][:turn], row["messages"][turn]["content"]
@@ -57,8 +59,6 @@ def sample_conversations(
             )
         answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
         samples.append({"prompt": prompt, "answer": answer, "reference": reference})
-        if len(samples) == count:
-            break
     return samples
 
 

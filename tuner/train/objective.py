@@ -43,6 +43,8 @@ class Objective:
     # Whether its examples are blocks, which can be made of a stream; and the shortest `max_length` that holds one.
     streams: ClassVar[bool] = True
     least_length: ClassVar[int] = 2
+    # What the loss counts.
+    loss_unit: ClassVar[str] = "nats a token"
     # Whether `rows` of an example are the documents' own numbers.
     keeps_rows: ClassVar[bool] = False
 

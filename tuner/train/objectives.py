@@ -120,6 +120,7 @@ class NextSentence(MaskedLM):
     another document's in the batch (Devlin et al. 2018, section 3.1)."""
 
     streams = False
+    loss_unit = "nats a hidden token and pair"
     least_length = 5  # two ends, one between, a token of each segment
 
     def rows(self, documents: Dataset, num_proc: int | None = None, name: str = "the dataset") -> Dataset:
@@ -170,6 +171,7 @@ class ReplacedTokens(MaskedLM):
 
     keep = 0.0  # what is chosen is always hidden, as there
     weight: ClassVar[float] = 50.0
+    loss_unit = "nats a hidden token + 50 x nats a judged one"
 
     def __call__(self, rows: list[Row]) -> Batch:
         # For the generator's choices, on any device; one a row, for a batch may be shared out among processes.
@@ -244,6 +246,7 @@ class Contrastive(Objective):
     other dropout. Other processes' texts are negatives too."""
 
     streams = False
+    loss_unit = "nats a pair"
     least_length = 3  # two ends and a token
 
     def rows(self, documents: Dataset, num_proc: int | None = None, name: str = "the dataset") -> Dataset:

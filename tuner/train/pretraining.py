@@ -21,6 +21,7 @@ from tuner.data.corrupt import sentinels
 from tuner.data.duplicates import word_hashes
 from tuner.data.edition import edition
 from tuner.data.reading import open_stream, set_aside
+from tuner.data.sources import has_text
 from tuner.errors import ArgumentError, ModelError
 from tuner.model import (
     PRESETS,
@@ -81,7 +82,7 @@ def _streamed(args: Any) -> Documents:
         raise ArgumentError("--streaming true needs --max_steps, and --test_split_size as a number of documents.")
     if args.extra.get("dataloader_num_workers"):  # its place would be known in another process
         raise ArgumentError("--streaming true is read by the trainer itself: leave out --dataloader_num_workers.")
-    if args.packing is False or args.truncation_mode != "split":
+    if not args.packing or args.truncation_mode != "split":
         raise ArgumentError("--streaming true cuts the text into blocks: leave out --packing and --truncation_mode.")
     if args.train_sampling_strategy != "random":
         raise ArgumentError("--streaming true shuffles in --shuffle_buffer: leave out --train_sampling_strategy.")
@@ -93,17 +94,16 @@ def _streamed(args: Any) -> Documents:
 
 
 def _cleaned(train: Dataset, held_out: Dataset, args: Any) -> tuple[Dataset, Dataset, CleaningReport]:
-    """What is validated on is cleaned by the same rules on texts, but keeps its documents."""
+    """What is validated on is cleaned by the same rules on texts, but keeps all documents that have some left."""
     options = _options(args)
     texts = _clean_texts(held_out, options)
-    if not any(len(word_hashes(text)) >= options.contamination_words for text in texts["text"]):
+    findable = any(len(word_hashes(text)) >= options.contamination_words for text in texts["text"])
+    if not findable:
         say(
             f"No validation document has {options.contamination_words} words to be found by: training documents that "
             "share text with one stay."
         )
-        cleaned, report = clean_corpus(train, options, None, args.dataset_num_proc)
-    else:
-        cleaned, report = clean_corpus(train, options, texts, args.dataset_num_proc)
+    cleaned, report = clean_corpus(train, options, texts if findable else None, args.dataset_num_proc)
     return cleaned, texts, report
 
 
@@ -122,11 +122,7 @@ def _clean_texts(documents: Dataset, options: CleaningOptions) -> Dataset:
     """Documents that are cleaned and all stay, but those that nothing is left of."""
     how = {"options": options, "edition": edition(clean.__file__)}
     cleaned = documents.map(_clean_batch, batched=True, fn_kwargs=how, desc="Cleaning")
-    return cleaned.filter(_has_text, input_columns=["text"], desc="Leaving out blank documents")
-
-
-def _has_text(text: str) -> bool:
-    return bool(text.strip())
+    return cleaned.filter(has_text, input_columns=["text"], desc="Leaving out blank documents")
 
 
 def _clean_batch(batch: dict[str, list[Any]], options: CleaningOptions, edition: str) -> dict[str, list[Any]]:

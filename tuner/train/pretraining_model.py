@@ -141,7 +141,7 @@ def _take(target: Any, checkpoint: Any) -> list[str]:
         checkpoint = getattr(checkpoint, "model", checkpoint)
     state = checkpoint.state_dict()
     for name, own in target.state_dict().items():
-        if name in state and len(state[name]) < len(own):  # of a table with too few rows those that there are
+        if name in state and own.dim() == 2 and len(state[name]) < len(own):  # a table with too few rows: those it has
             new.append(f"{len(own) - len(state[name])} of {name.removeprefix('model.').removesuffix('.weight')}")
             state[name] = torch.cat([state[name], own[len(state[name]) :]])
     missing, _ = target.load_state_dict(state, strict=False)

@@ -37,7 +37,7 @@ def sample_conversations(
     """
     set_seed(seed)
     model.eval()
-    samples = []
+    samples: list[dict[str, str]] = []
     for row in rows:
         if len(samples) == count:
             break

@@ -48,7 +48,7 @@ test: install ## Run the fast tests
 	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto -m "not slow" $(ARGS)
 
 test-slow: install $(TORCHAO) ## Run the tests that take minutes
-	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -m slow -n 2 $(ARGS)
+	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
 	@$(RUN) PYTHONPATH=$(abspath $(TORCHAO)) python -m pytest tests/model/test_adapters.py -k eight_bits
 
 # Apart from the environment: where it is found, peft imports it with every command, and on CPUs it warns each time.

@@ -1,12 +1,13 @@
-"""One process of `test_parallel.py`: the sharded model's logits and gradients against the whole one's.
+"""One process of `test_parallel.py`: the sharded models' logits and gradients against the whole ones'.
 
-Usage: torchrun --nproc_per_node 2 parallel_worker.py <model folder> <field of DistributedConfig>
+Usage: torchrun --nproc_per_node 2 parallel_worker.py <field of DistributedConfig> <model folder>...
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import torch
 import transformers
@@ -23,7 +24,7 @@ AUTO = {
 }
 
 
-def main(folder: str, way: str) -> None:
+def compare(way: str, folder: Path) -> None:
     [name] = AutoConfig.from_pretrained(folder).architectures
     whole = getattr(tuner.model, name).from_pretrained(folder)
     auto = getattr(transformers, AUTO[name])
@@ -44,11 +45,16 @@ def main(folder: str, way: str) -> None:
         gradient = gradients[name]
         gradient = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
-    print("same", flush=True)
+    print(f"same: {folder.name}\n", end="", flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for folder in map(Path, sys.argv[2:]):
+        try:
+            compare(sys.argv[1], folder)
+        except Exception as error:
+            error.add_note(f"It is of the model {folder.name!r}.")
+            raise
     # Sharded tensors stay in torch's caches and keep gloo's threads, which abort an interpreter's exit now and then.
     torch.distributed.barrier()
     os._exit(0)

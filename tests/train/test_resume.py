@@ -29,27 +29,33 @@ FLAGS = [
     "3",
     "--max_steps",
     "-1",
-    "--save_steps",
-    "8",
     "--resume_from_checkpoint",
     "true",
 ]
-# One epoch is 14 steps: kills lie in the first, second and third one, and inside saves of each file.
+# One epoch is 7 steps: kills lie in the first, second and third one, and inside saves of each file.
 KILLS = [
     "step:1",
-    "step:7",
+    "step:3",
     "open:model.safetensors",
     "open:optimizer.pt",
     "open:trainer_state.json",
     "open:manifest.json",
     "rename",
-    "step:13",
+    "step:6",
     "rename@1",
-    "step:20",
+    "step:10",
     "open:scheduler.pt@1",
     "rotate@1",
-    "step:29",
+    "step:15",
 ]
+
+
+@pytest.fixture(scope="module")
+def chats(chats, tmp_path_factory):
+    """Half of the conversations."""
+    path = tmp_path_factory.mktemp("half") / "chats.jsonl"
+    path.write_text("".join(chats.read_text(encoding="utf-8").splitlines(keepends=True)[:60]), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,7 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import (
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 from tuner.data import clean
 from tuner.data.clean import CleaningOptions, CleaningReport, clean_corpus, clean_text, fault
@@ -23,9 +21,7 @@ from tuner.data.edition import edition
 from tuner.data.reading import open_stream, set_aside
 from tuner.data.sources import has_text
 from tuner.errors import ArgumentError, ModelError
-from tuner.model import (
-    PRESETS,
-)
+from tuner.model import PRESETS
 from tuner.text.tokenizer import load_pretrained_tokenizer
 from tuner.text.vocabulary import train_tokenizer
 from tuner.train.objective import Objective

@@ -28,12 +28,12 @@ from transformers import PreTrainedTokenizerBase
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import finish, spread
-from tuner.data.corpus import to_documents
+from tuner.corpus.segments import to_documents
 from tuner.data.schema import canonicalize
 from tuner.data.sources import load_splits
 from tuner.data.tokens import token_blocks
-from tuner.text.vocabulary import train_tokenizer
-from tuner.train.objectives import CausalLM
+from tuner.objectives.pretraining import CausalLM
+from tuner.text.train_tokenizer import train_tokenizer
 
 
 def main() -> None:

@@ -23,10 +23,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import finish, spread
-from tuner.blocked import BLOCKED
 from tuner.hardware import keep_freed_memory
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
 from tuner.model.convert import from_transformers
+from tuner.ops.block_attention import BLOCK_ATTENTION
 
 SHAPE: dict[str, Any] = {
     **{"vocab_size": 8192, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 4},
@@ -51,12 +51,12 @@ def main() -> None:
         ours = from_transformers(theirs).train()
         with torch.no_grad():
             differences[name] = float((ours(ids).logits - theirs(ids).logits).abs().max())
-        ours.set_attn_implementation(BLOCKED)
+        ours.set_attn_implementation(BLOCK_ATTENTION)
         ratios[f"{name}, eager: speed, ours / Llama"] = compare(ours, theirs, ids, args.rounds)
         ours.set_attn_implementation("sdpa")
         ratios[f"{name}, eager, SDPA on both sides: speed, ours / Llama"] = compare(ours, theirs, ids, args.rounds)
         print(ratios, flush=True)
-        ours.set_attn_implementation(BLOCKED)
+        ours.set_attn_implementation(BLOCK_ATTENTION)
         compiled = [torch.compile(model) for model in (ours, theirs)]
         ratios[f"{name}, compiled: speed, ours / Llama"] = compare(*compiled, ids, args.rounds)
         torch.compiler.reset()

@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import ROOT
 from tuner.evaluation.pretraining import Comparison, show_comparison
-from tuner.train.objectives import OBJECTIVES
+from tuner.objectives.pretraining import OBJECTIVES
 
 RUNS = ROOT / "runs" / "eval-pretrain"
 MINILM, ADAMW = "--model_name_or_path builtin:minilm-l6", "--optim adamw_torch_fused"

@@ -161,10 +161,10 @@ def prepare(folder: Path) -> Path:
     from tokenizers.processors import TemplateProcessing
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from tuner.data.corpus import to_documents
+    from tuner.corpus.segments import to_documents
     from tuner.data.schema import canonicalize
     from tuner.data.sources import load_splits
-    from tuner.text.vocabulary import train_tokenizer
+    from tuner.text.train_tokenizer import train_tokenizer
 
     folder.mkdir()
     for name, split in zip(("train", "test"), load_splits("builtin:chitchat"), strict=True):

@@ -88,8 +88,8 @@ def main() -> None:
 
 def prepare_model(folder: Path) -> Path:
     """SmolLM2 as a plain folder in float32, with a template that marks the answers (TRL needs one too)."""
-    from tuner.load import pretrained_decoder, resolve
-    from tuner.text.tokenizer import load_pretrained_tokenizer
+    from tuner.loading.checkpoints import pretrained_decoder, resolve
+    from tuner.text.load_tokenizer import load_pretrained_tokenizer
 
     path, how = resolve("builtin:smollm2-135m-instruct")
     tokenizer = load_pretrained_tokenizer(path, "chatml", **how)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.recipes import ROOT, environment
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
-from tuner.text.vocabulary import train_bpe_tokenizer
+from tuner.text.train_tokenizer import train_bpe_tokenizer
 
 TUNER = [sys.executable, "-m", "tuner.cli"]
 

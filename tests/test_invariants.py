@@ -7,7 +7,7 @@ from tests.recipes import SMALL, launch_recipe, losses_of, run_recipe
 from tuner.data.collate import CausalCollator
 from tuner.data.pack import pack_dataset
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
-from tuner.train.losses import use_chunked_loss
+from tuner.ops.chunked_loss import use_chunked_loss
 
 EXACT = [*SMALL, "--bf16", "false", "--max_steps", "6", "--logging_steps", "1", "--save_strategy", "no"]
 
@@ -26,7 +26,7 @@ def encoded():
     return Dataset.from_list(rows)
 
 
-@pytest.mark.parametrize("attn_implementation", ["sdpa", "blocked"])
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "block_attention"])
 def test_packed_equals_padded_joined_and_alone(encoded, attn_implementation):
     """Loss and logits of conversations in one block are those of each by itself."""
     torch.manual_seed(0)

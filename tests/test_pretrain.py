@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 import tuner.model
 from tests.recipes import assert_same_run, launch_recipe, log_of, run_recipe
-from tuner.load import resolve
+from tuner.loading.checkpoints import resolve
 
 # A dozen steps of a 4.5 M model on short real conversations, with checkpoints between log lines and evaluations.
 SMALL = [

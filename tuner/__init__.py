@@ -9,9 +9,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "RecipeArguments": "tuner.arguments",
-    "flag": "tuner.arguments",
-    "parse_arguments": "tuner.arguments",
+    "RecipeArguments": "tuner.config.arguments",
+    "flag": "tuner.config.arguments",
+    "parse_arguments": "tuner.config.arguments",
     "run": "tuner.errors",
     "open_run": "tuner.train.run",
     "load_rows": "tuner.train.prepare",
@@ -23,7 +23,7 @@ _HOME = {
     "load_pretraining_tokenizer": "tuner.train.pretraining",
     "load_objective": "tuner.train.pretraining",
     "make_examples": "tuner.train.pretraining",
-    "load_pretraining_model": "tuner.train.pretraining_model",
+    "load_pretraining_model": "tuner.loading.objective_model",
     "show_pretraining_plan": "tuner.train.pretraining_plan",
     "SampleCallback": "tuner.evaluation.samples",
     "PretrainTrainer": "tuner.train.pretrainer",

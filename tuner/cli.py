@@ -18,27 +18,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _main(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     if args.command == "doctor":
-        from tuner.doctor import examine
+        from tuner.commands.doctor import examine
 
         examine()
         return
     if args.command == "plan":
-        from tuner.anatomy import plan
+        from tuner.commands.plan import plan
 
         plan(args.model, args.context, Path(args.output), args.processes)
         return
     if args.command == "convert":
-        from tuner.exchange import convert
+        from tuner.commands.convert import convert
 
         convert(args.model, args.to, Path(args.output))
         return
-    from tuner import talk
+    from tuner.commands import chat
 
-    speaker = talk.load_speaker(args.model, args)
+    model = chat.load_chat_model(args.model, args)
     if args.command == "chat":
-        talk.talk(speaker, args.system)
+        chat.chat(model, args.system)
     else:
-        talk.complete(speaker, args.prompt, args.system, args.raw)
+        chat.complete(model, args.prompt, args.system, args.raw)
 
 
 def _parser() -> argparse.ArgumentParser:

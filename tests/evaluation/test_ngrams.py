@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.text import samples
-from tuner.evaluation import ngrams
-from tuner.evaluation.ngrams import (
+from tuner.evaluation.baselines import ngrams
+from tuner.evaluation.baselines.ngrams import (
     KneserNey,
     MaskedBigram,
     bits_per_byte,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.text import samples
 from tuner.errors import ArgumentError, DataError
-from tuner.evaluation.retrieval import embedding_retrieval_at_1, tfidf_retrieval_at_1
+from tuner.evaluation.baselines.retrieval import embedding_retrieval_at_1, tfidf_retrieval_at_1
 
 EXAMPLES = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 WORDS = st.lists(st.sampled_from(["tea", "cup", "rain", "walk", "??"]), max_size=4).map(" ".join)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tuner.data.corrupt import IGNORED, corrupt_spans
-from tuner.evaluation.spans import copy_spans, count_matches, spans_of, wanted_spans
+from tuner.corpus.corrupt import IGNORED, corrupt_spans
+from tuner.evaluation.baselines.spans import copy_spans, count_matches, spans_of, wanted_spans
 
 SENTINELS = np.arange(1000, 1100)
 KNOWN = set(SENTINELS.tolist())

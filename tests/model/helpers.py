@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import tuner.blocked  # noqa: F401  (registers its attention)
+import tuner.ops.block_attention  # noqa: F401  (registers its attention)
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
 
 VOCAB_SIZE = 101

@@ -12,15 +12,15 @@ from transformers.masking_utils import sdpa_mask
 
 from tests.model.helpers import VOCAB_SIZE, greatest_difference, tiny_config, tiny_decoder, token_ids
 from tuner.model import TunerDecoderForCausalLM
-from tuner.model.lean import rotate
 from tuner.model.norm import TunerRMSNorm
 from tuner.model.positions import TunerRotaryEmbedding
+from tuner.model.recompute import rotate
 
 TOLERANCE = 1e-5
 FLEX_TOLERANCE = 1e-4
 TIME = 13
 LENGTHS = (4, 1, 6, 2)  # of the sequences in one packed row; they sum to TIME
-EVERY_KERNEL = pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "blocked"])
+EVERY_KERNEL = pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "block_attention"])
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,7 @@ def test_packed_neighbours_are_invisible(attn_implementation: str) -> None:
 @given(
     changed=st.integers(0, TIME - 1),
     shift=st.integers(1, VOCAB_SIZE - 1),
-    name=st.sampled_from(["eager", "sdpa", "blocked"]),
+    name=st.sampled_from(["eager", "sdpa", "block_attention"]),
 )
 def test_the_future_is_invisible(changed: int, shift: int, name: str) -> None:
     with torch.no_grad():

@@ -8,7 +8,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from tests.model.helpers import tiny_decoder, token_ids
 from tuner.model.experts import load_balancing_loss
-from tuner.train.losses import use_chunked_loss
+from tuner.ops.chunked_loss import use_chunked_loss
 
 MOE = {"num_local_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.5}
 

@@ -20,7 +20,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "sampled beams": {"do_sample": True, "num_beams": 2, "temperature": 1.5},
     "repetition penalty": {"do_sample": False, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
 }
-EVERY_KERNEL = pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "blocked"])
+EVERY_KERNEL = pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "block_attention"])
 
 
 def decoder(attn_implementation: str = "sdpa", **overrides: Any) -> TunerDecoderForCausalLM:

@@ -11,11 +11,11 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaFo
 
 from tests.model.helpers import SHAPE, greatest_difference, scramble, tiny_decoder, token_ids
 from tests.model.test_configuration import ROPES
-from tuner.load import pretrained_decoder, resolve
+from tuner.loading.checkpoints import pretrained_decoder, resolve
 from tuner.model import TunerDecoderForCausalLM, TunerDecoderModel
 from tuner.model.convert import from_transformers, to_transformers
 from tuner.text.chat import generation_prompt
-from tuner.text.tokenizer import load_pretrained_tokenizer
+from tuner.text.load_tokenizer import load_pretrained_tokenizer
 
 TOLERANCE = 1e-5
 SMOLLM2 = "builtin:smollm2-135m-instruct"
@@ -59,7 +59,7 @@ def assert_same_model(theirs: PreTrainedModel, ours: PreTrainedModel, time: int 
         *(pytest.param({"rope_parameters": dict(rope)}, id=name) for name, rope in ROPES.items()),
     ],
 )
-@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "blocked"])
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "block_attention"])
 def test_llama(overrides: dict[str, Any], attn_implementation: str) -> None:
     theirs = tiny_llama(attn_implementation, **overrides)
     ours = from_transformers(theirs)

@@ -56,7 +56,7 @@ def test_gradient_checkpointing_changes_nothing(hidden_dropout: float, use_reent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "blocked"])
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "block_attention"])
 def test_compiled_is_eager(attn_implementation: str) -> None:
     """One graph without a break, for full and for padded rows, forward and backward."""
     model, inputs = tiny_decoder(attn_implementation), batch()
@@ -74,7 +74,7 @@ def test_compiled_is_eager(attn_implementation: str) -> None:
     assert greatest_difference(compiled(ids, use_cache=False).logits, model(ids).logits) <= 1e-5
 
 
-@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "blocked"])
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "block_attention"])
 @pytest.mark.parametrize("overrides", [{}, EVERYTHING], ids=["plain", "everything"])
 def test_every_parameter_learns(overrides: dict[str, Any], attn_implementation: str) -> None:
     model = tiny_decoder(attn_implementation, **overrides).train()
@@ -99,7 +99,7 @@ def test_the_untied_padding_row_does_not_learn() -> None:
 
 
 @pytest.mark.parametrize("kind", ["hidden_dropout", "attention_dropout"])
-@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "blocked"])
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "block_attention"])
 def test_dropout_in_training_only(kind: str, attn_implementation: str) -> None:
     ids = token_ids(2, 12)
     model, without = tiny_decoder(attn_implementation, **{kind: 0.5}), tiny_decoder(attn_implementation)
@@ -163,7 +163,7 @@ def test_packed_loss_is_the_mean_over_its_rows() -> None:
     torch.testing.assert_close(model(ids, position_ids=positions, labels=labels).loss, sum(alone), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "blocked"])
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "block_attention"])
 def test_autocast(attn_implementation: str) -> None:
     """bfloat16 products over float32 weights: near the float32 loss, float32 gradients, and no warning."""
     model, inputs = tiny_decoder(attn_implementation).train(), batch()

@@ -8,9 +8,9 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from tuner.data.sources import load_splits
-from tuner.load import resolve
-from tuner.text.tokenizer import load_pretrained_tokenizer
-from tuner.text.vocabulary import train_bpe_tokenizer
+from tuner.loading.checkpoints import resolve
+from tuner.text.load_tokenizer import load_pretrained_tokenizer
+from tuner.text.train_tokenizer import train_bpe_tokenizer
 
 Conversation = list[dict[str, str]]
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.text import samples
-from tuner.arguments import RecipeArguments
+from tuner.config.arguments import RecipeArguments
 from tuner.train.prepare import load_model
 from tuner.train.run import joins_rows
 
@@ -18,12 +18,12 @@ def model_of(**changes):
 @pytest.mark.parametrize(
     ("changes", "attention", "joined"),
     [
-        ({}, "blocked", True),
-        ({"dropout": 0.1}, "blocked", True),
+        ({}, "block_attention", True),
+        ({"dropout": 0.1}, "block_attention", True),
         ({"attn_implementation": "sdpa"}, "sdpa", False),
         ({"attn_implementation": "eager", "padding_free": True}, "eager", True),
-        ({"padding_free": False}, "blocked", False),
-        ({"torch_compile": True}, "blocked", False),
+        ({"padding_free": False}, "block_attention", False),
+        ({"torch_compile": True}, "block_attention", False),
     ],
 )
 def test_on_a_cpu(changes, attention, joined):
@@ -41,4 +41,4 @@ def test_rows_are_not_joined_where_one_process_feeds_several_devices():
 def test_the_choice_is_not_saved_with_the_model(tmp_path):
     _, model = model_of()
     model.save_pretrained(tmp_path)
-    assert "blocked" not in (tmp_path / "config.json").read_text()
+    assert "block_attention" not in (tmp_path / "config.json").read_text()

@@ -96,7 +96,7 @@ def test_nan_stops_before_the_step_and_names_the_rows(chats, tmp_path, value):
 
 def test_a_tracker_that_fails_does_not_end_the_run(chats, tmp_path):
     """TensorBoard's folder is a file, so its writer cannot open it."""
-    blocked = tmp_path / "blocked"
+    blocked = tmp_path / "block_attention"
     blocked.write_text("not a folder")
     done = run_recipe(
         "--dataset_name",

@@ -29,15 +29,15 @@ def test_the_leap_is_left_out_and_nothing_else():
     guard = SpikeGuard()
     before = steady(400)
     threshold = 1 + 6 * 0.1
-    found = [guard.leaps(norm) for norm in [*before, 5.0, *steady(300, 1), 1.2, threshold + 0.3, 0.0]]
+    found = [guard.is_spike(norm) for norm in [*before, 5.0, *steady(300, 1), 1.2, threshold + 0.3, 0.0]]
     assert [number for number, leapt in enumerate(found) if leapt] == [400, 400 + 302]
     assert guard.skipped == 2
 
 
 def test_nothing_leaps_before_the_window_is_full():
     guard = SpikeGuard(window=128)
-    assert not any(guard.leaps(norm) for norm in [*steady(100), 1e9, *steady(27)]) and guard.skipped == 0
-    assert len(guard.norms) == 128 and not guard.leaps(4e8), "the leap that went in made the deviation wide"
+    assert not any(guard.is_spike(norm) for norm in [*steady(100), 1e9, *steady(27)]) and guard.skipped == 0
+    assert len(guard.norms) == 128 and not guard.is_spike(4e8), "the leap that went in made the deviation wide"
 
 
 @seeded
@@ -47,7 +47,7 @@ def test_the_rule_is_the_one_of_the_formula(found, window, sigma):
     for norm in found:
         last = np.array(kept[-window:], dtype=np.longdouble)
         bound = last.mean() + sigma * last.std() if len(kept) >= window else math.inf
-        leapt = guard.leaps(norm)
+        leapt = guard.is_spike(norm)
         if not math.isclose(norm, bound, rel_tol=1e-9):
             assert leapt == (norm > bound)
         left_out += leapt
@@ -60,21 +60,21 @@ def test_the_rule_is_the_one_of_the_formula(found, window, sigma):
 def test_a_guard_comes_back_from_json_as_it_was(before, after, window):
     guard = SpikeGuard(window, 2.0)
     for norm in before:
-        guard.leaps(norm)
+        guard.is_spike(norm)
     other = SpikeGuard(window, 2.0)
-    other.leaps(3.0)
+    other.is_spike(3.0)
     other.restore(json.loads(json.dumps(guard.state())))
     assert other.state() == guard.state() and other.norms.maxlen == window
-    assert [guard.leaps(norm) for norm in after] == [other.leaps(norm) for norm in after]
+    assert [guard.is_spike(norm) for norm in after] == [other.is_spike(norm) for norm in after]
     assert other.state() == guard.state()
 
 
 def test_a_state_is_no_view():
     """What a checkpoint holds does not change with the steps after it."""
     guard = SpikeGuard(2)
-    guard.leaps(1.0)
+    guard.is_spike(1.0)
     state = guard.state()
-    guard.leaps(2.0)
+    guard.is_spike(2.0)
     assert state == {"norms": [1.0], "skipped": 0}
 
 
@@ -82,8 +82,8 @@ def test_a_lasting_rise_is_learnt_from_in_the_end():
     """Weights that stand still have the norms they have: a guard that skips every one never lets them move again."""
     guard = SpikeGuard()
     for norm in steady(400):
-        guard.leaps(norm)
-    assert not all(guard.leaps(4 * norm) for norm in steady(1000, 1))
+        guard.is_spike(norm)
+    assert not all(guard.is_spike(4 * norm) for norm in steady(1000, 1))
 
 
 # ---- the clock ----

@@ -13,14 +13,14 @@ import torch
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from tests.objectives.test_pretraining import model_of, tokenizer
 from tests.recipes import ROOT
-from tests.train.test_objectives import model_of, tokenizer
-from tuner.arguments import parse_arguments
+from tuner.config.arguments import parse_arguments
 from tuner.errors import ArgumentError, CheckpointError, DataError, ModelError, TunerError
 from tuner.evaluation.samples import sample_conversations
-from tuner.train.muon import muon_groups
+from tuner.loading.objective_model import load_pretraining_model
+from tuner.optim.muon import muon_groups
 from tuner.train.pretraining import load_documents, load_objective, make_examples
-from tuner.train.pretraining_model import load_pretraining_model
 from tuner.train.run import Run, _check_folder, _plain
 
 Recipe = runpy.run_path(str(ROOT / "recipes" / "pretrain.py"))["PretrainArguments"]

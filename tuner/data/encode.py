@@ -12,8 +12,8 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from tuner.data.account import EncodingReport, nothing_to_learn, too_long, too_much_lost
-from tuner.data.edition import edition
+from tuner.data.cache_key import cache_key
+from tuner.data.encoding_report import EncodingReport, nothing_to_learn, too_long, too_much_lost
 from tuner.data.schema import Kind
 from tuner.data.sources import SOURCE_ROW
 from tuner.data.tokens import whole_documents
@@ -65,7 +65,7 @@ def encode_dataset(
             "max_length": max_length,
             "truncation_mode": truncation_mode,
             "name": name,
-            "edition": edition(__file__, chat.__file__),
+            "cache_key": cache_key(__file__, chat.__file__),
         },
         desc="Tokenizing",
     )
@@ -86,9 +86,9 @@ def _encode_batch(
     max_length: int,
     truncation_mode: str,
     name: str,
-    edition: str,
+    cache_key: str,
 ) -> dict[str, list[Any]]:
-    """`edition` is for the cache alone."""
+    """`cache_key` is for the cache alone."""
     values, indices = batch["messages"], batch.get(SOURCE_ROW, indices)
     encoded = encode_conversations(tokenizer, values, names=[f"{name}, row {index}" for index in indices])
     longer = [i for i, row in enumerate(encoded) if len(row["input_ids"]) > max_length]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from datasets import Dataset, Features, List, Value
 
-from tuner.data.edition import edition
+from tuner.data.cache_key import cache_key
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
 
@@ -63,7 +63,7 @@ def canonicalize(rows: Dataset, name: str) -> tuple[Kind, Dataset]:
         batched=True,
         remove_columns=rows.column_names,
         features=CANONICAL[kind],  # else turns keep keys that the source had beside role and content
-        fn_kwargs={"kind": kind, "convert": convert, "name": name, "edition": edition(__file__)},
+        fn_kwargs={"kind": kind, "convert": convert, "name": name, "cache_key": cache_key(__file__)},
         desc="Reading rows",
     )
     return kind, mapped
@@ -92,9 +92,9 @@ def _convert_batch(
     kind: Kind,
     convert: Callable[[Row], Any],
     name: str,
-    edition: str,
+    cache_key: str,
 ) -> dict[str, list[Any]]:
-    """`edition` is for the cache alone."""
+    """`cache_key` is for the cache alone."""
     converted = []
     numbers = batch.get(SOURCE_ROW, indices)
     for position, number in enumerate(numbers):

@@ -7,12 +7,12 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from tuner.data.account import EncodingReport, nothing_to_learn, too_long, too_much_lost
-from tuner.data.edition import edition
+from tuner.data.cache_key import cache_key
+from tuner.data.encoding_report import EncodingReport, nothing_to_learn, too_long, too_much_lost
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
-from tuner.text import words
-from tuner.text.words import tokenize
+from tuner.text import word_cache as words
+from tuner.text.word_cache import tokenize
 
 
 def token_blocks(
@@ -107,7 +107,7 @@ def tokens_of(
     after each where there is one."""
     if len(documents) == 0:
         return np.zeros(0, np.int32), np.zeros(0, np.int64)
-    code = edition(__file__, words.__file__)
+    code = cache_key(__file__, words.__file__)
     found = (
         documents.select_columns(["text"])
         .with_format("arrow")
@@ -117,7 +117,7 @@ def tokens_of(
             num_proc=num_proc,
             remove_columns=["text"],
             features=Features({"input_ids": List(Value("int32"))}),
-            fn_kwargs={"tokenizer": tokenizer, "start": start, "end": end, "edition": code},
+            fn_kwargs={"tokenizer": tokenizer, "start": start, "end": end, "cache_key": code},
             desc="Tokenizing",
         )
     )
@@ -128,9 +128,9 @@ def tokens_of(
 
 
 def _tokenize(
-    batch: pa.Table, tokenizer: PreTrainedTokenizerBase, start: int | None, end: int | None, edition: str
+    batch: pa.Table, tokenizer: PreTrainedTokenizerBase, start: int | None, end: int | None, cache_key: str
 ) -> pa.Table:
-    """`edition` is for the cache alone."""
+    """`cache_key` is for the cache alone."""
     ids, lengths = tokenize(tokenizer, batch["text"].to_pylist())
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     marks = [(bounds[:-1], start)] * (start is not None) + [(bounds[1:], end)] * (end is not None)

@@ -23,21 +23,21 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
-from tuner.data.corpus import parts
-from tuner.data.corrupt import IGNORED
+from tuner.corpus.corrupt import IGNORED
+from tuner.corpus.segments import parts
+from tuner.corpus.stream import TokenStream
 from tuner.data.draws import Draws
-from tuner.data.stream import TokenStream
 from tuner.errors import ArgumentError
-from tuner.evaluation.ngrams import KneserNey, MaskedBigram, most_frequent_token, perplexity_per_byte
+from tuner.evaluation.baselines.ngrams import KneserNey, MaskedBigram, most_frequent_token, perplexity_per_byte
+from tuner.evaluation.baselines.retrieval import embedding_retrieval_at_1, tfidf_retrieval_at_1
+from tuner.evaluation.baselines.spans import copy_spans, count_matches, spans_of, wanted_spans
 from tuner.evaluation.report import plot_losses
-from tuner.evaluation.retrieval import embedding_retrieval_at_1, tfidf_retrieval_at_1
-from tuner.evaluation.spans import copy_spans, count_matches, spans_of, wanted_spans
-from tuner.train.objectives import Denoise
+from tuner.loading.objective_model import load_pretraining_model
+from tuner.objectives.embed import embed
+from tuner.objectives.pretraining import Denoise
 from tuner.train.pretrainer import PretrainTrainer
 from tuner.train.pretraining import Documents, Examples
-from tuner.train.pretraining_model import load_pretraining_model
 from tuner.train.run import Run, say
-from tuner.train.views import embed
 
 Comparison = dict[str, dict[str, float]]  # metric to {who: how much}
 

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tuner.evaluation.baselines import unigram_loss
+from tuner.evaluation.baselines.unigram import unigram_loss
 from tuner.evaluation.samples import sample_conversations
 from tuner.train.prepare import Rows, Sequences
 from tuner.train.run import Run

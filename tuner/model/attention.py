@@ -17,10 +17,10 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .components import TunerConfig
-from .lean import rotate
 from .linear import LINEAR_ATTENTION
 from .norm import build_norm
 from .products import TunerLinear
+from .recompute import rotate
 
 
 def eager_attention_forward(

@@ -8,8 +8,8 @@ from transformers.activations import ACT2FN
 
 from .components import TunerConfig
 from .experts import TunerMixtureOfExperts
-from .lean import silu_product
 from .products import TunerLinear
+from .recompute import silu_product
 
 
 class TunerGatedMLP(nn.Module):

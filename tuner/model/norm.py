@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .components import TunerConfig
-from .lean import rms_norm
+from .recompute import rms_norm
 
 
 class TunerRMSNorm(nn.Module):

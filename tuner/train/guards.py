@@ -29,7 +29,7 @@ class SpikeGuard:
         self.window, self.sigma = window, sigma
         self.skipped = 0
 
-    def leaps(self, norm: float) -> bool:
+    def is_spike(self, norm: float) -> bool:
         """Whether this step is to be left out."""
         leapt = len(self.norms) == self.window and norm > fmean(self.norms) + self.sigma * pstdev(self.norms)
         self.skipped += leapt

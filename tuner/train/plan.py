@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tuner.estimate.sizes import linear_sizes, parameters_by_component, training_bytes
 from tuner.hardware import measure_peak, memory_bytes
 from tuner.model.products import product
 from tuner.train.prepare import Sequences
 from tuner.train.run import Run, joins_rows, product_dtype
-from tuner.train.size import linear_sizes, parameters_by_component, training_bytes
 
 # Share of the measured peak that training steps were seen to reach on CPUs (0.2 to 0.5).
 ASSUMED_PEAK_SHARE = 0.3

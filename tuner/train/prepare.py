@@ -17,20 +17,20 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from tuner.arguments import RecipeArguments
-from tuner.blocked import BLOCKED, can_be_blocked
-from tuner.data.account import EncodingReport
+from tuner.config.arguments import RecipeArguments
 from tuner.data.encode import encode_dataset
+from tuner.data.encoding_report import EncodingReport
 from tuner.data.pack import pack_dataset
 from tuner.data.schema import Kind, canonicalize
 from tuner.data.sources import load_splits
 from tuner.errors import ModelError
 from tuner.hardware import device_type
-from tuner.load import new_decoder, pretrained_decoder, require_positions, resolve
+from tuner.loading.checkpoints import new_decoder, pretrained_decoder, require_positions, resolve
 from tuner.model import PRESETS
-from tuner.text.tokenizer import load_pretrained_tokenizer, use_chat_template
-from tuner.text.vocabulary import train_bpe_tokenizer
-from tuner.train.optimizers import halve_parameters
+from tuner.ops.block_attention import BLOCK_ATTENTION, can_use_block_attention
+from tuner.optim.split_adamw import halve_parameters
+from tuner.text.load_tokenizer import load_pretrained_tokenizer, use_chat_template
+from tuner.text.train_tokenizer import train_bpe_tokenizer
 from tuner.train.run import Run
 
 
@@ -142,7 +142,7 @@ def load_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
     """The pretrained model named, or a new one of the preset's shape, drawn from the seed alone.
 
     Raises:
-        ModelError: see `tuner.load`.
+        ModelError: see `tuner.loading.checkpoints`.
     """
     if args.model_name_or_path:
         require_new(args)
@@ -162,7 +162,7 @@ def load_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
     kind = getattr(model.config, "attention_type", "softmax")  # a field of ours
     if kind != "softmax" and (args.packing or args.padding_free):
         raise ModelError(f"{kind} attention cannot tell sequences in one row apart: pass --packing false.")
-    return fit_model(args, model)
+    return prepare_model(args, model)
 
 
 def require_new(args: RecipeArguments) -> None:
@@ -175,7 +175,7 @@ def require_new(args: RecipeArguments) -> None:
         raise ModelError("--config_overrides is for a new model: a checkpoint's configuration is its own.")
 
 
-def fit_model(args: RecipeArguments, model: PreTrainedModel) -> PreTrainedModel:
+def prepare_model(args: RecipeArguments, model: PreTrainedModel) -> PreTrainedModel:
     """A model with the attention that is fast here, and its weights in `--dtype`.
 
     Raises:
@@ -183,8 +183,8 @@ def fit_model(args: RecipeArguments, model: PreTrainedModel) -> PreTrainedModel:
     """
     require_positions(model, args.max_length)
     on_cpu = args.use_cpu or device_type() == "cpu"
-    if on_cpu and not args.attn_implementation and can_be_blocked(model):
-        model.set_attn_implementation(BLOCKED)
+    if on_cpu and not args.attn_implementation and can_use_block_attention(model):
+        model.set_attn_implementation(BLOCK_ATTENTION)
     if args.dtype == "bfloat16":
         halve_parameters(model)
         model.config.dtype = torch.bfloat16

@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import SchedulerType
 
+from tuner.corpus.stream import TokenStream
 from tuner.data.draws import Draws
-from tuner.data.stream import TokenStream
+from tuner.objectives.base import Objective, use_objective
+from tuner.objectives.electra import GeneratorAndDiscriminator
 from tuner.train.guards import SpikeGuard, TimeLimit
-from tuner.train.objective import Objective, use_objective
-from tuner.train.replaced import GeneratorAndDiscriminator
 from tuner.train.run import Run, joins_rows, say
 from tuner.train.trainer import ExactTrainerMixin
 
@@ -78,7 +78,7 @@ class PretrainTrainer(ExactTrainerMixin, Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        if self.guard is not None and norm is not None and self.guard.leaps(float(norm)):
+        if self.guard is not None and norm is not None and self.guard.is_spike(float(norm)):
             # Without gradients the optimizer does nothing: no moment moves, no weight decays.
             model.zero_grad(set_to_none=True)
             say(f"Step {self.state.global_step + 1} is left out: its gradient norm {float(norm):.3g} leapt.")

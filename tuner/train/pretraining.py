@@ -12,20 +12,20 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from tuner.data import clean
-from tuner.data.clean import CleaningOptions, CleaningReport, clean_corpus, clean_text, fault
-from tuner.data.corpus import to_documents
-from tuner.data.corrupt import sentinels
-from tuner.data.duplicates import word_hashes
-from tuner.data.edition import edition
-from tuner.data.reading import open_stream, set_aside
+from tuner.corpus import clean
+from tuner.corpus.clean import CleaningOptions, CleaningReport, clean_corpus, clean_text, fault
+from tuner.corpus.corrupt import sentinels
+from tuner.corpus.duplicates import word_hashes
+from tuner.corpus.reading import open_stream, set_aside
+from tuner.corpus.segments import to_documents
+from tuner.data.cache_key import cache_key
 from tuner.data.sources import has_text
 from tuner.errors import ArgumentError, ModelError
 from tuner.model import PRESETS
-from tuner.text.tokenizer import load_pretrained_tokenizer
-from tuner.text.vocabulary import train_tokenizer
-from tuner.train.objective import Objective
-from tuner.train.objectives import OBJECTIVES
+from tuner.objectives.base import Objective
+from tuner.objectives.pretraining import OBJECTIVES
+from tuner.text.load_tokenizer import load_pretrained_tokenizer
+from tuner.text.train_tokenizer import train_tokenizer
 from tuner.train.prepare import load_rows, load_tokenizer, was_trained
 from tuner.train.run import Run, say
 
@@ -116,13 +116,13 @@ def _clean_one(text: str, options: CleaningOptions) -> str | None:
 
 def _clean_texts(documents: Dataset, options: CleaningOptions) -> Dataset:
     """Documents that are cleaned and all stay, but those that nothing is left of."""
-    how = {"options": options, "edition": edition(clean.__file__)}
+    how = {"options": options, "cache_key": cache_key(clean.__file__)}
     cleaned = documents.map(_clean_batch, batched=True, fn_kwargs=how, desc="Cleaning")
     return cleaned.filter(has_text, input_columns=["text"], desc="Leaving out blank documents")
 
 
-def _clean_batch(batch: dict[str, list[Any]], options: CleaningOptions, edition: str) -> dict[str, list[Any]]:
-    """`edition` is for the cache alone."""
+def _clean_batch(batch: dict[str, list[Any]], options: CleaningOptions, cache_key: str) -> dict[str, list[Any]]:
+    """`cache_key` is for the cache alone."""
     return {"text": [clean_text(text, options) for text in batch["text"]]}
 
 

@@ -12,17 +12,17 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tuner.data.corrupt import IGNORED
+from tuner.corpus.corrupt import IGNORED
+from tuner.corpus.stream import TokenStream
 from tuner.data.draws import Draws
-from tuner.data.stream import TokenStream
+from tuner.estimate.sizes import linear_sizes
 from tuner.hardware import measure_peak
 from tuner.model.products import product
-from tuner.text.vocabulary import measure
-from tuner.train.objective import Objective
+from tuner.objectives.base import Objective
+from tuner.text.train_tokenizer import measure
 from tuner.train.plan import ASSUMED_PEAK_SHARE, SHOWN_TOKENS, arguments_table, new_table, parameters_table
 from tuner.train.pretraining import Documents, Examples
 from tuner.train.run import Run, product_dtype
-from tuner.train.size import linear_sizes
 
 # Validation documents that the tokenizer is measured on.
 MEASURED = 500

@@ -22,10 +22,10 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
-from tuner.arguments import DataArguments, ModelArguments, RecipeArguments
-from tuner.blocked import BLOCKED
+from tuner.config.arguments import DataArguments, ModelArguments, RecipeArguments
 from tuner.errors import ArgumentError, CheckpointError, nearest
 from tuner.hardware import device_type, has_fast_bf16, use_all_cores
+from tuner.ops.block_attention import BLOCK_ATTENTION
 from tuner.train.checkpoint import defect, discard_staging, last_checkpoint, list_checkpoints
 
 # Arguments that may differ when a run is continued: none of them changes a weight.
@@ -39,7 +39,7 @@ FREE_TO_CHANGE = {
 FIXED = {"objective", "train_tokenizer", "clean", "streaming", "shuffle_buffer"}
 
 # Attention that skips what another sequence of the row holds, instead of masking it.
-JOINING = (BLOCKED, "flash_attention_2", "flash_attention_3")
+JOINING = (BLOCK_ATTENTION, "flash_attention_2", "flash_attention_3")
 
 
 @dataclass

@@ -32,14 +32,14 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from tuner.data.collate import CausalCollator
 from tuner.errors import ArgumentError, Interrupted, NonFiniteError
+from tuner.estimate.sizes import linear_sizes
 from tuner.hardware import keep_freed_memory, release_unused_memory
+from tuner.ops.chunked_loss import use_chunked_loss
+from tuner.optim.split_adamw import own_optimizer
 from tuner.train.callbacks import BoundMemory, Guarded, StepSeed, StopOnSignal, Throughput
 from tuner.train.checkpoint import commit, discard_staging, last_checkpoint, reporting_failures, staging_folder
-from tuner.train.losses import use_chunked_loss
-from tuner.train.optimizers import own_optimizer
 from tuner.train.order import EpochOrder
 from tuner.train.run import Run, joins_rows, product_dtype, say
-from tuner.train.size import linear_sizes
 
 PROGRESS = "progress.json"
 

@@ -1,0 +1,119 @@
+"""Arguments: every field is a flag and a line of YAML, has a help text, and reaches transformers."""
+
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.config.test_flags import from_yaml, parse
+from tests.recipes import ROOT, environment
+from tuner.config.arguments import RecipeArguments, parse_arguments
+from tuner.errors import ArgumentError
+
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*/*.yaml"))
+
+
+def arguments_of(recipe: Path) -> type[RecipeArguments]:
+    """The dataclass of a recipe."""
+    name = f"recipe_{recipe.stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, recipe)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    found = [v for v in vars(sys.modules[name]).values() if isinstance(v, type) and v.__module__ == name]
+    (kind,) = [v for v in found if issubclass(v, RecipeArguments)]
+    return kind
+
+
+def other_value(field: dataclasses.Field) -> object:
+    """A value that the field may have and that is not its default."""
+    hint = typing.get_type_hints(RecipeArguments)[field.name]
+    if type(None) in typing.get_args(hint):
+        hint = next(h for h in typing.get_args(hint) if h is not type(None))
+    if typing.get_origin(hint) is typing.Literal:
+        return next(choice for choice in typing.get_args(hint) if choice != field.default)
+    if typing.get_origin(hint) is list:
+        return ["one", "two"]
+    return {bool: field.default is not True, int: 17, float: 0.75, str: "some words"}[hint]
+
+
+FIELDS = dataclasses.fields(RecipeArguments)
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_a_line_of_yaml_is_a_flag(tmp_path, field):
+    value = other_value(field)
+    words = value if isinstance(value, list) else [str(value)]
+    flags = parse(f"--{field.name}", *words)
+    assert getattr(flags, field.name) == value
+    assert from_yaml(tmp_path, yaml.safe_dump({field.name: value})) == flags
+    assert flags != parse(), "nothing else tells them apart"
+    assert {k for k, v in flags.values().items() if v != parse().values()[k]} == {field.name}
+
+
+def test_what_a_run_writes_down_is_the_same_run(tmp_path):
+    values = {field.name: other_value(field) for field in FIELDS} | {
+        "learning_rate": 2e-05,
+        "resume_from_checkpoint": "false",
+    }
+    arguments = from_yaml(tmp_path, yaml.safe_dump(values), "--adam_beta2", "0.95", "--hub_model_id", "007")
+    again = from_yaml(tmp_path, yaml.safe_dump(arguments.values(), sort_keys=True))
+    assert again.values() == arguments.values() == values | {"adam_beta2": 0.95, "hub_model_id": "007"}
+
+
+def test_fields_of_transformers_are_passed_on():
+    arguments = parse("--adam_beta2", "0.95", "--learning_rate", "0.5", "--lr_scheduler_kwargs", '{"num_cycles": 2}')
+    assert arguments.extra.keys() == {"adam_beta2", "lr_scheduler_kwargs"}
+    assert arguments.values()["adam_beta2"] == 0.95
+    training = arguments.to_training_arguments(use_cpu=True)
+    assert (training.adam_beta2, training.learning_rate) == (0.95, 0.5)
+    assert training.lr_scheduler_kwargs == {"num_cycles": 2}
+    plain = parse().to_training_arguments(use_cpu=True)
+    assert (plain.adam_beta1, plain.learning_rate, plain.seed) == (0.9, 2e-5, 42)
+
+
+@pytest.mark.parametrize("argv", [("--optim", "nope"), ("--lr_scheduler_type", "nope"), ("--warmup_steps", "-1")])
+def test_what_transformers_refuses_is_an_argument_error(argv):
+    with pytest.raises(ArgumentError, match=argv[1]):
+        parse(*argv).to_training_arguments(use_cpu=True)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_help_lists_every_field(recipe):
+    kind = arguments_of(recipe)
+    command = [sys.executable, str(recipe), "--help"]
+    # Wide, so that nothing is broken over lines.
+    done = subprocess.run(command, env=environment(COLUMNS="10000"), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = " ".join(done.stdout.split())
+    for field in dataclasses.fields(kind):
+        text = field.metadata["help"]
+        assert len(text.split()) > 1 or field.name == "optim", f"{field.name} has no help text"
+        assert text.endswith(".") or "..." in text
+        assert f"--{field.name} " in shown
+        assert text in shown
+    assert sys.modules[kind.__module__].__doc__.split("\n")[0] in shown
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_config_is_read_by_its_recipe(config):
+    relative = os.path.relpath(config, ROOT)
+    first = config.read_text(encoding="utf-8").split("\n")[0]
+    assert first.startswith("# accelerate launch ")
+    assert f" recipes/{config.parent.name}.py --config {relative}" in first
+    arguments = parse_arguments(arguments_of(ROOT / "recipes" / f"{config.parent.name}.py"), ["--config", str(config)])
+    assert arguments.output_dir.startswith("runs/")
+    arguments.to_training_arguments(use_cpu=True, bf16=False)
+
+
+def test_defaults_are_not_shared():
+    one, other = parse(), parse()
+    one.report_to.append("tensorboard")
+    assert other.report_to == parse().report_to == ["none"]

@@ -1,0 +1,100 @@
+"""bfloat16 weights with their next bits in the optimizer learn like float32 weights."""
+
+import copy
+
+import pytest
+import torch
+
+from tests.recipes import equal
+from tuner.optim.rounding import join
+from tuner.optim.split_adamw import SplitAdamW, halve_parameters
+
+
+def train(optimizer, parameter, steps, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        gradient = (
+            torch.randn(parameter.shape, generator=generator) * 0.1 + parameter.detach().float() * 0.3
+        ).bfloat16()
+        parameter.grad = gradient.to(parameter.dtype)
+        optimizer.step()
+
+
+def test_it_follows_adamw_in_float32():
+    torch.manual_seed(0)
+    start = torch.randn(2000).bfloat16()
+    plain, halved, naive = (
+        torch.nn.Parameter(start.to(t).clone()) for t in (torch.float32, torch.bfloat16, torch.bfloat16)
+    )
+    settings = {"lr": 1e-4, "weight_decay": 0.1}
+    one, other = torch.optim.AdamW([plain], **settings), SplitAdamW([halved], **settings)
+    train(one, plain, 300)
+    train(other, halved, 300)
+    master = join(halved.data, other.state[halved]["low"])
+    moved, lost = (plain - start.float()).abs().mean(), (master - plain).abs().mean()
+    assert lost < 0.02 * moved
+    train(torch.optim.AdamW([naive], **settings), naive, 300)
+    assert (naive - plain).abs().mean() > 10 * lost, "bfloat16 alone cannot show most of these steps"
+
+
+def test_its_state_survives_saving_bit_for_bit(tmp_path):
+    torch.manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(500).bfloat16())
+    optimizer = SplitAdamW([parameter], lr=1e-3)
+    train(optimizer, parameter, 5)
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    again = torch.nn.Parameter(parameter.detach().clone())
+    restored = SplitAdamW([again], lr=1e-3)
+    restored.load_state_dict(torch.load(tmp_path / "optimizer.pt"))
+    assert equal(optimizer.state_dict(), restored.state_dict())
+    for one, which in ((optimizer, parameter), (restored, again)):
+        torch.manual_seed(7)
+        train(one, which, 3, seed=1)
+    assert torch.equal(parameter, again) and equal(optimizer.state_dict(), restored.state_dict())
+
+
+def test_loading_a_state_copies_nothing():
+    """accelerate loads an optimizer's own state back into it; a copy would be a second state in memory."""
+    parameter = torch.nn.Parameter(torch.randn(128).bfloat16())
+    optimizer = SplitAdamW([parameter])
+    before = {name: t.data_ptr() for name, t in optimizer.state[parameter].items() if isinstance(t, torch.Tensor)}
+    optimizer.load_state_dict(optimizer.state_dict())
+    after = {name: t.data_ptr() for name, t in optimizer.state[parameter].items() if isinstance(t, torch.Tensor)}
+    assert before == after and len(before) == 4
+
+
+def test_it_takes_eight_bytes_a_parameter():
+    parameter = torch.nn.Parameter(torch.randn(64, 64).bfloat16())
+    state = SplitAdamW([parameter]).state[parameter]
+    held = sum(t.numel() * t.element_size() for t in state.values() if isinstance(t, torch.Tensor))
+    assert (held + 2 * parameter.numel() * parameter.element_size()) / parameter.numel() == 8 + 4 / 64
+
+
+def test_large_and_small_parameters_and_groups():
+    torch.manual_seed(0)
+    large, small = (torch.nn.Parameter(torch.randn(shape).bfloat16()) for shape in ((1100, 1000), (3,)))
+    frozen = torch.nn.Parameter(torch.ones(2).bfloat16())
+    optimizer = SplitAdamW([{"params": [large], "weight_decay": 0.5}, {"params": [small, frozen], "weight_decay": 0.0}])
+    before = copy.deepcopy((large.data, small.data))
+    large.grad, small.grad = torch.randn_like(large), torch.randn_like(small)
+    optimizer.step()
+    for parameter, old in zip((large, small), before, strict=True):
+        assert (join(parameter.data, optimizer.state[parameter]["low"]) != old.float()).float().mean() > 0.99
+    assert torch.equal(frozen.data, torch.ones(2).bfloat16()), "no gradient, no step"
+
+
+def test_a_first_small_step_shows_as_it_would_in_float32():
+    """Weights begin with the bits that bfloat16 leaves out: a tiny step moves the right share of them."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(300, 300, bias=False)
+    start = layer.weight.detach().clone()
+    halve_parameters(layer)
+    layer.weight.grad = -torch.ones_like(layer.weight)
+    SplitAdamW(layer.parameters(), lr=1e-5, weight_decay=0.0).step()
+    seen = (layer.weight.detach().double() - start.bfloat16().double()).mean()
+    assert float(seen) == pytest.approx(1e-5, rel=0.05)
+
+
+def test_other_dtypes_are_refused():
+    with pytest.raises(ValueError, match=r"torch\.float32"):
+        SplitAdamW([torch.nn.Parameter(torch.ones(2))])

@@ -1,0 +1,1 @@
+"""Arguments: which flags there are, and how they are read. Light: nothing here imports torch."""

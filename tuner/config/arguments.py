@@ -1,0 +1,174 @@
+"""Arguments: a dataclass a recipe. `tuner/flags.py` reads it from a YAML file and the command line.
+
+The fields below are the ones a run is usually set up with, under the names of transformers and TRL. Every other field
+of transformers' `TrainingArguments` is accepted as well and kept in `extra`.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from tuner.config.flags import read_flags
+from tuner.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+T = TypeVar("T", bound="RecipeArguments")
+
+
+def flag(default: Any, help: str, least: float = -math.inf, most: float = math.inf) -> Any:
+    """A field with a default and a help text; of a number, the least and the most that it may be."""
+    metadata = {"help": help, "bounds": (least, most)}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and which tokenizer."""
+
+    model_name_or_path: str | None = flag(
+        None, "Model to continue from: a folder, a Hub id or builtin:<name>. Without it, a new one."
+    )
+    preset: Literal["tiny", "small", "base"] = flag(
+        "tiny", "Size of a new model: tiny (5 M parameters), small (30 M) or base (125 M)."
+    )
+    config_overrides: str | None = flag(
+        None, "Fields of a new model's configuration beside the preset's: hidden_act=relu2,mlp_type=plain,..."
+    )
+    dropout: float = flag(0.0, "Dropout of a new model, on the residual branches and the attention weights.")
+    dtype: Literal["float32", "bfloat16"] = flag(
+        "float32", "Weights in memory; bfloat16 takes half of it, the optimizer keeps the next bits."
+    )
+    own_model: bool = flag(False, "Train a checkpoint of Llama, Qwen3, GPT-2, ... as our own model, not transformers'.")
+    model_revision: str = flag("main", "Branch, tag or commit on the Hub.")
+    trust_remote_code: bool = flag(False, "Allow code that comes with a model on the Hub.")
+    attn_implementation: str | None = flag(
+        None,
+        "Attention kernel: eager, sdpa, flash_attention_2, flex_attention, or block_attention, the default on CPUs.",
+    )
+    tokenizer_name_or_path: str | None = flag(
+        None, "Tokenizer to load. Without it: the model's, or a new one trained on the data."
+    )
+    vocab_size: int | None = flag(None, "Size of a tokenizer that is trained here. Without it, the preset's.")
+    chat_template_path: str | None = flag(None, "Chat template: 'chatml', a Jinja file, or a folder with a tokenizer.")
+
+
+@dataclass
+class DataArguments:
+    """Which rows, and how they become sequences."""
+
+    dataset_name: str = flag(
+        "builtin:chitchat", "A Hub id, a local file or folder (jsonl, json, csv, parquet, txt), or builtin:<name>."
+    )
+    dataset_config: str | None = flag(None, "Configuration of a Hub dataset.")
+    dataset_train_split: str = flag("train", "Split to train on.")
+    dataset_test_split: str = flag("test", "Split to validate on; where there is none, rows are set aside.")
+    test_split_size: float = flag(0.05, "Rows set aside for validation: a share below 1, or a number of rows.", least=0)
+    dataset_num_proc: int | None = flag(None, "Processes that tokenize.", least=1)
+    max_length: int = flag(1024, "Longest sequence, in tokens; with packing, the size of a block.", least=2)
+    packing: bool = flag(True, "Pack whole conversations into blocks, none seeing another; otherwise pad.")
+    padding_free: bool | None = flag(
+        None, "Join a batch's sequences instead of padding them. Without it: on where attention is blocked or flash."
+    )
+    truncation_mode: Literal["split", "keep_start", "error"] = flag(
+        "split", "Rows longer than max_length: split between turns, cut after max_length tokens, or refused."
+    )
+    max_labels_lost: float = flag(
+        0.05, "Largest share of supervised tokens that cutting may lose before the run is refused.", least=0, most=1
+    )
+
+
+@dataclass
+class RunArguments:
+    """How to train. Names and meanings are those of transformers' `TrainingArguments`; defaults are ours."""
+
+    output_dir: str = flag("runs/run", "Folder for checkpoints, the model and the report.")
+    overwrite_output_dir: bool = flag(False, "Discard the run that output_dir holds.")
+    resume_from_checkpoint: str = flag(
+        "false",
+        "true: continue from the last whole checkpoint in output_dir, or start when there is none; or a checkpoint.",
+    )
+    dry_run: bool = flag(False, "Show what the run would do, and stop before training.")
+    num_train_epochs: float = flag(1.0, "Passes over the training data.", least=0)
+    max_steps: int = flag(-1, "Optimizer steps; overrides num_train_epochs when positive.")
+    per_device_train_batch_size: int = flag(8, "Sequences a device computes at once in training.", least=1)
+    per_device_eval_batch_size: int = flag(8, "Sequences a device computes at once in evaluation.", least=1)
+    gradient_accumulation_steps: int = flag(1, "Batches that make one optimizer step.", least=1)
+    learning_rate: float = flag(2e-5, "Peak learning rate.")
+    lr_scheduler_type: str = flag("cosine", "Schedule of the learning rate: linear, cosine, constant_with_warmup, ...")
+    warmup_steps: float = flag(0.03, "Steps of linear warm-up; below 1, a share of all steps.")
+    weight_decay: float = flag(0.0, "AdamW's weight decay, not applied to norms and biases.", least=0)
+    max_grad_norm: float = flag(1.0, "Gradients are clipped to this global norm; 0 for none.", least=0)
+    optim: str = flag(
+        "adamw_torch_fused", "Optimizer: any of transformers, or muon for the blocks' matrices and AdamW for the rest."
+    )
+    bf16: bool | None = flag(None, "Mixed precision in bfloat16. Without it: on wherever the hardware is fast in it.")
+    activation_checkpointing: bool = flag(
+        False, "Recompute activations in the backward pass: less memory, a quarter slower."
+    )
+    torch_compile: bool = flag(False, "Compile the model: a minute at the start, faster steps after it.")
+    train_sampling_strategy: Literal["random", "group_by_length", "sequential"] = flag(
+        "random", "Order of the training sequences; group_by_length wastes less on padding."
+    )
+    logging_steps: float = flag(10, "Steps between two lines of the log.", least=0)
+    eval_strategy: Literal["no", "steps", "epoch"] = flag("epoch", "When to evaluate on the validation rows.")
+    eval_steps: float | None = flag(None, "Steps between two evaluations.", least=0)
+    eval_on_start: bool = flag(True, "Evaluate before the first step too, to have something to compare with.")
+    save_strategy: Literal["no", "steps", "epoch"] = flag("steps", "When to save a checkpoint.")
+    save_steps: float = flag(200, "Steps between two checkpoints.", least=0)
+    save_total_limit: int | None = flag(2, "Checkpoints to keep.")
+    seed: int = flag(42, "Seed of initialisation, data order and dropout.", least=0, most=2**32 - 1)
+    use_cpu: bool = flag(False, "Do not use an accelerator.")
+    report_to: list[str] = flag(["none"], "Trackers: tensorboard, trackio, or any that transformers knows; none.")
+    push_to_hub: bool = flag(False, "Push the model to the Hub.")
+    hub_model_id: str | None = flag(None, "Repository to push to; without it, the name of output_dir.")
+
+
+@dataclass
+class RecipeArguments(RunArguments, DataArguments, ModelArguments):
+    """What every recipe understands. A recipe subclasses it and adds or redefines what is its own."""
+
+    def __post_init__(self) -> None:
+        self.extra: dict[str, Any] = {}
+
+    def values(self) -> dict[str, Any]:
+        """Every resolved argument by name, those passed on to transformers included."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | self.extra
+
+    def to_training_arguments(self, **overrides: Any) -> TrainingArguments:
+        """transformers' own arguments object.
+
+        Raises:
+            ArgumentError: a combination that transformers refuses.
+        """
+        from transformers import TrainingArguments
+
+        known = {f.name for f in fields(TrainingArguments) if f.init}
+        chosen = {name: value for name, value in self.values().items() if name in known} | overrides
+        if self.optim == "muon":  # a name of ours, for `tuner.optim.split_adamw`
+            if self.extra.get("optim_args"):
+                raise ArgumentError("--optim muon takes no --optim_args.")
+            chosen |= {"optim": "adamw_torch_fused", "optim_args": "muon=true"}
+        try:
+            return TrainingArguments(**chosen)
+        except (ValueError, ImportError, TypeError) as error:
+            raise ArgumentError(" ".join(str(error).split())) from error
+
+
+def parse_arguments(kind: type[T], argv: Sequence[str] | None = None) -> T:
+    """Read `kind` from the command line (and the YAML file that `--config` names).
+
+    Raises:
+        ArgumentError: an unknown name, a value of the wrong type or out of bounds, or an unreadable file.
+    """
+    values, extra = read_flags(kind, list(sys.argv[1:] if argv is None else argv))
+    arguments = kind(**values)
+    arguments.extra = extra
+    return arguments

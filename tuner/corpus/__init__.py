@@ -1,0 +1,1 @@
+"""Raw text: cleaning, segments, streams, and what is hidden of it."""

@@ -1,0 +1,115 @@
+"""Documents of a source one at a time, in the order they lie there or shuffled in a buffer; none is held for long.
+
+What is wrong with a row is said with its file and number when it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, IterableDataset
+
+from tuner.corpus.segments import turns_to_lines
+from tuner.data.schema import shape_of
+from tuner.data.sources import (
+    BUILDERS,
+    SOURCE_ROW,
+    has_text,
+    load_hub,
+    load_splits,
+    local_files,
+    one_line,
+    require_split,
+)
+from tuner.errors import DataError, TunerError
+
+
+def open_stream(
+    name: str, config: str | None, splits: tuple[str, str], seed: int, buffer_size: int
+) -> tuple[IterableDataset, IterableDataset | None]:
+    """The documents of a source as rows of `text`.
+
+    Args:
+        splits: the names of the training and of the validation split.
+        seed, buffer_size: training documents are shuffled in a buffer of so many; validation documents are not.
+
+    Returns:
+        Those of the training split and, where the source has one, of the validation split.
+
+    Raises:
+        DataError: nothing there, or no such split. Whatever is wrong with a row is raised when it is read.
+    """
+    found = _splits(name, config, splits)
+    train = found[require_split(found, splits[0], name)]
+    held_out = found.get(splits[1]) if splits[1] != splits[0] else None
+    return train.shuffle(seed=seed, buffer_size=buffer_size) if buffer_size > 1 else train, held_out
+
+
+def _splits(name: str, config: str | None, splits: tuple[str, str]) -> dict[str, IterableDataset]:
+    if name.startswith("builtin:"):
+        rows = load_splits(name)[0].remove_columns(SOURCE_ROW).to_iterable_dataset()
+        return {splits[0]: _documents(rows, name)}
+    files = local_files(name, splits)
+    if files is None:
+        return {split: _documents(rows, name) for split, rows in load_hub(name, config, streaming=True).items()}
+    return {
+        split: IterableDataset.from_generator(_read, gen_kwargs={"files": [str(file) for file in found]})
+        for split, found in files.items()
+    }
+
+
+def _documents(rows: IterableDataset, name: str) -> IterableDataset:
+    return rows.map(_to_text, with_indices=True, fn_kwargs={"name": name}, remove_columns=rows.column_names)
+
+
+def _to_text(row: dict[str, Any], number: int, name: str) -> dict[str, str]:
+    return {"text": _text(row, f"{name}, row {number}")}
+
+
+def _read(files: list[str]) -> Iterator[dict[str, str]]:
+    """The documents of files, without blank ones."""
+    for file in files:
+        builder = BUILDERS[Path(file).suffix.lower()]
+        how = {"encoding": "utf-8-sig"} if builder == "text" else {}
+        number = 0
+        if not Path(file).stat().st_size:
+            raise DataError(f"{file} is empty.")
+        try:
+            rows = datasets.load_dataset(builder, data_files=[file], split="train", streaming=True, **how)
+            for row in rows:
+                text = _text(row, f"{file}, row {number}")
+                number += 1
+                if has_text(text):
+                    yield {"text": text}
+        except TunerError:
+            raise
+        except Exception as error:  # every reader has exception types of its own
+            where = f"{file}, after row {number - 1}" if number else file
+            raise DataError(f"{where}: cannot be read on: {one_line(error)}.") from error
+        if number == 0:
+            raise DataError(f"{file} is empty.")
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    """A row as text."""
+    kind, convert = shape_of(row, name)
+    try:
+        found = convert(row)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+    return found if kind == "text" else turns_to_lines(found)
+
+
+def set_aside(documents: IterableDataset, count: int, name: str) -> tuple[IterableDataset, Dataset]:
+    """The documents without the first `count`, and those, in memory, to validate on.
+
+    Raises:
+        DataError: there are no more.
+    """
+    first = list(documents.take(count + 1))
+    if len(first) <= count:
+        raise DataError(f"{name} has {len(first)} documents: --test_split_size {count} would set all of them aside.")
+    return documents.skip(count), Dataset.from_list(first[:count])

@@ -1,0 +1,127 @@
+"""Raw text in its parts: documents, their lines and sentences, pairs of neighbouring segments.
+
+A document is a text; its parts are its lines, long lines in sentences. A conversation is a document with a line a turn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from tuner.data.cache_key import cache_key
+from tuner.data.schema import CANONICAL, Kind
+from tuner.data.sources import SOURCE_ROW
+from tuner.errors import DataError
+
+# A line longer than so many characters is taken in sentences.
+LONG_LINE = 200
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+
+
+def to_documents(rows: Dataset, kind: Kind) -> Dataset:
+    """Canonical rows as documents: `text` and `source_row`. Each turn of a conversation becomes a line."""
+    if kind == "text":
+        return rows
+    return rows.map(
+        _lines_of_batch,
+        batched=True,
+        remove_columns=["messages"],
+        features=CANONICAL["text"],
+        fn_kwargs={"cache_key": cache_key(__file__)},
+        desc="Turns to lines",
+    )
+
+
+def _lines_of_batch(batch: dict[str, list[Any]], cache_key: str) -> dict[str, list[Any]]:
+    """`cache_key` is for the cache alone."""
+    return {"text": [turns_to_lines(turns) for turns in batch["messages"]], SOURCE_ROW: batch[SOURCE_ROW]}
+
+
+def turns_to_lines(turns: list[dict[str, str]]) -> str:
+    """A conversation as text: a line a turn."""
+    return "\n".join(" ".join(turn["content"].split()) for turn in turns)
+
+
+def parts(text: str) -> list[str]:
+    """The lines of a document that say something, long ones in sentences."""
+    lines = (line.strip() for line in text.splitlines())
+    return [
+        sentence
+        for line in lines
+        if line
+        for sentence in ([line] if len(line) <= LONG_LINE else _SENTENCE.split(line))
+        if sentence
+    ]
+
+
+def segment_pairs(
+    documents: Dataset, tokenizer: PreTrainedTokenizerBase, longest: int, whole: bool, num_proc: int | None = None
+) -> Dataset:
+    """Neighbouring segments of each document.
+
+    Args:
+        longest: tokens in a segment, at most.
+        whole: a segment is as many whole parts as fit; otherwise one part.
+
+    Returns:
+        Rows of `first`, `second` (token ids) and `document` (its row in `documents`).
+
+    Raises:
+        DataError: no document has two segments.
+    """
+    pairs = documents.map(
+        _pair_up,
+        with_indices=True,
+        batched=True,
+        num_proc=num_proc,
+        remove_columns=documents.column_names,
+        features=Features({"first": List(Value("int32")), "second": List(Value("int32")), "document": Value("int64")}),
+        fn_kwargs={"tokenizer": tokenizer, "longest": longest, "whole": whole, "cache_key": cache_key(__file__)},
+        desc="Pairing segments",
+    )
+    if len(pairs) == 0:
+        raise DataError("No document has two neighbouring segments: lines or sentences are what is paired.")
+    return pairs
+
+
+def _pair_up(
+    batch: dict[str, list[Any]],
+    indices: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int,
+    whole: bool,
+    cache_key: str,
+) -> dict[str, list[Any]]:
+    """`cache_key` is for the cache alone."""
+    columns: dict[str, list[Any]] = {"first": [], "second": [], "document": []}
+    for index, text in zip(indices, batch["text"], strict=True):
+        found = parts(text)
+        if whole:  # what stands between parts is white space: without it words would run into one another
+            found = [*found[:1], *(f" {part}" for part in found[1:])]
+        encoded = [ids[:longest] for ids in (_ids(tokenizer, found) if found else []) if ids]
+        segments = list(_join(encoded, longest)) if whole else encoded
+        for first, second in pairwise(segments):
+            columns["first"].append(first)
+            columns["second"].append(second)
+            columns["document"].append(index)
+    return columns
+
+
+def _join(pieces: Sequence[list[int]], longest: int) -> Iterator[list[int]]:
+    segment: list[int] = []
+    for piece in pieces:
+        if segment and len(segment) + len(piece) > longest:
+            yield segment
+            segment = []
+        segment = segment + piece
+    if segment:
+        yield segment
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]

@@ -1,0 +1,121 @@
+"""A corpus larger than the disk: cleaned, tokenized and cut into blocks on the way.
+
+The stream has no end: after its last document comes the first again, with other draws. A place in it is three numbers,
+the epoch, the documents of it that were read before a block, and the tokens used of the next one. A checkpoint keeps
+them, and a resumed run reads on from there: reading to that document costs time, but no tokenizing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from tuner.errors import DataError
+from tuner.text.word_cache import tokenize
+
+# Documents that are tokenized at once.
+BATCH = 256
+# Blocks whose places are remembered: more than a trainer ever reads ahead.
+REMEMBERED = 100_000
+
+Place = tuple[int, int, int]  # epoch, documents of it before, tokens used of the next one
+
+
+class TokenStream(IterableDataset[dict[str, Any]]):
+    """Blocks of tokens of a stream of documents, without a gap and without end.
+
+    Items are `input_ids` `(length,)`, and as in `Draws` `row` and `draw`, the number of the block.
+
+    Args:
+        documents: a `datasets.IterableDataset` with `text`.
+        length: tokens in a block.
+        start: a token that begins every block.
+        before, after: tokens around every document.
+        clean: a document's text as it is to be, or None where it is to be left out.
+    """
+
+    def __init__(
+        self,
+        documents: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        start: int | None = None,
+        before: int | None = None,
+        after: int | None = None,
+        clean: Callable[[str], str | None] | None = None,
+    ):
+        self.documents, self.tokenizer, self.length = documents, tokenizer, length
+        self.head = [] if start is None else [start]
+        self.around = [[] if token is None else [token] for token in (before, after)]
+        self.clean = clean
+        self._first, self._place = 0, (0, 0, 0)
+        self._places: deque[tuple[int, Place]] = deque(maxlen=REMEMBERED)
+
+    def place(self, blocks: int) -> dict[str, int]:
+        """Where the stream stands after so many blocks, for a checkpoint.
+
+        Raises:
+            KeyError: blocks that it has not come to, or long passed.
+        """
+        epoch, documents, tokens = dict(self._places)[blocks]
+        return {"blocks": blocks, "epoch": epoch, "documents": documents, "tokens": tokens}
+
+    def go_to(self, place: dict[str, int]) -> None:
+        """Begin at a place that `place` told."""
+        self._first = place["blocks"]
+        self._place = (place["epoch"], place["documents"], place["tokens"])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        number, (begun, documents, used) = self._first, self._place
+        width = self.length - len(self.head)
+        waiting: deque[tuple[int, int, list[int]]] = deque()  # documents not all used: epoch, number, tokens
+        available = 0
+        for epoch, document, ids in self._tokenized(begun, documents):
+            waiting.append((epoch, document, ids))
+            available += len(ids)
+            while available - used >= width:
+                block = np.array(self.head + _take(waiting, used, width))
+                used += width
+                while waiting and used >= len(waiting[0][2]):
+                    used -= len(waiting[0][2])
+                    available -= len(waiting.popleft()[2])
+                self._places.append((number + 1, (*(waiting[0][:2] if waiting else (epoch, document + 1)), used)))
+                yield {"input_ids": block, "row": number, "draw": number}
+                number += 1
+
+    def _tokenized(self, epoch: int, skipped: int) -> Iterator[tuple[int, int, list[int]]]:
+        """Epoch, number and tokens of each document from there on; those left out have none.
+
+        Raises:
+            DataError: no document has any.
+        """
+        while True:
+            number, found = skipped, skipped  # before a place there was something
+            for batch in self.documents.skip(skipped).iter(batch_size=BATCH):
+                texts = [text if self.clean is None else self.clean(text) for text in batch["text"]]
+                ids, lengths = tokenize(self.tokenizer, [text for text in texts if text])
+                encoded = iter(np.split(ids, np.cumsum(lengths)[:-1]))
+                for text in texts:
+                    tokens = [*self.around[0], *next(encoded).tolist(), *self.around[1]] if text else []
+                    yield epoch, number, tokens
+                    number, found = number + 1, found + len(tokens)
+            if not found:
+                left = "cleaning leaves" if self.clean else "it has"
+                raise DataError(f"The stream has come to its end, and not one token is in what {left} of it.")
+            epoch, skipped = epoch + 1, 0
+
+
+def _take(waiting: deque[tuple[int, int, list[int]]], used: int, width: int) -> list[int]:
+    """The next `width` tokens, after the first `used`."""
+    found: list[int] = []
+    for _, _, ids in waiting:
+        found += ids[used : used + width - len(found)]
+        used = max(used - len(ids), 0)
+        if len(found) == width:
+            break
+    return found

@@ -1,0 +1,1 @@
+"""Parameters, operations and bytes of a model, by counting."""

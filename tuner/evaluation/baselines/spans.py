@@ -1,0 +1,44 @@
+"""Spans that a denoising model wrote, beside those it was to write. Token ids, in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tuner.corpus.corrupt import IGNORED
+
+Spans = dict[int, tuple[int, ...]]  # sentinel to the tokens it stands for
+
+
+def spans_of(ids: np.ndarray, sentinels: set[int]) -> Spans:
+    """What follows each sentinel, up to the next.
+
+    Args:
+        ids: `(time,)`, a target or what was written for it.
+    """
+    spans: dict[int, list[int]] = {}
+    current = None
+    for token in ids.tolist():
+        if token in sentinels:
+            current = spans.setdefault(token, [])
+        elif current is not None and token != IGNORED:
+            current.append(token)
+    return {mark: tuple(span) for mark, span in spans.items() if span}
+
+
+def wanted_spans(target: np.ndarray, source: np.ndarray, sentinels: set[int]) -> Spans:
+    """The spans of a target. The sentinel that ends it stands for no span: it is not in the source."""
+    there = set(source.tolist())
+    return {mark: span for mark, span in spans_of(target, sentinels).items() if mark in there}
+
+
+def count_matches(written: Spans, wanted: Spans) -> int:
+    """How many spans are written exactly."""
+    return sum(written.get(mark) == span for mark, span in wanted.items())
+
+
+def copy_spans(source: np.ndarray, wanted: Spans) -> Spans:
+    """As many tokens as a span has, from before its sentinel: what takes no model."""
+    where = {int(token): at for at, token in enumerate(source)}
+    return {
+        mark: tuple(source[max(where[mark] - len(span), 0) : where[mark]].tolist()) for mark, span in wanted.items()
+    }

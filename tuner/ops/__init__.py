@@ -1,0 +1,1 @@
+"""Code that is only there for speed or memory, each piece beside its plain counterpart."""

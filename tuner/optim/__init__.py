@@ -1,0 +1,1 @@
+"""Optimizers that torch and transformers do not have."""

@@ -1,0 +1,147 @@
+"""AdamW over bfloat16 weights that still shows small steps.
+
+bfloat16 keeps 8 significant bits of a weight, and most steps of fine-tuning are smaller than the last of them. Here the
+optimizer holds the next 8, and an update is made on both together in float32: master weights of 16 significant bits for
+one more byte, where mixed precision holds a second copy of four. The first moment takes one byte, with a scale for
+every 64 (as in Dettmers et al. 2022, https://arxiv.org/abs/2110.02861), the second is held in bfloat16. What is cut off
+is rounded stochastically, so that it counts in the mean: `beta2 = 0.999` changes the second moment by less than
+bfloat16 can show, and rounding to nearest would leave it as it is (Zamirai et al. 2020,
+https://arxiv.org/abs/2010.06192).
+
+In all 8 bytes a parameter, gradient included, where mixed precision over float32 weights takes 18.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainingArguments
+
+from tuner.optim.muon import MuonWithAdamW, muon_groups
+from tuner.optim.rounding import compress, expand, join, round_stochastically, split
+
+# Elements updated at once: few enough that the float32 temporaries stay in the cache.
+CHUNK = 2**18
+# Numbers of the first moment that share a scale; fewer where a parameter's size is no multiple.
+BLOCK = 64
+
+
+class SplitAdamW(torch.optim.Optimizer):
+    """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) over bfloat16 parameters.
+
+    Args:
+        params: parameters or groups; bfloat16, whole on their device (not sharded).
+        lr, betas, eps, weight_decay: as in `torch.optim.AdamW`.
+
+    Raises:
+        ValueError: a parameter that is not bfloat16.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        for parameter in self._parameters():
+            if parameter.dtype != torch.bfloat16:
+                raise ValueError(f"SplitAdamW takes bfloat16 parameters, not {parameter.dtype}.")
+        # Made now and not at the first step: among what a step leaves free they would lie scattered, and the next step
+        # would find no room between them.
+        for parameter in self._parameters():
+            low = parameter.__dict__.pop("remainder", None)
+            blocks = parameter.numel() // math.gcd(parameter.numel(), BLOCK)
+            self.state[parameter] = {
+                "step": 0,
+                "low": torch.zeros_like(parameter, dtype=torch.int8) if low is None else low.to(parameter.device),
+                "exp_avg": torch.zeros_like(parameter, dtype=torch.int8),
+                "exp_avg_scale": torch.zeros(blocks, 1, device=parameter.device),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update. Draws one block of random bits from torch's generator, for what is rounded stochastically."""
+        loss = None if closure is None else closure()
+        noise = {
+            device: torch.randint(2**16, (CHUNK,), dtype=torch.int32, device=device)
+            for device in {p.device for p in self._parameters()}
+        }
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad.reshape(-1), group, noise[parameter.device])
+        return loss
+
+    def _update(
+        self, parameter: torch.Tensor, gradients: torch.Tensor, group: dict[str, Any], noise: torch.Tensor
+    ) -> None:
+        state = self.state[parameter]
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        step_size = group["lr"] / (1 - beta1 ** state["step"])
+        correction = (1 - beta2 ** state["step"]) ** 0.5
+        flat = [t.view(-1) for t in (parameter, state["low"], state["exp_avg"], state["exp_avg_sq"])]
+        scales = state["exp_avg_scale"].split(CHUNK * len(state["exp_avg_scale"]) // parameter.numel())
+        chunks = zip(*(t.split(CHUNK) for t in (*flat, gradients)), scales, strict=True)
+        for high, low, first, second, part, scale in chunks:
+            gradient = part.float()
+            mean = expand(first, scale).lerp_(gradient, 1 - beta1)
+            square = second.float().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            weight = join(high, low).mul_(1 - group["lr"] * group["weight_decay"])
+            weight.addcdiv_(mean, (square.sqrt() / correction).add_(group["eps"]), value=-step_size)
+            bits = noise[: weight.numel()]
+            compress(mean, first, scale, bits)
+            second.copy_(round_stochastically(square, bits))
+            split(weight, high, low, bits)
+
+    def _parameters(self) -> Iterator[torch.Tensor]:
+        return (parameter for group in self.param_groups for parameter in group["params"])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch does, but leaves every state its dtype: torch casts them to their parameter's."""
+        super().load_state_dict({**state_dict, "state": {}})
+        parameters = list(self._parameters())
+        for index, state in state_dict["state"].items():
+            device = parameters[index].device
+            self.state[parameters[index]] = {
+                name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in state.items()
+            }
+
+
+def halve_parameters(model: nn.Module) -> None:
+    """Put a model's float32 parameters into bfloat16, in place; `SplitAdamW` finds the next bits beside them.
+
+    Without them every weight would start exactly on bfloat16's grid, and steps below half its spacing would show
+    nowhere at first; with them they show in as many weights as they should. Buffers stay: rotary frequencies need
+    float32.
+    """
+    for parameter in model.parameters():
+        if parameter.dtype == torch.float32:
+            high = torch.empty_like(parameter.data, dtype=torch.bfloat16)
+            low = torch.empty_like(parameter.data, dtype=torch.int8)
+            split(parameter.data.contiguous(), high, low)
+            parameter.data = high
+            parameter.__dict__["remainder"] = low
+
+
+def own_optimizer(
+    args: TrainingArguments, model: nn.Module | None
+) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
+    """The optimizer of ours that a run asks for, and what to build it with: `SplitAdamW` for bfloat16 weights,
+    `MuonWithAdamW` for `--optim muon`. None where it is one of transformers'."""
+    betas = (args.adam_beta1, args.adam_beta2)
+    chosen = {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
+    if model is not None and args.optim_args == "muon=true":
+        groups = muon_groups(model, args.weight_decay)
+        return MuonWithAdamW, {**chosen, "params": groups, "weight_decay": args.weight_decay}
+    if model is not None and model.dtype == torch.bfloat16 and args.optim.startswith("adamw_torch"):
+        return SplitAdamW, chosen
+    return None

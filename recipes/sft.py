@@ -27,20 +27,21 @@ class SFTArguments(tuner.RecipeArguments):
 
 def main() -> None:
     args = tuner.parse_arguments(SFTArguments)
-    run = tuner.open_run(args)
-    rows = tuner.load_rows(args)
+    run = tuner.open_run(args, tuner.SFT)
+    rows = tuner.load_rows(run)
     tokenizer = tuner.load_tokenizer(run, rows)
-    data = tuner.encode_rows(args, rows, tokenizer)
-    model = tuner.load_model(args, tokenizer)
+    model = tuner.load_model(run, tokenizer)
+    objective = tuner.make_objective(run, tokenizer, model)
+    examples = tuner.make_examples(run, rows, objective)
     if args.dry_run:
-        return tuner.show_plan(run, data, model, tokenizer)
+        return tuner.show_plan(run, rows, objective, examples, model)
 
-    trainer = tuner.SFTTrainer(model, run, data.train, data.eval, tokenizer)
+    trainer = tuner.Trainer(model, run, objective, examples)
+    trainer.add_callback(tuner.SampleCallback(rows, objective))
     trainer.train(resume_from_checkpoint=run.checkpoint)
     trainer.save_model()
-    tuner.write_report(trainer, run, rows, data)
-    if args.push_to_hub:
-        trainer.push_to_hub(dataset=args.dataset_name)
+    tuner.write_report(trainer, rows)
+    trainer.push_to_hub()
 
 
 if __name__ == "__main__":

@@ -124,6 +124,8 @@ class RunArguments:
     save_strategy: Literal["no", "steps", "epoch"] = flag("steps", "When to save a checkpoint.")
     save_steps: float = flag(200, "Steps between two checkpoints.", least=0)
     save_total_limit: int | None = flag(2, "Checkpoints to keep.")
+    max_minutes: float | None = flag(None, "Stop after so many minutes, with a checkpoint to resume.", least=0.01)
+    skip_spikes: bool = flag(False, "Leave out a step whose gradient norm is 6 sigma above the last 128.")
     seed: int = flag(42, "Seed of initialisation, data order and dropout.", least=0, most=2**32 - 1)
     use_cpu: bool = flag(False, "Do not use an accelerator.")
     report_to: list[str] = flag(["none"], "Trackers: tensorboard, trackio, or any that transformers knows; none.")

@@ -7,7 +7,7 @@ import json
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
+from tuner.data.collate import IGNORED
 
 
 def mask_tokens(

@@ -1,115 +1,141 @@
 """What is written beside the model when a run ends, and what its user then sees.
 
-`metrics.json` (the numbers), `loss.png` (the curve, with the untrained and the unigram loss to compare with),
-`samples.md` (three conversations). `run.yaml` was written before the first step.
+`metrics.json` first: one schema for every method. The comparison with baselines, `loss.png` and samples come after it,
+and none of them can lose the run: what fails is a warning.
+
+    {"objective", "steps", "saved_step", "train_loss", "eval": {metric: value}, "untrained": {metric: value},
+     "comparison": {metric: {who: value}}, "speed": {...}, "data": {"train": {...}, "eval": {...}} or null, "log"}
 """
 
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from tuner.evaluation.baselines.unigram import unigram_loss
-from tuner.evaluation.samples import sample_conversations
-from tuner.train.prepare import Rows, Sequences
-from tuner.train.run import Run
-from tuner.train.trainer import SFTTrainer
+from tuner.evaluation.samples import SampleCallback
+from tuner.loading.models import build_model
+from tuner.objectives.base import Comparison, Outcome, Rows
+from tuner.train.trainer import Trainer
+
+SPEEDS = ("tokens_per_second", "supervised_tokens_per_second", "peak_share")
 
 
-def write_report(trainer: SFTTrainer, run: Run, rows: Rows, data: Sequences) -> dict[str, Any]:
-    """Evaluate, sample, and write `metrics.json`, `loss.png` and `samples.md` into the run's folder.
+def write_report(trainer: Trainer, rows: Rows) -> dict[str, Any]:
+    """Evaluate, and write `metrics.json`, `loss.png` and what samples there are into the run's folder.
 
-    Every process evaluates; the main one writes and prints.
+    Every process evaluates; the main one compares, writes and prints.
 
     Returns:
         What `metrics.json` holds.
     """
     history = trainer.state.log_history
-    done = [entry for entry in history if entry.get("step") == trainer.state.global_step and "eval_loss" in entry]
-    trained = done[-1]["eval_loss"] if done else trainer.evaluate()["eval_loss"]
-    untrained = next((e["eval_loss"] for e in history if e.get("step") == 0 and "eval_loss" in e), None)
-    losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-    rates: dict[str, Any] = next((e for e in reversed(history) if "tokens_per_second" in e), {})
-    metrics = {
+    evaluated = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
+    done = [entry for entry in evaluated if entry.get("step") == trainer.saved_step()]
+    after = done[-1] if done else trainer.evaluate()
+    before: dict[str, Any] = next((entry for entry in evaluated if entry.get("step") == 0), {})
+    rates: dict[str, Any] = next((entry for entry in reversed(history) if SPEEDS[0] in entry), {})
+    reports = trainer.examples.reports
+    metrics: dict[str, Any] = {
+        "objective": trainer.objective.name,
         "steps": trainer.state.global_step,
-        "eval_loss": trained,
-        "eval_loss_untrained": untrained,
-        "eval_loss_unigram": unigram_loss(data.train, data.eval, len(trainer.processing_class)),
+        "saved_step": trainer.saved_step(),
         "train_loss": trainer.mean_loss(),
-        "losses": losses,
-        "tokens_per_second": rates.get("tokens_per_second"),
-        "supervised_tokens_per_second": rates.get("supervised_tokens_per_second"),
-        "peak_share": rates.get("peak_share"),
+        "eval": _metrics(after),
+        "untrained": _metrics(before),
+        "comparison": {},
+        "speed": {name: rates.get(name) for name in SPEEDS},
+        "data": reports and dict(zip(("train", "eval"), (report.to_dict() for report in reports), strict=True)),
         "log": history,
-        "train_data": data.train_report.to_dict(),
-        "eval_data": data.eval_report.to_dict(),
     }
     if not trainer.is_world_process_zero():
         return metrics
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    samples = sample_conversations(model, trainer.processing_class, rows.eval, rows.kind)
-    (run.folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-    (run.folder / "samples.md").write_text(_markdown(samples), encoding="utf-8")
-    evaluations = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
-    plot_losses(run.folder / "loss.png", losses, evaluations, metrics["eval_loss_unigram"])
-    _show(metrics, samples, run.folder)
+    folder, written = trainer.folder, ["the model", "metrics.json"]
+    _write(folder, metrics)
+    outcome = Outcome(
+        trainer.accelerator.unwrap_model(trainer.model),
+        rows,
+        trainer.examples,
+        after,
+        before,
+        lambda: _untrained(trainer),
+    )
+    if _survives(lambda: metrics.update(comparison=trainer.objective.compare(outcome)), "The comparison"):
+        _write(folder, metrics)
+        show_comparison(metrics["comparison"], trainer.objective.name)
+    if _survives(lambda: plot_losses(folder / "loss.png", metrics, trainer.objective.loss_unit), "loss.png"):
+        written.append("loss.png")
+    samples = next((c for c in trainer.callback_handler.callbacks if isinstance(c, SampleCallback)), None)
+    if samples is not None and _survives(lambda: samples.finish(trainer), "samples.md") and samples.conversations:
+        samples.show()
+        written.append("samples.md")
+    console = Console(highlight=False)
+    console.print(f"Written to {folder}: {', '.join([*written, 'run.yaml'])}")
+    if samples is not None and samples.conversations and rows.kind == "messages":
+        console.print(f"Chat with it:  tuner chat {folder}", style="bold")
     return metrics
 
 
-def plot_losses(
-    path: Path,
-    losses: list[tuple[int, float]],
-    evaluations: list[tuple[int, float]],
-    unigram: float | None = None,
-    unit: str = "nats a token",
-) -> None:
-    """Draw training and validation loss over steps; `unigram` as a dashed line."""
+def _untrained(trainer: Trainer) -> Any:
+    """The model that the run began with: of its seed, or of its checkpoint."""
+    return build_model(trainer.run.args, trainer.objective.model, trainer.objective.tokenizer)[0]
+
+
+def _survives(work: Callable[[], Any], name: str) -> bool:
+    """Do what a finished run can do without; a failure is a warning."""
+    try:
+        work()
+    except Exception as error:  # whatever it is, the model and its metrics are written
+        reason = " ".join(str(error).split())
+        warnings.warn(f"{name} could not be made: {type(error).__name__}: {reason}", stacklevel=2)
+        return False
+    return True
+
+
+def _metrics(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
+
+
+def _write(folder: Path, metrics: dict[str, Any]) -> None:
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+
+
+def show_comparison(comparison: Comparison, objective: str) -> None:
+    """Print a line for each metric, a column for each who is compared."""
+    table = Table(title=f"{objective}, on the validation rows", title_justify="left")
+    names = list(dict.fromkeys(name for values in comparison.values() for name in values))
+    for column in ("", *names):
+        table.add_column(column, justify="right" if column else "left")
+    for metric, values in comparison.items():
+        table.add_row(metric, *(f"{values[name]:.4g}" if name in values else "-" for name in names))
+    Console(highlight=False).print(table)
+
+
+def plot_losses(path: Path, metrics: dict[str, Any], unit: str) -> None:
+    """Draw training and validation loss over steps; baselines of the loss as dashed lines."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    log = metrics["log"]
+    losses = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
+    evaluations = [(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry]
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     if losses:
         axes.plot(*zip(*losses, strict=True), label="training", color="tab:blue", alpha=0.7)
     if evaluations:
         axes.plot(*zip(*evaluations, strict=True), "o-", label="validation", color="tab:orange")
-    if unigram is not None:
-        axes.axhline(unigram, linestyle="--", color="gray", label=f"unigram model ({unigram:.2f})")
+    for who, value in metrics["comparison"].get(unit, {}).items():
+        if who not in ("untrained", "trained"):
+            axes.axhline(value, linestyle="--", color="gray", label=f"{who} ({value:.2f})")
     axes.set(xlabel="optimizer step", ylabel=f"loss, {unit}")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
-
-
-def _show(metrics: dict[str, Any], samples: list[dict[str, str]], folder: Path) -> None:
-    console = Console(highlight=False)
-    console.print("\nValidation loss, nats a supervised token", style="bold")
-    table = Table()
-    for name in ("untrained", "unigram model", "trained"):
-        table.add_column(name, justify="right")
-    values = (metrics["eval_loss_untrained"], metrics["eval_loss_unigram"], metrics["eval_loss"])
-    table.add_row(*("-" if value is None else f"{value:.3f}" for value in values))
-    console.print(table)
-    for sample in samples:
-        console.print(f"[bold]user[/]       {_plain(sample['prompt'])}")
-        console.print(f"[bold]assistant[/]  {_plain(sample['answer'])}\n")
-    console.print(f"Written to {folder}: the model, metrics.json, loss.png, samples.md, run.yaml")
-    console.print(f"Talk to it:  tuner chat {folder}", style="bold")
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
-
-
-def _markdown(samples: list[dict[str, str]]) -> str:
-    parts = [
-        f"**user:** {s['prompt']}\n\n**assistant:** {s['answer']}\n\n*the validation row says:* {s['reference']}\n"
-        for s in samples
-    ]
-    return "# Three conversations on validation prompts\n\n" + "\n---\n\n".join(parts)

@@ -1,12 +1,13 @@
-"""Conversations with the model as it now is, on prompts it was not trained on."""
+"""What a causal model writes on prompts it is not trained on, before and after."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from rich.console import Console
+from rich.markup import escape
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -18,72 +19,114 @@ from transformers import (
 )
 
 from tuner.data.schema import Kind
+from tuner.objectives.base import Objective, Rows
 from tuner.text.chat import generation_prompt
 
+# Prompts, and tokens of an answer.
+COUNT, LONGEST = 3, 48
 
-def sample_conversations(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset,
-    kind: Kind,
-    count: int = 3,
-    max_new_tokens: int = 48,
-    seed: int = 0,
-) -> list[dict[str, str]]:
-    """Let the model answer the opening of `count` validation rows.
+Sample = dict[str, str]
 
-    Returns:
-        For each: `prompt`, `answer` (the model's) and `reference` (what the row says).
-    """
-    set_seed(seed)
-    model.eval()
-    samples: list[dict[str, str]] = []
+
+def prompts_of(rows: Dataset, kind: Kind, tokenizer: PreTrainedTokenizerBase, count: int = COUNT) -> list[Any]:
+    """The opening of some rows: what is shown of it, what the row says next, and the tokens `(1, time)`."""
+    found: list[Any] = []
     for row in rows:
-        if len(samples) == count:
+        if len(found) == count:
             break
-        if kind == "messages":
-            turn = next(i for i, m in enumerate(row["messages"]) if m["role"] == "assistant")
-            opening, reference = row["messages"][:turn], row["messages"][turn]["content"]
-            prompt = " / ".join(m["content"] for m in opening)
-            inputs = generation_prompt(tokenizer, opening)
-        else:
+        if kind == "text":
             words = row["text"].split()
-            prompt, reference = " ".join(words[:12]), " ".join(words[12:40])
-            inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-            if inputs["input_ids"].shape[1] == 0:  # a blank text is no prompt
-                continue
-        inputs = {k: v.to(model.device) for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
-        with torch.no_grad():
-            output = model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=True, temperature=0.8, top_p=0.9, use_cache=True
+            shown, reference = " ".join(words[:12]), " ".join(words[12:40])
+            inputs = tokenizer(shown, return_tensors="pt", add_special_tokens=False)
+        else:
+            turns = (
+                row["messages"] if kind == "messages" else [*row["prompt"], *row.get("chosen", row.get("completion"))]
             )
-        answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-        samples.append({"prompt": prompt, "answer": answer, "reference": reference})
-    return samples
+            turn = next((i for i, m in enumerate(turns) if m["role"] == "assistant"), 0)
+            if not turn:  # the assistant opens: there is nothing to answer
+                continue
+            shown, reference = " / ".join(m["content"] for m in turns[:turn]), turns[turn]["content"]
+            inputs = generation_prompt(tokenizer, turns[:turn])
+        if inputs["input_ids"].shape[1]:  # a blank text is no prompt
+            found.append((shown, reference, {k: inputs[k] for k in ("input_ids", "attention_mask") if k in inputs}))
+    return found
+
+
+@torch.no_grad()
+def answer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: dict[str, torch.Tensor], longest: int = LONGEST
+) -> str:
+    """What a model writes after a prompt; greedy, so that answers before and after differ by the training alone."""
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    start = inputs["input_ids"].shape[1]
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = longest if most is None else min(longest, most - start)
+    if room < 1:
+        return ""
+    output = model.generate(**inputs, max_new_tokens=room, do_sample=False, use_cache=True)
+    return str(tokenizer.decode(output[0, start:], skip_special_tokens=True)).strip()
 
 
 class SampleCallback(TrainerCallback):
-    """After each evaluation, lets a causal model go on from the beginning of validation documents: `samples.md` in the
-    run's folder grows by them. Other models write nothing.
+    """Lets a causal model answer a few validation prompts at each evaluation, into `samples.md` when the run ends.
+    Other models write nothing.
 
-    Args:
-        tokenizer: of the model.
-        documents: rows of `text`.
-        count: how many documents.
+    Attributes:
+        conversations: prompt and reference of each, and answers by step.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, documents: Dataset, count: int = 2):
-        self.tokenizer, self.documents, self.count = tokenizer, documents, count
+    def __init__(self, rows: Rows, objective: Objective):
+        self.rows, self.objective = rows, objective
+        self.conversations: list[dict[str, Any]] = []
+        self._prompts: list[Any] | None = None
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
+        if state.is_world_process_zero:
+            self._sample(model, state.global_step)
+
+    def finish(self, trainer: Any) -> None:
+        """Sample the saved model, unless that was done, and write `samples.md`."""
+        self._sample(trainer.accelerator.unwrap_model(trainer.model), trainer.saved_step())
+        if self.conversations:
+            (trainer.folder / "samples.md").write_text(self.markdown(), encoding="utf-8")
+
+    def _sample(self, model: Any, step: int) -> None:
         encodes = getattr(model.config, "is_encoder_decoder", False)
-        if not state.is_world_process_zero or encodes or not model.can_generate():
+        done = any(str(step) in conversation["answers"] for conversation in self.conversations)
+        if encodes or not model.can_generate() or done:
             return
-        was_training = model.training
-        samples = sample_conversations(model, self.tokenizer, self.documents, "text", self.count)
+        tokenizer, was_training = self.objective.tokenizer, model.training
+        if self._prompts is None:
+            self._prompts = prompts_of(self.rows.eval, self.rows.kind, tokenizer)
+            names = ("prompt", "reference")
+            self.conversations = [{**dict(zip(names, prompt, strict=False)), "answers": {}} for prompt in self._prompts]
+        model.eval()
+        set_seed(0)
+        for conversation, (_, _, inputs) in zip(self.conversations, self._prompts, strict=True):
+            conversation["answers"][str(step)] = answer(model, tokenizer, inputs)
         model.train(was_training)
-        lines = [f"- {s['prompt']} **{' '.join(s['answer'].split())}**" for s in samples]
-        with (Path(args.output_dir) / "samples.md").open("a", encoding="utf-8") as file:
-            file.write(f"\n## Step {state.global_step}\n\n" + "\n".join(lines) + "\n")
+
+    def markdown(self) -> str:
+        """All prompts with the answers of each step."""
+        parts = []
+        for conversation in self.conversations:
+            answers = [f"**step {step}:** {text}\n" for step, text in conversation["answers"].items()]
+            lines = [
+                f"**prompt:** {conversation['prompt']}\n",
+                *answers,
+                f"*the row says:* {conversation['reference']}\n",
+            ]
+            parts.append("\n".join(lines))
+        return "# Answers to validation prompts\n\n" + "\n---\n\n".join(parts)
+
+    def show(self) -> None:
+        """Print each prompt with the first and the last answer."""
+        console = Console(highlight=False)
+        for conversation in self.conversations:
+            answers = list(conversation["answers"].items())
+            console.print(f"\n[bold]prompt[/]     {escape(conversation['prompt'])}")
+            for step, text in [answers[0], *answers[-1:]] if len(answers) > 1 else answers:
+                name = "before" if step == "0" else f"step {step}"
+                console.print(f"[bold]{name:10s}[/] {escape(text)}")

@@ -1,102 +1,184 @@
-"""What every pretraining objective is: examples of documents, batches of examples, and the loss of a batch."""
+"""What a method of training is: examples of rows, batches of examples, the loss of a batch, and how it is measured.
+
+The trainer knows nothing else of a method. `use_objective` puts the loss into a model's class before any wrapper sees
+it, so that DDP, FSDP, autocast and compilation work as with a model's own loss.
+"""
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.nn import functional as F
+from rich.table import Table
+from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from tuner.corpus.corrupt import IGNORED
-from tuner.corpus.stream import TokenStream
-from tuner.data.draws import FILLER, generator
-from tuner.data.tokens import token_blocks
+from tuner.config.arguments import RecipeArguments
+from tuner.corpus.clean import CleaningReport
+from tuner.data.collate import IGNORED, pad
+from tuner.data.draws import FILLER, Draws, generator
+from tuner.data.encoding_report import EncodingReport
+from tuner.data.schema import Kind
 from tuner.errors import ArgumentError
 from tuner.model import TunerPreTrainedModel
-from tuner.ops.chunked_loss import chunked_cross_entropy
 
 # Padded sequences have a length that this divides.
 MULTIPLE = 32
+# Documents of a stream that a tokenizer is trained on.
+TOKENIZER_DOCUMENTS = 20_000
+# Tokens of an example that the dry run shows.
+SHOWN_TOKENS = 160
 
+A = TypeVar("A", bound=RecipeArguments)
 Batch = dict[str, torch.Tensor]
 Row = dict[str, Any]
 Sums = dict[str, torch.Tensor]
+Comparison = dict[str, dict[str, float]]  # metric to {who: how much}
 
 
-class Objective:
-    """What all share: blocks of tokens without a gap, padded batches, and the mean loss as the metric.
+@dataclass
+class Rows:
+    """Canonical rows of one kind (`tuner.data.schema`), and what cleaning made of them."""
 
-    Args:
-        tokenizer: with the special tokens that the objective needs.
-        max_length: tokens in a sequence.
-        seed: of all that is random.
+    kind: Kind
+    train: Any  # a Dataset, or with --streaming an IterableDataset
+    eval: Dataset
+    cleaning: CleaningReport | None = None
+
+    def texts(self) -> Iterator[str]:
+        """Every training text (of a stream the first), for a tokenizer to be trained on."""
+        rows = self.train if isinstance(self.train, Dataset) else self.train.take(TOKENIZER_DOCUMENTS)
+        for batch in rows.iter(batch_size=1000):
+            for value in batch[self.kind]:
+                yield from [value] if self.kind == "text" else (turn["content"] for turn in value)
+
+
+@dataclass
+class Examples:
+    """Rows ready for the trainer, and for both splits the report of how they came to be, where there is one."""
+
+    train: Any  # a Dataset, or with --streaming a TokenStream
+    eval: Dataset
+    reports: tuple[EncodingReport, EncodingReport] | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a causal model's sequences lie in a batch, and which loss it has; see `tuner.train.prepare.choose_layout`.
+
+    Attributes:
+        packing: several sequences share a row.
+        padding_free: the rows of a batch are joined into one.
+        chunked_loss: the loss is computed without a (tokens x vocabulary) matrix.
     """
 
-    # Each block begins with the tokenizer's first token, each document ends with its last.
-    starts: ClassVar[bool] = True
-    # Whether its examples are blocks, which can be made of a stream; and the shortest `max_length` that holds one.
-    streams: ClassVar[bool] = True
+    packing: bool = False
+    padding_free: bool = False
+    chunked_loss: bool = True
+
+
+@dataclass
+class Outcome:
+    """What a run came to, for the comparison with baselines.
+
+    Attributes:
+        after, before: metrics of the saved model's evaluation, and of that before the first step, if there was one.
+        untrained: makes the model that the run began with.
+    """
+
+    model: Any
+    rows: Rows
+    examples: Examples
+    after: dict[str, float]
+    before: dict[str, float]
+    untrained: Callable[[], PreTrainedModel]
+
+    def before_and_after(self, name: str) -> dict[str, float]:
+        """A metric of the untrained and of the trained model, those that were measured."""
+        found = {"untrained": self.before.get(f"eval_{name}"), "trained": self.after.get(f"eval_{name}")}
+        return {who: value for who, value in found.items() if value is not None}
+
+
+class Objective(Generic[A]):
+    """A method of training. What is here is what most share: padded batches, one term in the loss, its mean as metric.
+
+    Args:
+        args: the recipe's arguments, of the class `arguments` or one that inherits it.
+        tokenizer: with the special tokens that `tokens` names.
+        layout: of a causal model's batches; the others have none.
+    """
+
+    arguments: ClassVar[type[RecipeArguments]] = RecipeArguments
+    name: ClassVar[str] = ""
+    # Kinds of rows that it takes, and the special tokens that a tokenizer must have.
+    kinds: ClassVar[tuple[Kind, ...]] = ("text",)
+    tokens: ClassVar[tuple[str, ...]] = ()
+    # Whether it must have an end token; whose special tokens a tokenizer gets that is trained for it.
+    needs_end: ClassVar[bool] = True
+    vocabulary: ClassVar[str] = "clm"
+    # The class of model, as `tuner.loading.models` knows it.
+    model: ClassVar[str] = "decoder"
+    # The shortest `max_length` that holds an example.
     least_length: ClassVar[int] = 2
-    # What the loss counts.
-    loss_unit: ClassVar[str] = "nats a token"
-    # Whether `rows` of an example are the documents' own numbers.
+    # Whether `rows` of an example are the rows' own numbers; whether examples can be made of a stream.
     keeps_rows: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
+    loss_unit: ClassVar[str] = "nats a token"
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, **options: Any):
-        self.tokenizer, self.max_length, self.seed = tokenizer, max_length, seed
-        self.options = options
-        self.longest, self.fixed = max_length, False  # a sequence with its ends; whether all are padded to that
-        self.special = np.zeros(len(tokenizer), dtype=bool)
-        self.special[tokenizer.all_special_ids] = True
+    def __init__(self, args: A, tokenizer: PreTrainedTokenizerBase, layout: Layout | None = None):
+        self.args, self.tokenizer, self.layout = args, tokenizer, layout or Layout()
+        self.longest, self.fixed = args.max_length, False  # a sequence with its ends; whether all are padded to that
+        self.label_smoothing = float(args.extra.get("label_smoothing_factor") or 0.0)
 
-    def rows(self, documents: Dataset, num_proc: int | None = None, name: str = "the dataset") -> Dataset:
-        """Examples of `documents`, rows of `text`."""
-        return token_blocks(documents, self.tokenizer, self.max_length, *self.ends(), num_proc, name)
-
-    def ends(self) -> tuple[int | None, int | None]:
-        """The token that begins a block, and the one that ends a document."""
-        if self.starts:
-            return self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        return None, self.tokenizer.eos_token_id
-
-    def stream(self, documents: Any, clean: Callable[[str], str | None] | None = None) -> TokenStream:
-        """Examples of documents that are read on the way.
+    @classmethod
+    def check(cls, args: Any, processes: int) -> None:
+        """Refuse flags that the method has no use for, before anything is loaded.
 
         Raises:
-            ArgumentError: an objective whose examples are no blocks.
+            ArgumentError: such a flag.
         """
-        if not self.streams:
+        if args.max_length < cls.least_length:
+            raise ArgumentError(f"--objective {cls.name} needs --max_length {cls.least_length} or more.")
+        if getattr(args, "streaming", False) and not cls.streams:
             raise ArgumentError("--streaming true makes blocks of text: for clm, mlm, rtd and denoise.")
-        start, end = self.ends()
-        return TokenStream(documents, self.tokenizer, self.max_length, start, None, end, clean)
 
-    def example(self, row: Row) -> dict[str, np.ndarray]:
-        """The sequences of one draw."""
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Refuse a model that lacks what the method, or a flag, asks of it.
+
+        Raises:
+            ModelError: such a model.
+        """
+
+    # ---- data ----
+
+    def examples(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport | None]:
+        """Examples of canonical rows.
+
+        Raises:
+            DataError: rows that cannot be used, or none that can.
+        """
         raise NotImplementedError
 
     def __call__(self, rows: list[Row]) -> Batch:
-        """Sequences of like name padded to one length, `labels` with -100; and what the trainer counts with."""
-        return self.padded([self.example(row) for row in rows], rows)
+        """Draws (`tuner.data.draws`) as a batch: `labels`, the model's inputs, and `tokens` and `rows` to count with.
+
+        What is random in it is a function of the draw.
+        """
+        raise NotImplementedError
 
     def padded(self, examples: list[dict[str, np.ndarray]], rows: list[Row]) -> Batch:
-        """`(batch, time)` tensors, `attention_mask` where something is padded."""
-        batch: Batch = {}
-        for name in examples[0]:
-            parts = [torch.as_tensor(np.asarray(example[name], dtype=np.int64)) for example in examples]
-            fill = IGNORED if name == "labels" else 0 if name == "token_type_ids" else self.tokenizer.pad_token_id
-            padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=fill)
-            room = max(self.longest - padded.shape[1], 0)  # positions may end there
-            if self.fixed:
-                padded = F.pad(padded, (0, room), value=fill)
-            elif min(map(len, parts)) < padded.shape[1]:  # for every new length kernels are made anew: few lengths
-                padded = F.pad(padded, (0, min(-padded.shape[1] % MULTIPLE, room)), value=fill)
-            batch[name] = padded
+        """`(batch, time)` tensors of sequences, `attention_mask` where something is padded."""
+        multiple = self.longest if self.fixed else MULTIPLE
+        fills = {"labels": IGNORED, "token_type_ids": 0}
+        batch: Batch = {
+            name: pad([e[name] for e in examples], fills.get(name, self.tokenizer.pad_token_id), multiple, self.longest)
+            for name in examples[0]
+        }
         lengths = torch.tensor([len(example["input_ids"]) for example in examples])
         if self.fixed or int(lengths.min()) < batch["input_ids"].shape[1]:
             batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
@@ -107,58 +189,116 @@ class Objective:
 
     def draw(self, row: Row) -> np.random.Generator:
         """The random numbers of a draw."""
-        return generator(self.seed, row["draw"])
+        return generator(self.args.seed, row["draw"])
 
-    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, Any]:
-        """The sum of a batch's losses, and over how many it is."""
-        hidden, targets, outputs = self.hidden(model, labels, **inputs)
-        total = self.token_loss(model, hidden, targets)
-        return total + balance(model, outputs, inputs) * len(targets), len(targets)
+    def reference(self, model: PreTrainedModel, rows: Dataset, batch_size: int) -> list[Any] | None:
+        """What the model as the run begins says of each example, kept in the column `reference`; None for nothing."""
+        return None
 
-    def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """What the head sees of the tokens that are asked for `(tokens, embedding_size)`, those tokens, and the
-        model's output."""
+    # ---- the loss ----
+
+    def counts(self, batch: Batch) -> torch.Tensor:
+        """Over how many the loss of a batch is, by term: `()` for one term, else `(terms,)`. Needs no model: the
+        trainer adds up the whole global batch before the first forward pass."""
+        return (batch["labels"] != IGNORED).sum()
+
+    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor | int]:
+        """The sums of a batch's losses, and over how many they are; shapes as those of `counts`."""
         raise NotImplementedError
 
-    def token_loss(self, model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The sum of the tokens' cross-entropies, with `z_loss` while training."""
-        head = model.get_output_embeddings()
-        z_loss = self.options.get("z_loss", 0.0) if model.training else 0.0
-        return chunked_cross_entropy(hidden, head.weight, targets, head.bias, z_loss)
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Called once, when the loss is put into a model."""
 
-    def token_sums(self, model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> Sums:
-        """The sum of the tokens' cross-entropies, and how many were guessed."""
-        logits = model.get_output_embeddings()(hidden).float()
-        loss = F.cross_entropy(logits, targets, reduction="sum")
-        return {"loss": loss, "accuracy": (logits.argmax(-1) == targets).sum(), "count": torch.tensor(len(targets))}
+    def saved_part(self, model: Any) -> Any:
+        """The part of a trained model that outlives the training."""
+        return model
+
+    # ---- evaluation ----
 
     def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
-        """What evaluation adds up; `loss` and `count` at least. Of a model with experts without their balance."""
-        hidden, targets, _ = self.hidden(model, labels, **inputs)
-        return self.token_sums(model, hidden, targets)
+        """What evaluation adds up over batches; `loss` and `count` at least. Without what only training needs (z-loss,
+        label smoothing, the balance of experts)."""
+        raise NotImplementedError
 
-    def summary(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
-        """Metrics of the sums."""
-        return {name: float(sums[name] / max(sums["count"], 1)) for name in sums if name != "count"}
+    def metrics(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
+        """Metrics of the sums; none where nothing was counted."""
+        if not sums.get("count"):
+            return {}
+        return {name: float(sums[name] / sums["count"]) for name in sums if name != "count"}
+
+    def compare(self, outcome: Outcome) -> Comparison:
+        """The trained model beside the untrained one and beside baselines."""
+        return {self.loss_unit: outcome.before_and_after("loss")}
+
+    # ---- the dry run ----
+
+    def describe(self, rows: Rows, examples: Examples) -> Table | None:
+        """What became of the rows."""
+        return None
+
+    def show(self, draws: list[Row]) -> Iterator[Text]:
+        """Examples as a person reads them: what the model is given, and in green what it is asked for."""
+        batch = self(draws)
+        for number, ids in enumerate(batch["input_ids"]):
+            text = Text(f"\nExample {number}, its first {SHOWN_TOKENS} tokens:\n", style="bold")
+            shown = [i for i in ids[:SHOWN_TOKENS].tolist() if i != self.tokenizer.pad_token_id]
+            text.append(self.tokenizer.decode(shown), style="not bold dim")
+            labels = batch["labels"]
+            if labels.dim() == 2 and number < len(labels):
+                wanted = [i for i in labels[number, :SHOWN_TOKENS].tolist() if i != IGNORED]
+                text.append("\nis to give\n", style="bold")
+                text.append(self.tokenizer.decode(wanted), style="not bold green")
+            yield text.append("\n")
+
+    def held_out(self, examples: Examples, size: int) -> Iterator[Batch]:
+        """The validation examples in batches of `size`."""
+        draws = Draws(examples.eval)
+        for start in range(0, len(draws), size):
+            yield self([draws[number] for number in range(start, min(start + size, len(draws)))])
 
 
-def use_objective(model: PreTrainedModel, objective: Objective) -> None:
-    """Give a model a `forward` that, called with labels, returns the objective's loss and nothing else."""
-    own_forward = model.forward
+def use_objective(model: PreTrainedModel, objective: Objective[Any]) -> None:
+    """Give a model a `forward` that, called with labels, returns the objective's loss in training and its sums in
+    evaluation, and no logits. Without labels its own runs.
+
+    The class is replaced, not the method of the instance: a deep copy, or a replica on another device, then computes
+    its own loss and not the original's.
+    """
+    kind = type(model)
 
     def forward(
-        self: PreTrainedModel,
-        *args: Any,
-        labels: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs: Any,
+        self: PreTrainedModel, *args: Any, labels: Any = None, num_items_in_batch: Any = None, **inputs: Any
     ) -> Any:
         if labels is None:
-            return own_forward(*args, **kwargs)
-        total, count = objective.loss(self, labels, **kwargs)
-        return ModelOutput(loss=total / (num_items_in_batch if num_items_in_batch is not None else max(count, 1)))
+            return kind.forward(self, *args, **inputs)
+        if not self.training:
+            return ModelOutput(**objective.sums(self, labels=labels, **inputs))
+        totals, counts = objective.loss(self, labels=labels, **inputs)
+        of_all = counts if num_items_in_batch is None else num_items_in_batch
+        return ModelOutput(loss=(totals / torch.as_tensor(of_all, device=totals.device).clamp(min=1)).sum())
 
-    model.forward = types.MethodType(forward, model)
+    body = {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__, "own_class": kind}
+    model.__class__ = type(kind.__name__, (kind,), body)
+    objective.prepare(model)
+
+
+def require_others(args: RecipeArguments, name: str, together: int) -> None:
+    """Refuse batches of one where an example takes the others of its batch as wrong.
+
+    Args:
+        together: processes whose batches are taken together.
+
+    Raises:
+        ArgumentError: a batch of one.
+    """
+    for flag in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        if together * getattr(args, flag) < 2:
+            raise ArgumentError(f"--objective {name} takes others of the batch as wrong: --{flag} 2 or more.")
+
+
+def own_class(model: PreTrainedModel) -> Any:
+    """A model's class without an objective in it."""
+    return getattr(type(model), "own_class", type(model))
 
 
 def routed(model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -1,76 +1,106 @@
-"""A generator that fills masked tokens in, and the discriminator that learns to tell them (Clark et al. 2020,
-https://arxiv.org/abs/2003.10555)."""
+"""rtd: replaced-token detection (Clark et al. 2020, https://arxiv.org/abs/2003.10555)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from tuner.corpus.corrupt import IGNORED
-from tuner.model import (
-    TunerEncoderConfig,
-    TunerEncoderForMaskedLM,
-    TunerEncoderForReplacedTokenDetection,
-    TunerPreTrainedModel,
-)
+from tuner.data.collate import IGNORED
+from tuner.data.draws import generator
+from tuner.errors import ArgumentError
+from tuner.loading.electra import GeneratorAndDiscriminator
+from tuner.objectives.base import Batch, Comparison, Outcome, Row, Sums
+from tuner.objectives.masked_lm import MaskedLM
 
-# The generator is smaller by this: a quarter to a half of the discriminator was best there (section 3.2).
-SHARE = 4
 # Scores are counted in so many bins; those beyond the largest as it.
 BINS, LARGEST = 4001, 20.0
 
 
-class GeneratorAndDiscriminator(TunerPreTrainedModel):
-    """Both, over one matrix of embeddings. Only the discriminator outlives the training.
+class ReplacedTokens(MaskedLM):
+    """rtd: a small generator learns masked tokens and fills them in; the model says of every token whether it is the
+    original: `L = L_mlm + 50 · mean BCE(replaced)`. Only the discriminator outlives the training."""
 
-    Args:
-        shallow: the generator has a quarter of the blocks, not of the width: it can then begin as a checkpoint's first.
-    """
+    name = "rtd"
+    model = "electra"
+    keep = 0.0  # what is chosen is always hidden, as there
+    weight: ClassVar[float] = 50.0
+    loss_unit = "nats a hidden token + 50 x nats a judged one"
 
-    config_class = TunerEncoderConfig
-    _tied_weights_keys = {
-        "generator.model.embed_tokens.weight": "discriminator.model.embed_tokens.weight",
-        "generator.lm_head.weight": "discriminator.model.embed_tokens.weight",
-    }
+    @classmethod
+    def check(cls, args: Any, processes: int) -> None:
+        super().check(args, processes)
+        if args.z_loss:
+            raise ArgumentError("--z_loss is for losses over the vocabulary: --objective rtd has none.")
 
-    def __init__(self, config: TunerEncoderConfig, shallow: bool = False):
-        super().__init__(config)
-        smaller = _fewer_blocks(config) if shallow else _narrower(config)
-        self.discriminator = TunerEncoderForReplacedTokenDetection(config)
-        whole = {**config.to_dict(), **smaller, "tie_word_embeddings": True}
-        self.generator = TunerEncoderForMaskedLM(type(config)(**whole))
-        self.post_init()
+    def __call__(self, rows: list[Row]) -> Batch:
+        # For the generator's choices, on any device; one a row, for a batch may be shared out among processes.
+        seeds = [int(generator(self.args.seed, row["draw"]).integers(2**31)) for row in rows]
+        return super().__call__(rows) | {"choice_seed": torch.tensor(seeds)}
 
-    def get_input_embeddings(self) -> torch.nn.Module:
-        return self.discriminator.get_input_embeddings()
+    def counts(self, batch: Batch) -> torch.Tensor:
+        judged = judged_tokens(batch["labels"], batch.get("attention_mask"))
+        return torch.stack([(batch["labels"] != IGNORED).sum(), judged.sum()])
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The discriminator's."""
-        return self.discriminator(*args, **kwargs)
+    def both(
+        self, model: Any, labels: torch.Tensor, **inputs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The generator's loss and the discriminator's, sums; its logits, and what it should have seen."""
+        seed = int(inputs.pop("choice_seed")[0])
+        hidden, targets, _ = self.hidden(model.generator, labels, **inputs)
+        smoothing = self.label_smoothing if model.training else 0.0
+        total, drawn = fill_in(hidden, targets, model, seed, smoothing)
+        scores, is_replaced = judge(model, labels, drawn, **inputs)
+        return (
+            total,
+            F.binary_cross_entropy_with_logits(scores, is_replaced.float(), reduction="sum"),
+            scores,
+            is_replaced,
+        )
 
+    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        total, judged, scores, _ = self.both(model, labels, **inputs)
+        hidden = (labels != IGNORED).sum()
+        return torch.stack([total, self.weight * judged]), torch.stack([hidden, hidden.new_tensor(len(scores))])
 
-def _narrower(config: TunerEncoderConfig) -> dict[str, Any]:
-    heads = max(config.num_attention_heads // SHARE, 1)
-    return {
-        "hidden_size": config.hidden_size // config.num_attention_heads * heads,
-        "head_dim": config.head_dim,
-        "embedding_size": config.embedding_size,
-        "intermediate_size": config.intermediate_size // SHARE,
-        "num_attention_heads": heads,
-        "num_key_value_heads": 1,
-    }
+    def saved_part(self, model: Any) -> Any:
+        return model.discriminator
 
+    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
+        total, judged, scores, is_replaced = self.both(model, labels, **inputs)
+        return {
+            "loss": total,
+            "count": (labels != IGNORED).sum(),
+            "judged_loss": judged,
+            **count_scores(scores, is_replaced),
+        }
 
-def _fewer_blocks(config: TunerEncoderConfig) -> dict[str, Any]:
-    count = max(config.num_hidden_layers // SHARE, 1)
-    return {"num_hidden_layers": count, "layer_types": config.layer_types and config.layer_types[:count]}
+    def metrics(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
+        if not sums["count"]:
+            return {}
+        positive, negative = sums["positive"], sums["negative"]
+        generator_loss = float(sums["loss"] / sums["count"])
+        judged = float(sums["judged_loss"] / max((positive + negative).sum(), 1))
+        return {
+            "loss": generator_loss + self.weight * judged,
+            "generator_loss": generator_loss,
+            "auc": area_under_curve(positive, negative),
+            "replaced": float(positive.sum() / sums["count"]),
+        }
+
+    def compare(self, outcome: Outcome) -> Comparison:
+        """Beside chance. How good the generator is says how hard it was made."""
+        return {
+            "area under the ROC curve": {"chance": 0.5, **outcome.before_and_after("auc")},
+            "generator: nats a hidden token": outcome.before_and_after("generator_loss"),
+            "generator: hidden tokens replaced": outcome.before_and_after("replaced"),
+        }
 
 
 def fill_in(
-    hidden: torch.Tensor, targets: torch.Tensor, model: GeneratorAndDiscriminator, seed: int
+    hidden: torch.Tensor, targets: torch.Tensor, model: GeneratorAndDiscriminator, seed: int, label_smoothing: float = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The generator's loss, a sum, and a token drawn for each masked one.
 
@@ -84,7 +114,7 @@ def fill_in(
     # The first of exponential clocks with these rates to ring is a draw from the softmax.
     clocks = torch.empty_like(logits).exponential_(generator=generator)
     drawn = (logits.detach().softmax(dim=-1) / clocks).argmax(dim=-1)
-    return F.cross_entropy(logits, targets, reduction="sum"), drawn
+    return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing), drawn
 
 
 def judge(
@@ -97,10 +127,15 @@ def judge(
     hidden = labels != IGNORED
     filled = input_ids.masked_scatter(hidden, drawn)
     is_replaced = torch.zeros_like(hidden).masked_scatter(hidden, drawn != labels[hidden])
-    real = hidden.any(dim=1, keepdim=True).expand_as(hidden)
-    mask = inputs.get("attention_mask")
-    real = real if mask is None else real & mask.bool()
+    real = judged_tokens(labels, inputs.get("attention_mask"))
     return model.discriminator(input_ids=filled, **inputs).logits[real].float(), is_replaced[real]
+
+
+def judged_tokens(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """`(batch, time)`, true for the tokens that the discriminator judges: all that are no padding, of rows in which
+    something is hidden."""
+    judged = (labels != IGNORED).any(dim=1, keepdim=True).expand_as(labels)
+    return judged if attention_mask is None else judged & attention_mask.bool()
 
 
 def count_scores(scores: torch.Tensor, is_replaced: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -93,6 +93,7 @@ def chunked_cross_entropy(
     targets: torch.Tensor,
     bias: torch.Tensor | None = None,
     z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Sum over tokens of `logsumexp(W h) - (W h)[target]`, in nats.
 

@@ -47,47 +47,64 @@ class BoundMemory(TrainerCallback):
         self._kept.check()
 
 
-class StopOnSignal(TrainerCallback):
-    """SIGTERM and Ctrl-C: finish the step, save, stop. A second one stops at once.
+class StopOnRequest(TrainerCallback):
+    """SIGTERM, Ctrl-C and `--max_minutes`: finish the step, save, stop. A second signal stops at once.
 
-    A run under `accelerate launch` that loses its launcher does the same, for the launcher passes no SIGTERM on.
+    A run under `accelerate launch` that loses its launcher does the same, for the launcher passes no SIGTERM on. The
+    clock starts with the first step of this process: neither preparing the data nor an earlier part of the run counts.
+
+    Args:
+        minutes: how long to train, or None.
 
     Attributes:
-        received: the signal that stopped the run, or None.
+        received: the signal that stopped the run, or None; `out_of_time`: whether the clock did.
+        agreed: with several processes, what any of them wants, `(2,)`: set by the trainer once a step, so that all
+            stop at the same one.
     """
 
-    def __init__(self) -> None:
-        self.received: int | None = None
+    def __init__(self, minutes: float | None = None) -> None:
+        self.minutes, self.received, self.out_of_time = minutes or 0.0, None, False
+        self.agreed: torch.Tensor | None = None
         self._before: dict[int, Any] = {}
+        self._started: float | None = None
         self._launcher = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
+
+    received: int | None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._remember)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.restore()
+        self.restore_handlers()
 
-    def restore(self) -> None:
+    def restore_handlers(self) -> None:
         """Give the signals back to who had them."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._started is None:
+            self._started = time.monotonic()
+
+    def wanted(self) -> torch.Tensor:
+        """What this process wants: a signal's number or 0, and 1 when the time is over."""
         if self._launcher is not None and os.getppid() != self._launcher and self.received is None:
             self.received = int(signal.SIGTERM)
-        if args.world_size > 1:  # processes hear of a signal at different steps: all stop at the first one's
-            heard = torch.tensor(self.received or 0, device=args.device)
-            torch.distributed.all_reduce(heard, op=torch.distributed.ReduceOp.MAX)
-            self.received = int(heard) or None
-        if self.received is not None:
+        over = self.minutes and self._started is not None and time.monotonic() - self._started >= 60 * self.minutes
+        return torch.tensor([self.received or 0, int(bool(over))])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        number, over = (self.wanted() if self.agreed is None else self.agreed).tolist()
+        self.received, self.out_of_time = number or None, bool(over)
+        if number or over:
             control.should_save = args.save_strategy != "no"
             control.should_training_stop = True
 
     def _remember(self, number: int, frame: types.FrameType | None) -> None:
         if self.received is not None:
-            self.restore()
+            self.restore_handlers()
             os.kill(os.getpid(), number)
         self.received = number
 
@@ -113,23 +130,20 @@ class Throughput(TrainerCallback):
         self._started = 0.0
 
     def _reset(self) -> None:
-        self.tokens = self.supervised = self.operations = self.steps = 0
-        self.seconds = 0.0
+        self._counted: list[torch.Tensor] = []
+        self.steps, self.seconds = 0, 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.peak = measure_peak(self.dtype, multiply=product)
         self._started = time.perf_counter()
 
     def count(self, inputs: dict[str, torch.Tensor]) -> None:
-        """Count a batch of `labels` and, maybe, `position_ids` `(batch, time)`; padding is no token."""
-        labels = int((inputs["labels"] != -100).sum())
-        tokens = int(inputs["tokens"].sum())
+        """Count a batch of `labels` and, maybe, `position_ids` `(batch, time)`; padding is no token. The numbers are
+        looked at when a line is logged: on an accelerator each look waits for it."""
+        lengths, positions = inputs["tokens"], inputs.get("position_ids")
         # The keys that tokens see before them: as many as their positions say, the rest is masked.
-        positions = inputs.get("position_ids")
-        seen = int(positions.sum()) if positions is not None else int((inputs["tokens"] ** 2).sum()) // 2
-        self.tokens += tokens
-        self.supervised += labels
-        self.operations += 6 * (tokens * self.weights + labels * self.head) + seen * self.attention
+        seen = positions.sum() if positions is not None else (lengths**2).sum() // 2
+        self._counted.append(torch.stack([lengths.sum(), (inputs["labels"] != -100).sum(), seen]))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         now = time.perf_counter()
@@ -144,14 +158,16 @@ class Throughput(TrainerCallback):
 
     def rates(self) -> dict[str, float]:
         """The rates of this process since the last call, times the number of processes."""
-        if not self.seconds or not self.peak:
+        if not self.seconds or not self.peak or not self._counted:
             return {}
         scale = PartialState().num_processes / self.seconds
+        tokens, labels, seen = torch.stack(self._counted).sum(dim=0).tolist()
+        operations = 6 * (tokens * self.weights + labels * self.head) + seen * self.attention
         rates = {
-            "tokens_per_second": round(self.tokens * scale, 1),
-            "supervised_tokens_per_second": round(self.supervised * scale, 1),
+            "tokens_per_second": round(tokens * scale, 1),
+            "supervised_tokens_per_second": round(labels * scale, 1),
             "step_seconds": round(self.seconds / self.steps, 4),
-            "peak_share": round(self.operations / self.seconds / self.peak, 3),
+            "peak_share": round(operations / self.seconds / self.peak, 3),
         }
         self._reset()
         return rates

@@ -1,13 +1,10 @@
-"""What watches a long run: steps whose gradient leaps, and the clock."""
+"""What watches a long run: steps whose gradient norm is a spike."""
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from statistics import fmean, pstdev
 from typing import Any
-
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 # Steps that a leap is measured against, and how many there must be before any is called one.
 WINDOW = 128
@@ -44,39 +41,3 @@ class SpikeGuard:
         """Put back what `state` gave."""
         self.norms = deque(state["norms"], maxlen=self.window)
         self.skipped = state["skipped"]
-
-
-class TimeLimit(TrainerCallback):
-    """Ends training after so many minutes, with a checkpoint to continue from unless none are wanted.
-
-    Counted from the first step of this process: preparing the data does not count, an earlier part of the run neither.
-
-    Attributes:
-        reached: whether it did.
-    """
-
-    def __init__(self, minutes: float):
-        self.minutes, self.reached = minutes, False
-        self._started: float | None = None
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._started is None:
-            self._started = time.monotonic()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        reached = self._started is not None and time.monotonic() - self._started >= 60 * self.minutes
-        if args.world_size > 1:
-            reached = _anywhere(reached, args)
-        if reached:
-            self.reached = True
-            control.should_save = args.save_strategy != "no"
-            control.should_training_stop = True
-
-
-def _anywhere(reached: bool, args: TrainingArguments) -> bool:
-    """Whether it is so on any process: they must all stop at the same step."""
-    import torch.distributed
-
-    flag = torch.tensor(int(reached), device=args.device)
-    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-    return bool(flag)

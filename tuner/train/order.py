@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 from torch.utils.data import Sampler
 
-from tuner.data.draws import Draws
+from tuner.data.draws import FILLER, Draws
 
 # Batches that are sorted by length together: enough that a batch's rows are alike, few enough that order stays random.
 MEGABATCH = 50
@@ -27,10 +27,25 @@ class EpochOrder(Sampler[int]):
             run that cannot hold it fails at once; `sequential`.
         batch_size: rows in one forward pass, for `group_by_length`.
         epoch: tells the current epoch.
+        processes: that share the rows. The last step's batches must be of one size, so that what is missing is filled
+            with draws that do not count (`FILLER`), not with rows that come a second time.
+        drop_last: leave out the rows of an incomplete last batch instead.
     """
 
-    def __init__(self, dataset: Dataset | Draws, strategy: str, batch_size: int, seed: int, epoch: Callable[[], int]):
+    def __init__(
+        self,
+        dataset: Dataset | Draws,
+        strategy: str,
+        batch_size: int,
+        seed: int,
+        epoch: Callable[[], int],
+        processes: int = 1,
+        drop_last: bool = False,
+    ):
         self.size = len(dataset)
+        together, missing = batch_size * processes, -self.size % (batch_size * processes)
+        self.filled = missing if processes > 1 and not drop_last else 0
+        self.kept = self.size - self.size % together if drop_last else self.size
         self.counts_epochs = isinstance(dataset, Draws)
         self.strategy, self.batch_size, self.seed, self.epoch = strategy, batch_size, seed, epoch
         self.lengths: np.ndarray | None = None
@@ -40,7 +55,7 @@ class EpochOrder(Sampler[int]):
             self.lengths = np.sum([[len(ids) for ids in rows[name]] for name in columns], axis=0)
 
     def __len__(self) -> int:
-        return self.size
+        return self.kept + self.filled
 
     def __iter__(self) -> Iterator[int]:
         epoch = self.epoch()
@@ -48,7 +63,8 @@ class EpochOrder(Sampler[int]):
         order = np.arange(self.size) if self.strategy == "sequential" else generator.permutation(self.size)
         if self.lengths is not None:
             order = self._grouped(order, self.lengths, generator)
-        return iter((order + epoch * self.size if self.counts_epochs else order).tolist())
+        order = (order + epoch * self.size if self.counts_epochs else order)[: self.kept]
+        return iter([*order.tolist(), *[FILLER] * self.filled])
 
     def _grouped(self, order: np.ndarray, lengths: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         batches: list[np.ndarray] = []

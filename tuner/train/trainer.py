@@ -1,71 +1,101 @@
-"""The trainer: transformers' `Trainer` with what every run of ours promises.
+"""The trainer: transformers' `Trainer` with what every run of ours promises, for every objective.
 
-Built over transformers' `Trainer` and not TRL's `SFTTrainer`, because the latter adds just what is already done here
-before a trainer exists (templates, tokenizing, packing) and patches the loss that `losses.py` computes. What is left of
-it for us is `Trainer`. Arguments keep TRL's names.
-
-`ExactTrainerMixin` holds the promises and works over any `Trainer`: the order of the data is a function of (seed,
-epoch), random numbers of (seed, step, process), checkpoints are whole or absent, what a log line averages over survives
-a resume, and nothing that is not finite reaches a weight.
+Built over transformers' `Trainer` and not TRL's: what those add (templates, tokenizing, packing, a loss) is an
+objective's here. The order of the data is a function of (seed, epoch), random numbers of (seed, step, process),
+checkpoints are whole or absent, the loss is the mean over the whole global batch, and nothing that is not finite
+reaches a weight.
 """
 
 from __future__ import annotations
 
-import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from accelerate.utils import gather_object
+from datasets import Dataset
 from torch import nn
-from torch.utils.data import Sampler
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainerState,
-    TrainingArguments,
-)
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedModel, TrainingArguments
+from transformers import Trainer as TransformersTrainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import SchedulerType
 
-from tuner.data.collate import CausalCollator
+from tuner.corpus.stream import TokenStream
+from tuner.data.draws import Draws
 from tuner.errors import ArgumentError, Interrupted, NonFiniteError
 from tuner.estimate.sizes import linear_sizes
 from tuner.hardware import keep_freed_memory, release_unused_memory
-from tuner.ops.chunked_loss import use_chunked_loss
+from tuner.hub.push import HubRepository
+from tuner.objectives.base import Examples, Objective, use_objective
 from tuner.optim.split_adamw import own_optimizer
-from tuner.train.callbacks import BoundMemory, Guarded, StepSeed, StopOnSignal, Throughput
-from tuner.train.checkpoint import commit, discard_staging, last_checkpoint, reporting_failures, staging_folder
+from tuner.train.callbacks import BoundMemory, Guarded, StepSeed, StopOnRequest, Throughput
+from tuner.train.checkpoint import last_checkpoint
+from tuner.train.folder import locked
+from tuner.train.guards import SpikeGuard
 from tuner.train.order import EpochOrder
-from tuner.train.run import Run, joins_rows, product_dtype, say
+from tuner.train.run import Run, product_dtype, say
+from tuner.train.saving import SavingTrainer
+from tuner.train.streaming import StreamPlace
 
-PROGRESS = "progress.json"
+# Share of the steps in which `warmup_stable_decay` decays (Hu et al. 2024, https://arxiv.org/abs/2404.06395: a tenth is
+# enough; Hägele et al. 2024, https://arxiv.org/abs/2405.18392: up to a fifth helps).
+DECAY = 0.2
+# Steps in a row that fp16's loss scaling may leave out: from 2^16 it has halved to less than 2^-14 then.
+OVERFLOWS = 30
 
 
-class ExactTrainerMixin(Trainer):
-    """Put before a `Trainer` class. Batches carry `labels`, `tokens` `(batch,)` and `rows`, the source rows."""
+class Trainer(SavingTrainer):
+    """Trains a model by an objective.
 
-    unit = "rows"  # what they are, in messages
+    Args:
+        model: a model that the objective trains, bare or in a PEFT wrapper.
+        run: from `open_run`.
+        objective: its loss is put into the model (`use_objective`).
+        examples: from `make_examples`; of a stream the place goes into each checkpoint.
+    """
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._stop = StopOnSignal()
+    def __init__(self, model: PreTrainedModel, run: Run, objective: Objective[Any], examples: Examples):
+        self.run, self.objective, self.examples = run, objective, examples
+        self.hub = HubRepository(run.args) if run.args.push_to_hub and run.training.should_save else None
+        use_objective(model.get_base_model() if hasattr(model, "get_base_model") else model, objective)
+        streams = isinstance(examples.train, TokenStream)
+        super().__init__(
+            model=model,
+            args=run.training,
+            data_collator=objective,
+            train_dataset=examples.train if streams else Draws(examples.train),
+            eval_dataset=Draws(examples.eval),
+            processing_class=objective.tokenizer,
+        )
+        if not streams:
+            self.examples = Examples(
+                self._with_reference(examples.train), self._with_reference(examples.eval), examples.reports
+            )
+            self.train_dataset, self.eval_dataset = Draws(self.examples.train), Draws(self.examples.eval)
+        self.model_accepts_loss_kwargs = True  # the objective's loss divides by the global batch's count
+        self._unit = "rows" if objective.keeps_rows and not streams else "examples"
         self._throughput = Throughput(*linear_sizes(self.model), product_dtype(self.args, self.model))
+        self.stop = StopOnRequest(run.args.max_minutes)
+        self.guard = SpikeGuard() if run.args.skip_spikes else None
+        if self.guard is not None:
+            self.stateful["spike_guard.json"] = self.guard
+        self._stream = StreamPlace(self) if streams else None
+        if self._stream is not None:
+            self.stateful["stream.json"] = self._stream
         trackers = tuple(INTEGRATION_TO_CALLBACK.values())
         handler = self.callback_handler
         handler.callbacks = [Guarded(c) if isinstance(c, trackers) else c for c in handler.callbacks]
-        for callback in (StepSeed(), _Restore(self), self._throughput, self._stop, BoundMemory()):
+        for callback in (StepSeed(), self._throughput, self.stop, BoundMemory()):
             self.add_callback(callback)
-        self._checkpoint: Path | None = None
-        self._staging: Path | None = None
         self._step: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each micro-batch: source rows, loss
-        self._eval_sums = torch.zeros(2, dtype=torch.float64)
+        self._overflows = 0
+        self._sums: dict[str, torch.Tensor] = {}
 
-    # ---- order of the data ----
+    # ---- data ----
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         return EpochOrder(
             dataset,
@@ -73,7 +103,23 @@ class ExactTrainerMixin(Trainer):
             batch_size=self.args.train_batch_size,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
             epoch=lambda: int(self.state.epoch or 0),
+            processes=self.args.world_size,
+            drop_last=bool(self.run.args.extra.get("dataloader_drop_last")),
         )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        rows = (eval_dataset if eval_dataset is not None else self.eval_dataset).rows
+        batch = self.args.eval_batch_size * self.args.world_size
+        # The last batches must not repeat rows: what fills them has no label.
+        length = -(-len(rows) // batch) * batch if self.args.world_size > 1 else len(rows)
+        return super().get_eval_dataloader(Draws(rows.with_format(None), length))
+
+    def _with_reference(self, rows: Dataset) -> Dataset:
+        """The examples with what the objective keeps of the model as it begins; each process computes its share."""
+        share = rows.shard(self.args.world_size, self.args.process_index, contiguous=True)
+        with self.accelerator.autocast():
+            found = self.objective.reference(self.model, share, self.args.eval_batch_size)
+        return rows if found is None else rows.add_column("reference", gather_object(found))
 
     # ---- training ----
 
@@ -81,50 +127,74 @@ class ExactTrainerMixin(Trainer):
     def get_optimizer_cls_and_kwargs(
         args: TrainingArguments, model: PreTrainedModel | None = None
     ) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-        return own_optimizer(args, model) or Trainer.get_optimizer_cls_and_kwargs(args, model)
+        return own_optimizer(args, model) or TransformersTrainer.get_optimizer_cls_and_kwargs(args, model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
+            given = self.args.lr_scheduler_kwargs or {}
+            self.args.lr_scheduler_kwargs = {"num_decay_steps": round(DECAY * num_training_steps), **given}
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs: Any) -> Any:
         """Train, or continue from a checkpoint to the same bits.
 
         Raises:
+            ArgumentError: there is not one step to train.
             Interrupted: a signal came; the state is saved.
             NonFiniteError: a loss or gradient was NaN or infinite.
-            CheckpointError: a checkpoint could not be written.
+            CheckpointError: a checkpoint could not be written, or another process trains in the folder.
         """
         self._checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._require_steps()
         if self._checkpoint is not None:
             self.args.eval_on_start = False  # the run had its start
             if self._is_finished(self._checkpoint):
                 say(f"{self._checkpoint} is the end of this run: nothing is left to train.")
                 return self._load_finished(self._checkpoint)
+            if self._stream is not None:
+                self._stream.go_to(self._checkpoint)
         release_unused_memory()
         keep_freed_memory()
         try:
-            result = super().train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None, **kwargs)
+            with locked(self.folder) if self.args.should_save else nullcontext():
+                result = super().train(resume_from_checkpoint=self._checkpoint and str(self._checkpoint), **kwargs)
         finally:
-            self._stop.restore()
+            self.stop.restore_handlers()
         release_unused_memory()
-        if self._stop.received is not None:
-            where = last_checkpoint(Path(self.args.output_dir))
-            saved = f"Saved {where}." if where else "Nothing was saved (--save_strategy no)."
-            raise Interrupted(
-                f"Stopped by a signal at step {self.state.global_step}. {saved} The same command with "
-                "--resume_from_checkpoint true continues.",
-                self._stop.received,
-            )
+        self._report_stop()
         return result
 
-    def _is_finished(self, checkpoint: Path) -> bool:
-        """Whether a checkpoint is at the last step. The Trainer would take one step more."""
-        planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
-        return TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step >= planned
+    def _require_steps(self) -> None:
+        loader = self.get_train_dataloader()
+        empty = not isinstance(self.train_dataset, TokenStream) and len(loader) == 0
+        if empty or self.set_initial_training_values(self.args, loader)[-1] < 1:
+            batch, epochs = self.args.train_batch_size * self.args.world_size, self.args.num_train_epochs
+            examples = f"{len(self.examples.train):,} examples in batches of {batch}"
+            raise ArgumentError(f"There is no step to train: {examples}, --num_train_epochs {epochs:g}.")
 
-    def _load_finished(self, checkpoint: Path) -> TrainOutput:
-        self._load_from_checkpoint(str(checkpoint))
-        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        self._tr_loss = torch.zeros((), device=self.args.device)
-        self.restore_progress()
-        return TrainOutput(self.state.global_step, self.mean_loss(), {})
+    def _report_stop(self) -> None:
+        stop, step = self.stop, f"step {self.state.global_step:,} of {self.state.max_steps:,}"
+        where = last_checkpoint(self.folder) if stop.received or stop.out_of_time else None
+        if stop.received:
+            saved = f"Saved {where}." if where else "Nothing was saved (--save_strategy no)."
+            again = "The same command with --resume_from_checkpoint true continues."
+            raise Interrupted(f"Stopped by a signal at step {self.state.global_step}. {saved} {again}", stop.received)
+        if stop.out_of_time and self.state.global_step < self.state.max_steps:
+            saved = "The same command with --resume_from_checkpoint true goes on."
+            if self.args.save_strategy == "no":
+                saved = "Nothing was saved to go on from (--save_strategy no)."
+            say(f"Stopped by --max_minutes {stop.minutes:g} at {step}. {saved}")
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
+        """What the losses of a step are divided by: the objective's counts in the whole global batch. With several
+        processes one exchange also tells all of them whether one was asked to stop."""
+        counts = torch.stack([self.objective.counts(batch) for batch in batch_samples]).sum(dim=0).to(device)
+        if self.args.world_size > 1:
+            mine = torch.cat([counts.reshape(-1), self.stop.wanted().to(counts)])
+            everyone = self.accelerator.gather(mine[None])
+            self.stop.agreed = everyone[:, -2:].amax(dim=0)
+            counts = everyone[:, :-2].sum(dim=0).view_as(counts)
+        return counts.expand(self.args.n_gpu, *counts.shape) if self.args.n_gpu > 1 else counts
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         self._throughput.count(inputs)
@@ -139,160 +209,82 @@ class ExactTrainerMixin(Trainer):
         numbers a step, because on an accelerator each look waits for it."""
         norm = super()._get_grad_norm(model, grad_norm)
         step, self._step = self._step, []
-        losses = torch.stack([loss for _, loss in step])
-        if not torch.isfinite(losses).all():
-            bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
-            raise NonFiniteError(self._blame(f"The loss is {float(losses[bad[0]])}", [step[i][0] for i in bad]))
-        if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
-            raise NonFiniteError(self._blame(f"The gradient norm is {float(norm)}", [rows for rows, _ in step]))
+        losses = [loss for _, loss in step]
+        seen = torch.stack([*losses, torch.as_tensor(norm).to(losses[0])])
+        finite = torch.isfinite(seen).tolist()
+        if not all(finite[:-1]):
+            bad = finite.index(False)
+            rows = [rows for (rows, _), good in zip(step, finite[:-1], strict=True) if not good]
+            raise NonFiniteError(self._blame(f"The loss is {float(seen[bad])}", rows))
+        if not finite[-1]:
+            self._allow_overflow(float(seen[-1]), [rows for rows, _ in step])
+            return norm
+        self._overflows = 0
+        if self.guard is not None and self.guard.is_spike(float(norm)):
+            # Without gradients the optimizer does nothing: no moment moves, no weight decays.
+            model.zero_grad(set_to_none=True)
+            say(f"Step {self.state.global_step + 1} is left out: its gradient norm {float(norm):.3g} is a spike.")
         return norm
+
+    def _allow_overflow(self, norm: float, rows: list[torch.Tensor]) -> None:
+        """In fp16 the loss scaler leaves out a step whose gradients overflow, and scales less from then on."""
+        self._overflows += 1
+        if self.accelerator.scaler is None or self._overflows > OVERFLOWS:
+            raise NonFiniteError(self._blame(f"The gradient norm is {norm}", rows))
 
     def _blame(self, what: str, rows: list[torch.Tensor]) -> str:
         known = sorted({int(row) for batch in rows for row in batch.flatten() if row >= 0})
-        where = last_checkpoint(Path(self.args.output_dir))
+        where = last_checkpoint(self.folder)
         return (
             f"{what} at step {self.state.global_step + 1}, before the optimizer stepped. The batch was training "
-            f"{self.unit} {', '.join(map(str, known))} (counted from 0). A lower --learning_rate is the usual cure. "
+            f"{self._unit} {', '.join(map(str, known))} (counted from 0). A lower --learning_rate is the usual cure. "
             f"{f'The last whole checkpoint is {where}.' if where else 'No checkpoint was saved yet.'}"
         )
 
-    def mean_loss(self) -> float:
-        """Mean of the steps' losses over the whole run, the part before a resume included."""
-        return (self._total_loss_scalar + float(self._tr_loss)) / max(self.state.global_step, 1)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if isinstance(self.train_dataset, TokenStream):  # transformers counts a resumed one from its place
+            self.state.epoch = self.state.global_step / max(self.state.max_steps, 1)
         if "loss" in logs:
             logs |= self._throughput.rates()
+            if self.guard is not None:
+                logs["skipped_steps"] = self.guard.skipped
         super().log(logs, start_time)
 
-    # ---- evaluation: the mean over tokens, not over batches ----
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
-        if isinstance(dataset, Dataset) and self.args.world_size > 1:
-            missing = -len(dataset) % (self.args.eval_batch_size * self.args.world_size)
-            if missing:  # the last batches must not repeat rows: fill them with rows that have no label
-                blank = {**dataset[0], "labels": [-100] * len(dataset[0]["labels"])}
-                filler = Dataset.from_list([blank] * missing, features=dataset.features)
-                dataset = concatenate_datasets([dataset, filler])
-        return super().get_eval_dataloader(dataset)
+    # ---- evaluation: sums over all batches and processes, not means of means ----
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        self._eval_sums.zero_()
+        self._sums = {}
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        total, count = self.accelerator.reduce(self._eval_sums.to(self.args.device), "sum").tolist()
-        output.metrics[f"{metric_key_prefix}_loss"] = total / max(count, 1)
+        found = {name: self.accelerator.reduce(value, "sum").cpu().numpy() for name, value in self._sums.items()}
+        del output.metrics[f"{metric_key_prefix}_loss"]
+        for name, value in self.objective.metrics(found).items():
+            output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Any:
         inputs = self._prepare_inputs({k: v for k, v in inputs.items() if k not in ("rows", "tokens")})
-        count = int((inputs["labels"][:, 1:] != -100).sum())
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss = model(**inputs).loss.detach()
-        self._eval_sums += torch.tensor([float(loss) * count, count], dtype=torch.float64)
-        return loss, None, None
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        runs = model if sharded else self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        with torch.no_grad(), self.accelerator.autocast():
+            found = runs(**inputs)
+        wide = torch.float32 if self.args.device.type == "mps" else torch.float64  # sums of many batches
+        for name, value in found.items():
+            value = value.detach().to(self.args.device, wide)
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        return (found["loss"] / found["count"].clamp(min=1)).detach(), None, None
 
-    # ---- checkpoints ----
+    # ---- the end ----
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if _internal_call:  # a part of a checkpoint, which reports for itself
-            super().save_model(output_dir, _internal_call)
-        else:
-            with reporting_failures(Path(self.args.output_dir), "The model"):
-                super().save_model(output_dir)
+    def saved_part(self) -> nn.Module:
+        return self.objective.saved_part(super().saved_part())
 
-    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        try:
-            super().init_hf_repo(*args, **kwargs)
-        except Exception as error:  # the Hub client's exception types are many and private
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ArgumentError(f"--push_to_hub: the repository cannot be made ready: {reason}") from error
+    def push_to_hub(self, message: str = "End of training") -> None:
+        """Push what was saved, in one commit.
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
-        name = f"checkpoint-{self.state.global_step}"
-        losses = self.accelerator.gather(self._tr_loss.reshape(1)).tolist()
-        if self.args.should_save:
-            discard_staging(folder)
-        self.accelerator.wait_for_everyone()
-        self._staging = staging_folder(folder)
-        staged, final = self._staging / name, folder / name
-        try:
-            with reporting_failures(folder, name):
-                super()._save_checkpoint(model, trial)
-                self.accelerator.wait_for_everyone()
-                if self.args.should_save:
-                    if self.state.best_model_checkpoint == str(staged):
-                        self.state.best_model_checkpoint = str(final)
-                        self.state.save_to_json(str(staged / "trainer_state.json"))
-                    progress = {
-                        "running_loss": losses,
-                        "total_loss": self._total_loss_scalar,
-                        "last_logged": self._globalstep_last_logged,
-                    }
-                    (staged / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
-                    commit(staged, final)
-                    discard_staging(folder)
-                    rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
-        finally:
-            self._staging = None
-        self.accelerator.wait_for_everyone()
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # A tied weight is saved once and is there: it is not missing.
-        tied = getattr(self.model, "_tied_weights_keys", None) or {}
-        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
-        super()._issue_warnings_after_load(load_result)
-
-    def restore_progress(self) -> None:
-        """Put back what a log line was averaging over when the checkpoint was written."""
-        if self._checkpoint is None or not (self._checkpoint / PROGRESS).is_file():
-            return
-        progress = json.loads((self._checkpoint / PROGRESS).read_text(encoding="utf-8"))
-        losses = progress["running_loss"]
-        self._tr_loss.fill_(losses[self.args.process_index % len(losses)])
-        self._total_loss_scalar = progress["total_loss"]
-        self._globalstep_last_logged = progress["last_logged"]
-
-
-class _Restore(TrainerCallback):
-    """Calls `restore_progress` after the Trainer has set its sums to zero and before the first step."""
-
-    def __init__(self, trainer: ExactTrainerMixin):
-        self._trainer = trainer
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._trainer.restore_progress()
-
-
-class SFTTrainer(ExactTrainerMixin, Trainer):
-    """Supervised fine-tuning of a causal language model on encoded rows.
-
-    Args:
-        model: any causal language model of transformers, ours or another's, bare or in a PEFT wrapper.
-        run: from `open_run`.
-        train_dataset, eval_dataset: rows of `input_ids`, `labels`, `rows` and, when packed, `position_ids`.
-        tokenizer: saved with the model; its padding token fills batches.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        run: Run,
-        train_dataset: Dataset,
-        eval_dataset: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-    ):
-        if not use_chunked_loss(model):
-            say(f"{type(model).__name__} transforms its logits, so it keeps its own loss (all logits at once).")
-        super().__init__(
-            model=model,
-            args=run.training,
-            data_collator=CausalCollator(tokenizer.pad_token_id, padding_free=joins_rows(run, model)),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-        )
+        Raises:
+            ArgumentError: the Hub does not take it.
+        """
+        if self.hub is not None:
+            dataset = self.run.args.dataset_name
+            self.create_model_card(model_name=self.hub.repo_id.split("/")[-1], dataset=dataset)
+            say(f"Pushed to {self.hub.push(self.folder, message)}")

@@ -1,0 +1,100 @@
+"""The documents that a run is trained and validated on, by its flags: read at once or as a stream, cleaned or not."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Protocol
+
+from datasets import Dataset, IterableDataset
+
+from tuner.corpus import clean
+from tuner.corpus.clean import CleaningOptions, CleaningReport, clean_corpus, clean_text, fault
+from tuner.corpus.duplicates import word_hashes
+from tuner.corpus.reading import open_stream, set_aside
+from tuner.data.cache_key import cache_key
+from tuner.data.sources import has_text
+from tuner.errors import ArgumentError
+
+
+class DocumentFlags(Protocol):
+    """The flags that are read here; see `tuner.objectives.arguments` and `tuner.config.arguments`."""
+
+    dataset_name: str
+    dataset_config: str | None
+    dataset_train_split: str
+    dataset_test_split: str
+    dataset_num_proc: int | None
+    test_split_size: float
+    max_steps: int
+    packing: bool
+    truncation_mode: Any
+    train_sampling_strategy: Any
+    clean: Any
+    shuffle_buffer: int
+    seed: int
+    extra: dict[str, Any]
+
+
+def open_documents(args: DocumentFlags) -> tuple[IterableDataset, Dataset]:
+    """Documents that are read while training, and those to validate on, in memory.
+
+    Raises:
+        ArgumentError: flags that a stream does not go with.
+        DataError: nothing there.
+    """
+    if args.test_split_size < 1 or args.max_steps < 1:
+        raise ArgumentError("--streaming true needs --max_steps, and --test_split_size as a number of documents.")
+    if args.extra.get("dataloader_num_workers"):  # its place would be known in another process
+        raise ArgumentError("--streaming true is read by the trainer itself: leave out --dataloader_num_workers.")
+    if not args.packing or args.truncation_mode != "split":
+        raise ArgumentError("--streaming true cuts the text into blocks: leave out --packing and --truncation_mode.")
+    if args.train_sampling_strategy != "random":
+        raise ArgumentError("--streaming true shuffles in --shuffle_buffer: leave out --train_sampling_strategy.")
+    splits, count = (args.dataset_train_split, args.dataset_test_split), int(args.test_split_size)
+    train, held_out = open_stream(args.dataset_name, args.dataset_config, splits, args.seed, args.shuffle_buffer)
+    if held_out is not None:
+        return train, Dataset.from_list(list(held_out.take(count)))
+    return set_aside(train, count, args.dataset_name)
+
+
+def clean_documents(
+    train: Dataset, held_out: Dataset, args: DocumentFlags
+) -> tuple[Dataset, Dataset, CleaningReport, str]:
+    """Both splits cleaned as `--clean` says, the report, and a sentence about what could not be looked for, or nothing.
+
+    Validation documents are cleaned by the same rules on texts, but all that have some text left stay.
+    """
+    options = cleaning_options(args)
+    texts, said = clean_texts(held_out, options), ""
+    findable = any(len(word_hashes(text)) >= options.contamination_words for text in texts["text"])
+    if not findable:
+        said = (
+            f"No validation document has {options.contamination_words} words to be found by: training documents that "
+            "share text with one stay."
+        )
+    cleaned, report = clean_corpus(train, options, texts if findable else None, args.dataset_num_proc)
+    return cleaned, texts, report, said
+
+
+def cleaning_options(args: DocumentFlags) -> CleaningOptions:
+    """What `--clean` stands for."""
+    plain = CleaningOptions(boilerplate=False, min_words=0, max_words=sys.maxsize, quality=False, repetition=False)
+    return CleaningOptions() if args.clean == "web" else plain
+
+
+def clean_one(text: str, options: CleaningOptions) -> str | None:
+    """A document of a stream by itself, cleaned, or None where a filter removes it."""
+    cleaned = clean_text(text, options)
+    return None if fault(cleaned, options) else cleaned
+
+
+def clean_texts(documents: Dataset, options: CleaningOptions) -> Dataset:
+    """Documents that are cleaned and all stay, but those that nothing is left of."""
+    how = {"options": options, "cache_key": cache_key(clean.__file__)}
+    cleaned = documents.map(_clean_batch, batched=True, fn_kwargs=how, desc="Cleaning")
+    return cleaned.filter(has_text, input_columns=["text"], desc="Leaving out blank documents")
+
+
+def _clean_batch(batch: dict[str, list[Any]], options: CleaningOptions, cache_key: str) -> dict[str, list[Any]]:
+    """`cache_key` is for the cache alone."""
+    return {"text": [clean_text(text, options) for text in batch["text"]]}

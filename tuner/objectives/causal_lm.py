@@ -1,0 +1,231 @@
+"""The next token: of raw text (`clm`), and of the answers in conversations (`sft`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+from transformers import PreTrainedModel
+
+from tuner.config.arguments import RecipeArguments
+from tuner.corpus.stream import TokenStream
+from tuner.data.collate import IGNORED, collate_causal
+from tuner.data.draws import FILLER
+from tuner.data.encode import encode_dataset
+from tuner.data.encoding_report import EncodingReport
+from tuner.data.pack import pack_dataset
+from tuner.data.schema import Kind
+from tuner.data.tokens import whole_documents
+from tuner.errors import ArgumentError, ModelError
+from tuner.evaluation.baselines.ngrams import KneserNey, perplexity_per_byte
+from tuner.evaluation.baselines.unigram import is_small, unigram_loss
+from tuner.objectives.arguments import TextArguments
+from tuner.objectives.base import (
+    SHOWN_TOKENS,
+    Batch,
+    Comparison,
+    Examples,
+    Objective,
+    Outcome,
+    Row,
+    Rows,
+    Sums,
+    balance,
+    own_class,
+    routed,
+)
+from tuner.ops.chunked_loss import chunked_cross_entropy, supervised_positions
+from tuner.ops.tied_embeddings import head_weight, share_gradient
+
+A = TypeVar("A", bound=RecipeArguments)
+
+
+class NextToken(Objective[A]):
+    """`-log p(token | those before it)` over the tokens that have a label, for any causal model of transformers, bare
+    or in a PEFT wrapper. Where the layout says so, the loss is computed in chunks (`tuner.ops.chunked_loss`)."""
+
+    keeps_rows = True
+
+    def __call__(self, rows: list[Row]) -> Batch:
+        blank = [
+            {**row, "labels": np.full_like(row["labels"], IGNORED)} if row["draw"] == FILLER else row for row in rows
+        ]
+        return collate_causal(blank, self.tokenizer.pad_token_id, self.layout.padding_free)
+
+    def counts(self, batch: Batch) -> torch.Tensor:
+        return (batch["labels"][:, 1:] != IGNORED).sum()
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        if self.layout.chunked_loss:
+            share_gradient(model)
+        elif self.label_smoothing:
+            raise ArgumentError(f"--label_smoothing_factor: {own_class(model).__name__} keeps its own loss.")
+
+    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor | int]:
+        if not self.layout.chunked_loss:
+            return self._own_loss(model, labels, inputs)
+        hidden, targets, outputs = self._hidden(model, labels, inputs)
+        total = self._cross_entropy(model, hidden, targets, self._z_loss(), self.label_smoothing)
+        return total + balance(model, outputs, inputs) * len(targets), len(targets)
+
+    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
+        if not self.layout.chunked_loss:
+            total, count = self._own_loss(model, labels, inputs)
+        else:
+            hidden, targets, _ = self._hidden(model, labels, inputs)
+            total, count = self._cross_entropy(model, hidden, targets), len(targets)
+        return {"loss": total, "count": torch.tensor(count, device=total.device)}
+
+    def _z_loss(self) -> float:
+        return 0.0
+
+    def _hidden(self, model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        outputs = model.base_model(**routed(model, labels, inputs), use_cache=False)
+        return *supervised_positions(outputs.last_hidden_state, labels), outputs
+
+    @staticmethod
+    def _cross_entropy(
+        model: Any, hidden: torch.Tensor, targets: torch.Tensor, z_loss: float = 0.0, smoothing: float = 0.0
+    ) -> torch.Tensor:
+        bias = model.get_output_embeddings().bias
+        return chunked_cross_entropy(hidden, head_weight(model), targets, bias, z_loss, smoothing)
+
+    @staticmethod
+    def _own_loss(model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
+        """The model's own, which holds the logits of all tokens; a mean, so that there must be something to average."""
+        count = int((labels[:, 1:] != IGNORED).sum())
+        outputs = own_class(model).forward(model, labels=labels, use_cache=False, **inputs)
+        return (outputs.loss * count if count else outputs.logits.sum() * 0), count
+
+    def packed(self, encoded: Dataset) -> Dataset:
+        """Blocks of whole sequences, where the layout is packed."""
+        return pack_dataset(encoded, self.args.max_length) if self.layout.packing else encoded
+
+    def describe(self, rows: Rows, examples: Examples) -> Table | None:
+        if examples.reports is None:
+            return None
+        table = Table(title="Data", title_justify="left")
+        for column in ("", "train", "eval"):
+            table.add_column(column, justify="right" if column else "left", overflow="fold")
+        for name, form in (
+            *(("rows", "{0.rows:,}"), ("sequences", "{0.sequences:,}"), ("tokens", "{0.tokens:,}")),
+            *(("truncated", "{0.share_truncated:.1%}"), ("labels lost", "{0.share_labels_lost:.1%}")),
+            ("supervised", "{0.share_supervised:.1%}"),
+        ):
+            table.add_row(name, *(form.format(report) for report in examples.reports))
+        if self.layout.packing:
+            table.add_row("blocks", f"{len(examples.train):,}", f"{len(examples.eval):,}")
+        return table
+
+    def show(self, draws: list[Row]) -> Iterator[Text]:
+        """What is learnt in green, where it stands."""
+        for number, draw in enumerate(draws):
+            batch = self([draw])
+            ids, labels = (batch[name][0, :SHOWN_TOKENS].tolist() for name in ("input_ids", "labels"))
+            ids = ids[: int(batch["tokens"].sum())]
+            head = f"\nTraining row {number}, its first {SHOWN_TOKENS} tokens; what is learnt is green:\n"
+            text, start = Text(head, style="bold"), 0
+            for end in range(1, len(ids) + 1):
+                learnt = labels[start] != IGNORED
+                if end == len(ids) or (labels[end] != IGNORED) != learnt:
+                    piece = self.tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)
+                    text.append(piece, style="not bold green" if learnt else "not bold dim")
+                    start = end
+            yield text.append("\n")
+
+
+class SFT(NextToken[RecipeArguments]):
+    """sft: the assistant's tokens of conversations, or all of a text (Ouyang et al. 2022, section 3.5,
+    https://arxiv.org/abs/2203.02155)."""
+
+    name = "sft"
+    kinds = ("messages", "text")
+    loss_unit = "nats a supervised token"
+
+    def examples(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport]:
+        args = self.args
+        kind: Kind = "messages" if "messages" in rows.column_names else "text"
+        cut = (args.max_length, args.truncation_mode, args.max_labels_lost, args.dataset_num_proc)
+        encoded, report = encode_dataset(rows, kind, self.tokenizer, *cut, name)
+        return self.packed(encoded), report
+
+    def compare(self, outcome: Outcome) -> Comparison:
+        train, held_out = outcome.examples.train, outcome.examples.eval
+        unigram = {"unigram model": unigram_loss(train, held_out, len(self.tokenizer))}
+        return {self.loss_unit: {**unigram, **outcome.before_and_after("loss")}}
+
+
+class CausalLM(NextToken[TextArguments]):
+    """clm: every token of raw text, of whole documents packed into blocks, none seeing another (Bengio et al. 2003)."""
+
+    arguments = TextArguments
+    name = "clm"
+    streams = True
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        if self.args.z_loss and not self.layout.chunked_loss:
+            raise ModelError(f"--z_loss is not for {type(model).__name__}, which keeps its own loss.")
+
+    def _z_loss(self) -> float:
+        return self.args.z_loss
+
+    def examples(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport]:
+        args = self.args
+        cut = (args.max_length, args.truncation_mode, args.max_labels_lost, args.dataset_num_proc)
+        encoded, report = whole_documents(rows, self.tokenizer, *cut, name)
+        return self.packed(encoded), report
+
+    def stream(self, documents: Any, clean: Any = None) -> TokenStream:
+        """Blocks of documents that are read while training."""
+        first, last = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        # One mark for both, as GPT-2's, stands between documents once.
+        before = first if first != last else None
+        return TokenStream(documents, self.tokenizer, self.args.max_length, None, before, last, clean)
+
+    def __call__(self, rows: list[Row]) -> Batch:
+        return super().__call__([row if "labels" in row else self._of_stream(row) for row in rows])
+
+    def _of_stream(self, row: Row) -> Row:
+        """A block of a stream with `labels` and with `position_ids` that start again after each document's end."""
+        ids = row["input_ids"]
+        starts = np.concatenate([[True], ids[:-1] == self.tokenizer.eos_token_id])
+        first = np.maximum.accumulate(np.where(starts, np.arange(len(ids)), 0))
+        return {
+            **row,
+            "labels": np.where(starts, IGNORED, ids),
+            "position_ids": np.arange(len(ids)) - first,
+            "rows": [row["row"]],
+        }
+
+    def compare(self, outcome: Outcome) -> Comparison:
+        """Beside a Kneser-Ney 5-gram: both are asked for the same tokens, all of a sequence but its first."""
+        losses = outcome.before_and_after("loss")
+        if isinstance(outcome.examples.train, TokenStream):
+            return {self.loss_unit: losses}
+        tokens = list(_sequences(outcome.examples.eval))
+        count = sum(len(ids) - 1 for ids in tokens)
+        if is_small(outcome.rows.train):
+            grams = KneserNey.fit(_sequences(outcome.examples.train), len(self.tokenizer))
+            nats = -sum(float(grams.log_probabilities(ids)[1:].sum()) for ids in tokens)
+            losses = {"5-gram": nats / count, **losses}
+        size = sum(len(self.tokenizer.decode(ids, skip_special_tokens=True).encode()) for ids in tokens)
+        perplexity = {who: perplexity_per_byte(loss * count, size) for who, loss in losses.items()}
+        return {"perplexity a byte": perplexity, self.loss_unit: losses}
+
+
+def _sequences(blocks: Dataset) -> Iterator[np.ndarray]:
+    """The sequences of packed blocks: positions start again with each."""
+    for block in blocks.with_format("numpy"):
+        starts = np.flatnonzero(block["position_ids"] == 0) if "position_ids" in block else [0]
+        yield from np.split(block["input_ids"], starts[1:])
+
+
+def has_linear_head(model: PreTrainedModel) -> bool:
+    """Whether a causal model is a backbone and a linear head, as the chunked loss needs it."""
+    return isinstance(model.get_output_embeddings(), nn.Linear) and model.base_model is not model

@@ -1,0 +1,162 @@
+"""contrastive: embeddings of texts that belong together are close (and their likeness across processes)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from datasets import Dataset
+from torch.distributed.nn.functional import all_gather
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from tuner.corpus.segments import parts, segment_pairs
+from tuner.data.collate import IGNORED
+from tuner.data.draws import FILLER
+from tuner.errors import ArgumentError, ModelError
+from tuner.evaluation.baselines.retrieval import embedding_retrieval_at_1, tfidf_retrieval_at_1
+from tuner.evaluation.baselines.unigram import is_small
+from tuner.objectives.arguments import ContrastiveArguments
+from tuner.objectives.base import Batch, Comparison, Objective, Outcome, Row, Sums, own_class, require_others
+
+# Parts of a batch; their lengths are rounded up to a multiple, so that kernels meet few sizes.
+PARTS, MULTIPLE = 4, 16
+# Texts that compete for a query in the comparison.
+GROUP = 64
+
+
+class Contrastive(Objective[ContrastiveArguments]):
+    """contrastive: of all second texts in the batch the one that belongs to the first, and the other way round:
+    `-log softmax(cos(a_i, b_j) / t)_i`, mean of both (Gao et al. 2021, https://arxiv.org/abs/2104.08821; Oord et al.
+    2018, https://arxiv.org/abs/1807.03748). `--views neighbours`: b follows a; `dropout`: b is a under
+    other dropout. Other processes' texts are negatives too."""
+
+    arguments = ContrastiveArguments
+    name = "contrastive"
+    tokens = ("cls_token", "sep_token", "mask_token")
+    vocabulary, needs_end = "mlm", False
+    model = "encoder"
+    loss_unit = "nats a pair"
+    least_length = 3  # two ends and a token
+
+    @classmethod
+    def check(cls, args: Any, processes: int) -> None:
+        super().check(args, processes)
+        require_others(args, cls.name, processes)
+        for flag in ("z_loss", "label_smoothing_factor"):
+            if args.values().get(flag):
+                raise ArgumentError(f"--{flag} is for losses over the vocabulary: --objective contrastive has none.")
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        drops = any(getattr(model.config, name, 0) for name in ("hidden_dropout", "attention_dropout"))
+        if self.args.views == "dropout" and not drops:
+            raise ModelError("--views dropout needs a model with dropout (a new one: --dropout 0.1).")
+
+    def examples(self, rows: Dataset, name: str) -> tuple[Dataset, None]:
+        longest = self.args.max_length - 2
+        pairs = segment_pairs(rows, self.tokenizer, longest, whole=False, num_proc=self.args.dataset_num_proc)
+        return pairs.shuffle(seed=0), None  # evaluation goes in order, and a text would find itself in the pair before
+
+    def __call__(self, rows: list[Row]) -> Batch:
+        second = "first" if self.args.views == "dropout" else "second"
+        start, end = [self.tokenizer.cls_token_id], [self.tokenizer.sep_token_id]
+        texts = [row["first"] for row in rows] + [row[second] for row in rows]
+        batch = self.padded([{"input_ids": np.concatenate([start, ids, end])} for ids in texts], rows * 2)
+        real = torch.tensor([row["draw"] != FILLER for row in rows])
+        return batch | {"labels": torch.arange(len(rows)).masked_fill(~real, IGNORED)}
+
+    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        ones, others = embed(model, **inputs).chunk(2)
+        return self.both_ways(ones, others, labels != IGNORED)
+
+    def both_ways(
+        self, ones: torch.Tensor, others: torch.Tensor, real: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of texts and their partners, a sum, and over how many."""
+        scores, targets = gathered(ones, others, real, self.args.temperature)
+        both = [F.cross_entropy(score[real], targets[real], reduction="sum") for score in scores]
+        return (both[0] + both[1]) / 2, real.sum()
+
+    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
+        ones, others = embed(model, **inputs).chunk(2)
+        total, count = self.both_ways(ones, others, labels != IGNORED)
+        real = (labels != IGNORED).nonzero().squeeze(1)
+        scores = ones[real] @ others[real].T
+        own = torch.arange(len(real), device=ones.device)
+        right = (scores.argmax(-1) == own).sum() if len(real) else scores.sum()
+        return {"loss": total, "count": count, "accuracy": right}
+
+    def compare(self, outcome: Outcome) -> Comparison:
+        """Beside the cosine of TF-IDF vectors."""
+        pairs = [pair for text in outcome.rows.eval["text"] for lines in [parts(text)] for pair in pairwise(lines)]
+        # Neighbouring pairs share a line: apart, so that no query finds itself.
+        order = np.random.default_rng(0).permutation(len(pairs))
+        queries, answers = ([pairs[number][side] for number in order] for side in (0, 1))
+        vectors = [self._embeddings(outcome.model, texts) for texts in (queries, answers)]
+        group = min(GROUP, len(pairs))
+        found = {"chance": 1 / group}
+        if is_small(outcome.rows.train):
+            fit_on = [line for text in outcome.rows.train["text"] for line in parts(text)]
+            try:
+                found["TF-IDF"] = tfidf_retrieval_at_1(queries, answers, group, fit_on=fit_on)
+            except (ArgumentError, ValueError) as error:  # scikit-learn is missing, or no text has a word
+                print(f"No TF-IDF to compare with: {error}")
+        found["trained"] = embedding_retrieval_at_1(vectors[0], vectors[1], group)
+        comparison = {f"retrieval at 1 of {group}": found, self.loss_unit: outcome.before_and_after("loss")}
+        if self.args.views != "dropout":  # in evaluation those views are one and the same
+            batches = f"the same in batches of {self.args.per_device_eval_batch_size}"
+            comparison[batches] = outcome.before_and_after("accuracy")
+        return comparison
+
+    @torch.no_grad()
+    def _embeddings(self, model: Any, texts: list[str]) -> torch.Tensor:
+        found, how = [], {"padding": True, "truncation": True, "max_length": self.args.max_length}
+        for start in range(0, len(texts), 256):
+            inputs = self.tokenizer(texts[start : start + 256], return_tensors="pt", **how)
+            mask, ids = (inputs[name].to(model.device) for name in ("attention_mask", "input_ids"))
+            found.append(embed(model.eval(), mask, input_ids=ids))
+        return torch.cat(found).cpu()
+
+
+def embed(model: Any, attention_mask: torch.Tensor | None = None, **inputs: Any) -> torch.Tensor:
+    """The mean of a text's tokens, of length 1: `(batch, hidden_size)` in float32 (Reimers & Gurevych 2019,
+    https://arxiv.org/abs/1908.10084).
+
+    Texts are padded at their end, and computed in `PARTS` parts of like length: short ones do not wait for long ones.
+    """
+    if attention_mask is None:
+        return F.normalize(_states(model, inputs).mean(dim=1), dim=-1)
+    lengths = attention_mask.sum(dim=1)
+    order = lengths.argsort(stable=True)
+    found = []
+    for rows in order.chunk(PARTS):
+        time = min(-(-int(lengths[rows].max()) // MULTIPLE) * MULTIPLE, attention_mask.shape[1])
+        mask = attention_mask[rows, :time]
+        part = {name: tensor[rows, :time] for name, tensor in inputs.items()}
+        states = _states(model, {**part, "attention_mask": mask})
+        found.append((states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1))
+    return F.normalize(torch.cat(found)[order.argsort()], dim=-1)
+
+
+def _states(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    # The encoder's own forward: a model's is the one with the loss in it.
+    return own_class(model).forward(model, **inputs).last_hidden_state.float()
+
+
+def gathered(
+    ones: torch.Tensor, others: torch.Tensor, real: torch.Tensor, temperature: float
+) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Cosines over the temperature of this process's texts and all processes': ones against others, others against
+    ones, each `(batch, all texts)`, -inf for those that are not `real` `(batch,)`; and the column of each partner."""
+    batch, first = len(ones), 0
+    all_ones, all_others, counts = ones, others, real
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        first = batch * torch.distributed.get_rank()
+        all_ones, all_others = torch.cat(all_gather(ones)), torch.cat(all_gather(others))
+        counts = torch.cat(all_gather(real.float())) > 0
+    targets = torch.arange(first, first + batch, device=ones.device)
+    one, other = (ones @ all_others.T / temperature, others @ all_ones.T / temperature)
+    return (one.masked_fill(~counts, -torch.inf), other.masked_fill(~counts, -torch.inf)), targets

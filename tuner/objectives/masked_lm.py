@@ -1,0 +1,234 @@
+"""Hidden tokens of raw text: masked language modelling, and with it whether a segment follows another."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from tuner.corpus.corrupt import mask_tokens, word_continuations
+from tuner.corpus.segments import segment_pairs
+from tuner.corpus.stream import TokenStream
+from tuner.data.collate import IGNORED
+from tuner.data.draws import FILLER, Draws
+from tuner.data.tokens import token_blocks
+from tuner.evaluation.baselines.ngrams import MaskedBigram, most_frequent_token
+from tuner.evaluation.baselines.unigram import is_small
+from tuner.objectives.arguments import MaskedLMArguments, TextArguments
+from tuner.objectives.base import (
+    Batch,
+    Comparison,
+    Layout,
+    Objective,
+    Outcome,
+    Row,
+    Sums,
+    balance,
+    require_others,
+    routed,
+)
+from tuner.ops.chunked_loss import chunked_cross_entropy
+
+A = TypeVar("A", bound=TextArguments)
+
+
+class BlockObjective(Objective[A]):
+    """What objectives share that hide something of blocks of raw text and ask for it: the blocks, and the loss over
+    hidden tokens. A class says where the hidden states of those tokens are (`hidden`)."""
+
+    arguments = TextArguments
+    streams = True
+    # Whether a block begins with the tokenizer's first token; each document ends with its last.
+    starts: ClassVar[bool] = True
+
+    def ends(self) -> tuple[int | None, int | None]:
+        """The token that begins a block, and the one that ends a document."""
+        if self.starts:
+            return self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        return None, self.tokenizer.eos_token_id
+
+    def block_length(self) -> int:
+        """Tokens in a block."""
+        return self.args.max_length
+
+    def examples(self, rows: Dataset, name: str) -> tuple[Dataset, None]:
+        start, end = self.ends()
+        blocks = token_blocks(rows, self.tokenizer, self.block_length(), start, end, self.args.dataset_num_proc, name)
+        return blocks, None
+
+    def stream(self, documents: Any, clean: Any = None) -> TokenStream:
+        """Blocks of documents that are read while training."""
+        start, end = self.ends()
+        return TokenStream(documents, self.tokenizer, self.block_length(), start, None, end, clean)
+
+    def example(self, row: Row) -> dict[str, np.ndarray]:
+        """The sequences of one draw."""
+        raise NotImplementedError
+
+    def __call__(self, rows: list[Row]) -> Batch:
+        return self.padded([self.example(row) for row in rows], rows)
+
+    def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """What the head sees of the tokens that are asked for `(tokens, embedding_size)`, those tokens, and the
+        model's output."""
+        raise NotImplementedError
+
+    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor | int]:
+        hidden, targets, outputs = self.hidden(model, labels, **inputs)
+        total = self.token_loss(model, hidden, targets)
+        return total + balance(model, outputs, inputs) * len(targets), len(targets)
+
+    def token_loss(self, model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The sum of the tokens' cross-entropies, with `--z_loss` and `--label_smoothing_factor`."""
+        head = model.get_output_embeddings()
+        return chunked_cross_entropy(hidden, head.weight, targets, head.bias, self.args.z_loss, self.label_smoothing)
+
+    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
+        hidden, targets, _ = self.hidden(model, labels, **inputs)
+        return token_sums(model, hidden, targets)
+
+
+def token_sums(model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> Sums:
+    """The sum of the tokens' cross-entropies, and how many were guessed."""
+    logits = model.get_output_embeddings()(hidden).float()
+    loss = F.cross_entropy(logits, targets, reduction="sum")
+    count = torch.tensor(len(targets), device=loss.device)
+    return {"loss": loss, "accuracy": (logits.argmax(-1) == targets).sum(), "count": count}
+
+
+class MaskedLM(BlockObjective[MaskedLMArguments]):
+    """mlm: `-log p(token | the sequence with 15 % of its tokens hidden)` over the hidden ones, anew in every epoch
+    (Devlin et al. 2018, https://arxiv.org/abs/1810.04805; dynamic masking: Liu et al. 2019,
+    https://arxiv.org/abs/1907.11692)."""
+
+    arguments = MaskedLMArguments
+    name = "mlm"
+    tokens = ("cls_token", "sep_token", "mask_token")
+    vocabulary, needs_end = "mlm", False
+    model = "masked"
+    # Of the chosen tokens, the share that is not replaced by the mask token.
+    keep: ClassVar[float] = 0.2
+
+    def __init__(self, args: MaskedLMArguments, tokenizer: PreTrainedTokenizerBase, layout: Layout | None = None):
+        super().__init__(args, tokenizer, layout)
+        self.continues = word_continuations(tokenizer) if args.whole_word else None
+        self.special = np.zeros(len(tokenizer), dtype=bool)
+        self.special[tokenizer.all_special_ids] = True
+
+    def hide(self, ids: np.ndarray, row: Row) -> dict[str, np.ndarray]:
+        """`input_ids` and `labels` of a draw."""
+        share = 0.15 if self.args.mlm_probability is None else self.args.mlm_probability
+        hidden, labels = mask_tokens(
+            ids, self.draw(row), self.special, self.tokenizer.mask_token_id, share, self.continues, self.keep
+        )
+        return {"input_ids": hidden, "labels": labels}
+
+    def example(self, row: Row) -> dict[str, np.ndarray]:
+        return self.hide(row["input_ids"], row)
+
+    def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        outputs = model.model(**routed(model, labels, inputs))
+        where = (labels.reshape(-1) != IGNORED).nonzero().squeeze(1)
+        states = outputs.last_hidden_state.flatten(0, 1).index_select(0, where)
+        return model.prediction(states), labels.reshape(-1).index_select(0, where), outputs
+
+    def compare(self, outcome: Outcome) -> Comparison:
+        """Beside the most frequent token, and a bigram that looks both ways."""
+        found = outcome.before_and_after("accuracy")
+        if not isinstance(outcome.examples.train, TokenStream) and is_small(outcome.rows.train):
+            found = {**self._counted(outcome), **found}
+        return {"accuracy": found, self.loss_unit: outcome.before_and_after("loss")}
+
+    def _counted(self, outcome: Outcome) -> dict[str, float]:
+        draws, pad = Draws(outcome.examples.train), self.tokenizer.pad_token_id
+        plain = [self.whole(draws[number]) for number in range(len(draws))]
+        bigram = MaskedBigram.fit(plain, len(self.tokenizer))
+        frequent = most_frequent_token([ids[~self.special[ids]] for ids in plain])
+        right = np.zeros(3)
+        for batch in self.held_out(outcome.examples, self.args.per_device_eval_batch_size):
+            for ids, labels in zip(batch["input_ids"].numpy(), batch["labels"].numpy(), strict=True):
+                ids, labels = ids[ids != pad], labels[ids != pad]
+                hidden = labels != IGNORED
+                found = bigram.predict(ids, hidden)
+                right += [(labels[hidden] == frequent).sum(), (found == labels[hidden]).sum(), hidden.sum()]
+        return {"most frequent": float(right[0] / right[2]), "bigram, both ways": float(right[1] / right[2])}
+
+    def whole(self, row: Row) -> np.ndarray:
+        """A row's tokens as the model sees them, none hidden."""
+        ids: np.ndarray = row["input_ids"]
+        return ids
+
+
+class NextSentence(MaskedLM):
+    """mlm+nsp: also whether the second of two segments follows the first, `-log p(follows | both)`, a mean over pairs;
+    half of them are another document's in the batch (Devlin et al. 2018, section 3.1)."""
+
+    name = "mlm+nsp"
+    model = "pretraining"
+    streams = False
+    loss_unit = "nats a hidden token + nats a pair"
+    least_length = 5  # two ends, one between, a token of each segment
+
+    @classmethod
+    def check(cls, args: Any, processes: int) -> None:
+        super().check(args, processes)
+        require_others(args, cls.name, 1)
+
+    def examples(self, rows: Dataset, name: str) -> tuple[Dataset, None]:
+        longest = (self.args.max_length - 3) // 2
+        pairs = segment_pairs(rows, self.tokenizer, longest, whole=True, num_proc=self.args.dataset_num_proc)
+        return pairs.shuffle(seed=0), None  # evaluation goes in order, and a batch must hold several documents
+
+    def whole(self, row: Row, second: np.ndarray | None = None) -> np.ndarray:
+        start, end = [self.tokenizer.cls_token_id], [self.tokenizer.sep_token_id]
+        second = row["second"] if second is None else second
+        return np.concatenate([start, row["first"], end, second, end]).astype(np.int64)
+
+    def __call__(self, rows: list[Row]) -> Batch:
+        documents = np.array([row["document"] for row in rows])
+        examples, relation = [], []
+        for row in rows:
+            others = np.flatnonzero(documents != row["document"])
+            random = np.random.default_rng([self.args.seed, row["draw"] % 2**63, 1])
+            other = bool(len(others)) and random.random() < 0.5
+            ids = self.whole(row, rows[random.choice(others)]["second"] if other else None)
+            types = np.arange(len(ids)) >= len(row["first"]) + 2
+            examples.append({**self.hide(ids, row), "token_type_ids": types})
+            relation.append(IGNORED if row["draw"] == FILLER else int(other))
+        return self.padded(examples, rows) | {"next_sentence_label": torch.tensor(relation)}
+
+    def counts(self, batch: Batch) -> torch.Tensor:
+        return torch.stack([(batch[name] != IGNORED).sum() for name in ("labels", "next_sentence_label")])
+
+    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        relation = inputs.pop("next_sentence_label")
+        hidden, targets, outputs = self.hidden(model, labels, **inputs)
+        guess = model.seq_relationship(outputs.pooler_output).float()
+        tokens = self.token_loss(model, hidden, targets) + balance(model, outputs, inputs) * len(targets)
+        pairs = F.cross_entropy(guess, relation, reduction="sum")
+        return torch.stack([tokens, pairs]), self.counts({"labels": labels, "next_sentence_label": relation})
+
+    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
+        relation = inputs.pop("next_sentence_label")
+        hidden, targets, outputs = self.hidden(model, labels, **inputs)
+        guess = model.seq_relationship(outputs.pooler_output).float()
+        return {
+            **token_sums(model, hidden, targets),
+            "nsp_loss": F.cross_entropy(guess, relation, reduction="sum"),
+            "nsp_accuracy": (guess.argmax(-1) == relation).sum(),
+            "pairs": (relation != IGNORED).sum(),
+        }
+
+    def metrics(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
+        pairs = max(sums.pop("pairs"), 1)
+        of_pairs = {name: float(sums.pop(name) / pairs) for name in ("nsp_loss", "nsp_accuracy")}
+        found = super().metrics(sums)
+        return {**found, **of_pairs, "loss": found["loss"] + of_pairs["nsp_loss"]} if found else {}
+
+    def compare(self, outcome: Outcome) -> Comparison:
+        found = outcome.before_and_after("nsp_accuracy")
+        return {**super().compare(outcome), "next sentence": {"chance": 0.5, **found}}

@@ -1,0 +1,16 @@
+"""The objectives of pretraining, by the name that `--objective` takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tuner.objectives.base import Objective
+from tuner.objectives.causal_lm import CausalLM
+from tuner.objectives.contrastive import Contrastive
+from tuner.objectives.denoise import Denoise
+from tuner.objectives.electra import ReplacedTokens
+from tuner.objectives.masked_lm import MaskedLM, NextSentence
+
+PRETRAINING: dict[str, type[Objective[Any]]] = {
+    kind.name: kind for kind in (CausalLM, MaskedLM, NextSentence, ReplacedTokens, Denoise, Contrastive)
+}

@@ -26,7 +26,6 @@ from .experts import TunerExperts, TunerRouter, load_balancing_loss
 from .linear import TunerLinformer, TunerPerformer
 from .norm import build_norm
 from .positions import BIAS_CLASSES, TunerRotaryEmbedding, TunerSinusoidalEmbedding
-from .products import TunerLinear
 
 MASKS = {
     True: {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask},
@@ -132,7 +131,7 @@ class TunerStack(TunerPreTrainedModel):
         elif kind == "sinusoidal":
             self.embed_positions = TunerSinusoidalEmbedding(width)
         self.embed_norm = build_norm(config, width) if config.embedding_norm else None
-        self.embed_proj = TunerLinear(width, config.hidden_size) if width != config.hidden_size else None
+        self.embed_proj = nn.Linear(width, config.hidden_size) if width != config.hidden_size else None
         self.rotary_emb = TunerRotaryEmbedding(config) if kind == "rotary" else None
         self.position_bias = BIAS_CLASSES[kind](config, not self.is_causal) if kind in BIAS_CLASSES else None
         self.layers = nn.ModuleList(

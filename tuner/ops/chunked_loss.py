@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tuner.model import TunerPreTrainedModel
-from tuner.model.products import product
 from tuner.ops.tied_embeddings import head_weight, share_gradient
 
 # Elements of one slice of logits: 4 MB in float32.
@@ -66,7 +65,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 bias_grad[rows] = grad.sum(dim=0) * scale
             grad = grad.to(hidden.dtype)
             if hidden_grad is not None:
-                hidden_grad += product(grad, weight[rows].T)
+                hidden_grad += grad @ weight[rows]
             if weight_grad is not None:
                 torch.mm(grad.T, scaled, out=weight_grad[rows])
         if hidden_grad is not None:
@@ -82,7 +81,7 @@ def _slices(
     size = max(SLICE_ELEMENTS // max(len(targets), 1), 256)
     for start in range(0, len(weight), size):
         rows = slice(start, min(start + size, len(weight)))
-        logits = product(hidden, weight[rows], None if bias is None else bias[rows]).float()
+        logits = F.linear(hidden, weight[rows], None if bias is None else bias[rows]).float()
         inside = ((targets >= rows.start) & (targets < rows.stop)).nonzero().squeeze(1)
         yield rows, logits, inside, targets[inside] - start
 

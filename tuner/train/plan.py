@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.estimate.sizes import linear_sizes, parameters_by_component, training_bytes
 from tuner.hardware import measure_peak, memory_bytes
-from tuner.model.products import product
 from tuner.train.prepare import Sequences
 from tuner.train.run import Run, joins_rows, product_dtype
 
@@ -113,7 +112,7 @@ def _estimates(run: Run, data: Sequences, model: PreTrainedModel) -> Table:
     )
     weights, head, attention = linear_sizes(model)
     operations = steps * per_step * tokens * (6 * (weights + supervised * head) + attention * width / 2)
-    peak = measure_peak(product_dtype(training, model), multiply=product) * ASSUMED_PEAK_SHARE * training.world_size
+    peak = measure_peak(product_dtype(training, model)) * ASSUMED_PEAK_SHARE * training.world_size
     seconds = operations / peak
     table = new_table("Estimates", "what", "how much")
     for name, size in memory.items():

@@ -17,7 +17,6 @@ from tuner.corpus.stream import TokenStream
 from tuner.data.draws import Draws
 from tuner.estimate.sizes import linear_sizes
 from tuner.hardware import measure_peak
-from tuner.model.products import product
 from tuner.objectives.base import Objective
 from tuner.text.train_tokenizer import measure
 from tuner.train.plan import ASSUMED_PEAK_SHARE, SHOWN_TOKENS, arguments_table, new_table, parameters_table
@@ -88,7 +87,7 @@ def _estimates(run: Run, tokens_per_example: float, examples: Examples, model: A
     steps = training.max_steps if training.max_steps > 0 else math.ceil(an_epoch * training.num_train_epochs)
     tokens = steps * per_step * tokens_per_example
     weights, head, _ = linear_sizes(model)
-    peak = measure_peak(product_dtype(training, model), multiply=product) * ASSUMED_PEAK_SHARE * training.world_size
+    peak = measure_peak(product_dtype(training, model)) * ASSUMED_PEAK_SHARE * training.world_size
     table = new_table("Estimates", "what", "how much")
     table.add_row("optimizer steps", f"{steps:,}" + (f", {an_epoch:,} an epoch" if an_epoch else ""))
     table.add_row("tokens", f"{tokens:,.0f}")

@@ -237,3 +237,13 @@ def test_outputs_may_be_changed_in_place(build):
     plain, changed = ((model(**inputs).logits / 2).square().mean(), model(**inputs).logits.div_(2.0).square().mean())
     wanted, found = (torch.autograd.grad(loss, list(model.parameters())) for loss in (plain, changed))
     assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.parametrize("build", [decoder, encoder])
+def test_fewer_layers_may_be_assigned(build):
+    torch.manual_seed(0)
+    model, one = build(), build(num_hidden_layers=1)
+    one.load_state_dict(model.state_dict(), strict=False)
+    model.model.layers = model.model.layers[:1]
+    ids = torch.randint(3, 61, (1, 7))
+    torch.testing.assert_close(model(ids).logits, one(ids).logits)

@@ -6,7 +6,6 @@ import ctypes.util
 import gc
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -43,18 +42,10 @@ def use_all_cores() -> None:
         torch.set_num_threads(max(len(os.sched_getaffinity(0)) // processes, 1))
 
 
-def measure_peak(
-    dtype: torch.dtype,
-    size: int = 2048,
-    repeats: int = 3,
-    multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.matmul,
-) -> float:
+def measure_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 3) -> float:
     """Floating-point operations a second of a large square product in `dtype`: the ceiling that a share is quoted of.
 
     The best of `repeats`, after one product to warm up. Takes under a second on two CPU cores.
-
-    Args:
-        multiply: two square matrices; torch has more than one way to do it.
     """
     device = device_type()
     size = size if device == "cpu" else 8192
@@ -62,7 +53,7 @@ def measure_peak(
     best = float("inf")
     for attempt in range(repeats + 1):
         start = time.perf_counter()
-        multiply(left, left)
+        torch.matmul(left, left)
         if device != "cpu":
             torch.accelerator.synchronize()
         if attempt:

@@ -7,7 +7,8 @@ import torch
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from tests.model.helpers import tiny_decoder, token_ids
-from tuner.model.experts import load_balancing_loss
+from tests.model.test_shapes import decoder, encoder, pair
+from tuner.model.experts import TunerExperts, load_balancing_loss
 from tuner.ops.chunked_loss import use_chunked_loss
 
 MOE = {"num_local_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.5}
@@ -20,6 +21,17 @@ def test_grouped_is_one_after_the_other(implementation):
     wanted = model(ids)
     model.set_experts_implementation(implementation)
     torch.testing.assert_close(model(ids).logits, wanted.logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [decoder, encoder, pair])
+def test_only_a_model_with_experts_takes_a_way_to_compute_them(shape):
+    dense, sparse = shape(), shape(num_local_experts=2)
+    assert not dense._can_set_experts_implementation() and sparse._can_set_experts_implementation()
+    with pytest.raises(ValueError, match="does not support setting experts implementation"):
+        dense.set_experts_implementation("grouped_mm")
+    sparse.set_experts_implementation("batched_mm")
+    experts = [module for module in sparse.modules() if isinstance(module, TunerExperts)]
+    assert experts and all(module.config._experts_implementation == "batched_mm" for module in experts)
 
 
 @pytest.mark.parametrize("padded", [False, True])

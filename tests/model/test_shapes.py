@@ -215,3 +215,35 @@ def test_an_impossible_combination_is_refused_with_the_reason(shape, fields, mes
 def test_a_pair_shares_its_embeddings():
     with pytest.raises(ValueError, match="vocab_size cannot be 61 and 62"):
         TunerSeq2SeqConfig(encoder=SIZE, decoder={**SIZE, "vocab_size": 62})
+
+
+@pytest.mark.parametrize("build", [decoder, encoder, pair])
+def test_linear_layers_are_torchs_own(build):
+    """Libraries that quantise or adapt a model ask for this very type, and pass over a subclass without a word."""
+    fields = {"type_vocab_size": 2, "embedding_size": 16} if build is encoder else {}
+    model = build(**fields)
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if type(module) is torch.nn.Linear}
+    assert {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"} <= names
+    assert all(type(module) is torch.nn.Linear for module in model.modules() if isinstance(module, torch.nn.Linear))
+
+
+@pytest.mark.parametrize("build", [decoder, encoder, pair])
+def test_outputs_may_be_changed_in_place(build):
+    torch.manual_seed(0)
+    model = build()
+    inputs = {name: value for name, value in batch(model).items() if name != "labels"}
+    if build is pair:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    plain, changed = ((model(**inputs).logits / 2).square().mean(), model(**inputs).logits.div_(2.0).square().mean())
+    wanted, found = (torch.autograd.grad(loss, list(model.parameters())) for loss in (plain, changed))
+    assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.parametrize("build", [decoder, encoder])
+def test_fewer_layers_may_be_assigned(build):
+    torch.manual_seed(0)
+    model, one = build(), build(num_hidden_layers=1)
+    one.load_state_dict(model.state_dict(), strict=False)
+    model.model.layers = model.model.layers[:1]
+    ids = torch.randint(3, 61, (1, 7))
+    torch.testing.assert_close(model(ids).logits, one(ids).logits)

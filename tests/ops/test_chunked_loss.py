@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.trainer_pt_utils import LabelSmoother
 
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
 from tuner.ops import chunked_loss as losses
@@ -21,7 +25,7 @@ def tiny(**changes):
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("tokens", [1, 64, 200])
 def test_value_and_gradients_equal_the_plain_loss(monkeypatch, tokens, with_bias):
-    monkeypatch.setattr(losses, "SLICE_ELEMENTS", 1)  # several slices
+    monkeypatch.setattr(losses, "slice_rows", lambda *_: 256)  # several slices
     torch.manual_seed(1)
     hidden, weight = torch.randn(tokens, 32, requires_grad=True), torch.randn(700, 32, requires_grad=True)
     bias = torch.randn(700, requires_grad=True) if with_bias else None
@@ -33,6 +37,66 @@ def test_value_and_gradients_equal_the_plain_loss(monkeypatch, tokens, with_bias
     torch.testing.assert_close(chunked, plain, rtol=1e-6, atol=1e-5)
     for found, wanted in zip(torch.autograd.grad(chunked, inputs), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2, 1.0])
+def test_smoothed_labels_and_z_loss_are_their_formulas(monkeypatch, smoothing, z_loss):
+    monkeypatch.setattr(losses, "slice_rows", lambda *_: 256)
+    torch.manual_seed(1)
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((50, 8), (700, 8), (700,))]
+    targets = torch.randint(700, (50,))
+    logits = F.linear(*inputs)
+    log_sum = logits.logsumexp(dim=-1)
+    plain = (log_sum - (1 - smoothing) * logits[range(50), targets] - smoothing * logits.mean(dim=-1)).sum()
+    plain = (plain + z_loss * log_sum.square().sum()) / 7
+    hidden, weight, bias = (tensor.detach().float().requires_grad_() for tensor in inputs)
+    chunked = chunked_cross_entropy(hidden, weight, targets, bias, z_loss, smoothing) / 7
+    torch.testing.assert_close(chunked.double(), plain, rtol=1e-6, atol=1e-5)
+    wanted, found = torch.autograd.grad(plain, inputs), torch.autograd.grad(chunked, (hidden, weight, bias))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+
+
+def test_smoothed_labels_are_those_of_transformers():
+    torch.manual_seed(2)
+    hidden, weight = torch.randn(2, 9, 8), torch.randn(600, 8, requires_grad=True)
+    labels = torch.randint(600, (2, 9)).masked_fill(torch.rand(2, 9) < 0.4, -100)
+    theirs = LabelSmoother(0.1)(CausalLMOutput(logits=hidden @ weight.T), labels, shift_labels=True)
+    states, targets = losses.supervised_positions(hidden, labels)
+    ours = chunked_cross_entropy(states, weight, targets, label_smoothing=0.1) / len(targets)
+    torch.testing.assert_close(ours, theirs)
+    wanted, found = (torch.autograd.grad(loss, weight)[0] for loss in (theirs, ours))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_torch_func_takes_it():
+    torch.manual_seed(3)
+    hidden, weight, targets = torch.randn(5, 8), torch.randn(300, 8), torch.arange(5)
+    found = torch.func.grad(chunked_cross_entropy, argnums=(0, 1))(hidden, weight, targets)
+    wanted = torch.func.grad(lambda h, w: F.cross_entropy(h @ w.T, targets, reduction="sum"), argnums=(0, 1))(
+        hidden, weight
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+def test_an_accelerator_gets_few_operations_and_is_never_waited_for(monkeypatch):
+    """At 4,096 tokens and a vocabulary of 49,152, forwards and backwards, in the slices of an accelerator."""
+    of_device = losses.slice_rows
+    monkeypatch.setattr(losses, "slice_rows", lambda tokens, device: of_device(tokens, "cuda"))
+    names = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.extend([function.name()] * (function.namespace == "aten"))
+            return function(*args, **(kwargs or {}))
+
+    # Tensors without values refuse what would wait for one: `nonzero`, `item`, a mask as an index.
+    with FakeTensorMode(), Watch():
+        shapes = ((4096, 16), (49_152, 16), (49_152,))
+        hidden, weight, bias = (torch.empty(shape, requires_grad=True) for shape in shapes)
+        chunked_cross_entropy(hidden, weight, torch.randint(49_152, (4096,)), bias, 1e-4, 0.1).backward()
+    assert 60 < len(names) <= 200, len(names)
 
 
 def test_a_frozen_head_gets_no_gradient():
@@ -84,10 +148,10 @@ def test_another_familys_model_and_a_transformed_head():
 
 def test_a_token_by_vocabulary_matrix_never_exists(monkeypatch):
     """The largest tensor made on the way is a slice of logits, not all of them."""
-    monkeypatch.setattr(losses, "SLICE_ELEMENTS", 1000 * 320)
+    monkeypatch.setattr(losses, "slice_rows", lambda *_: 320)
     seen = 0
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             nonlocal seen
             out = function(*args, **(kwargs or {}))

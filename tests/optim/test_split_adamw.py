@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from tests.recipes import equal
+from tests.recipes import SMALL, equal, launch_recipe
 from tuner.optim.rounding import join
 from tuner.optim.split_adamw import SplitAdamW, halve_parameters
 
@@ -48,9 +48,28 @@ def test_its_state_survives_saving_bit_for_bit(tmp_path):
     restored.load_state_dict(torch.load(tmp_path / "optimizer.pt"))
     assert equal(optimizer.state_dict(), restored.state_dict())
     for one, which in ((optimizer, parameter), (restored, again)):
-        torch.manual_seed(7)
         train(one, which, 3, seed=1)
     assert torch.equal(parameter, again) and equal(optimizer.state_dict(), restored.state_dict())
+
+
+def test_rounding_is_alike_whatever_torchs_generator_has_drawn():
+    start, results = torch.randn(500).bfloat16(), []
+    for seed in (1, 2):
+        parameter = torch.nn.Parameter(start.clone())
+        optimizer = SplitAdamW([parameter], lr=1e-3)
+        torch.manual_seed(seed)
+        train(optimizer, parameter, 4)
+        results.append([parameter.data, optimizer.state_dict()])
+    assert equal(*results)
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_same_weights(tmp_path):
+    flags = [*SMALL, "--max_steps", 6, "--save_strategy", "no", "--eval_strategy", "no", "--dtype", "bfloat16"]
+    done = launch_recipe(2, *flags, "--output_dir", tmp_path, recipe="../tests/optim/weights_worker.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, other = (tmp_path.joinpath(f"weights-{rank}.txt").read_text(encoding="ascii") for rank in (0, 1))
+    assert len(one) == 64 and one == other
 
 
 def test_loading_a_state_copies_nothing():

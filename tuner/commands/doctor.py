@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from tuner.hardware import device_type, has_fast_bf16, measure_peak, memory_bytes
-from tuner.model.products import product
 
 
 def examine() -> None:
@@ -58,7 +57,7 @@ def _machine() -> Table:
     table.add_row("fast bf16", "yes" if has_fast_bf16() else "no")
     for dtype in (torch.float32, torch.bfloat16):
         if dtype is torch.float32 or has_fast_bf16():
-            peak = measure_peak(dtype, multiply=product) / 1e9
+            peak = measure_peak(dtype) / 1e9
             table.add_row(f"measured peak, {str(dtype).removeprefix('torch.')}", f"{peak:,.0f} GFLOP/s")
     return table
 

@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from tuner.hardware import device_type
 from tuner.model.experts import TunerExperts
-from tuner.ops.chunked_loss import SLICE_ELEMENTS
+from tuner.ops.chunked_loss import slice_rows
 
 COMPONENTS = {
     "embedding": ("embed", "wte", "wpe"),
@@ -79,7 +80,7 @@ def training_bytes(
     block = tokens * number * (16 * config.hidden_size + 4 * intermediate)
     layers = config.num_hidden_layers
     residual = size * tokens * config.hidden_size
-    part = supervised * min(config.vocab_size, max(SLICE_ELEMENTS // max(supervised, 1), 256))
+    part = supervised * min(config.vocab_size, slice_rows(supervised, device_type()))
     return {
         "weights": size * parameters,
         "half-precision copy": 2 * parameters if mixed else 0,

@@ -19,7 +19,6 @@ from transformers.utils import TransformersKwargs
 from .components import TunerConfig
 from .linear import LINEAR_ATTENTION
 from .norm import build_norm
-from .products import TunerLinear
 from .recompute import rotate
 
 
@@ -83,10 +82,10 @@ class TunerAttention(nn.Module):
         query_size, key_value_size = (
             n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads)
         )
-        self.q_proj = TunerLinear(config.hidden_size, query_size, bias=config.attention_bias)
-        self.k_proj = TunerLinear(config.hidden_size, key_value_size, bias=config.attention_bias)
-        self.v_proj = TunerLinear(config.hidden_size, key_value_size, bias=config.attention_bias)
-        self.o_proj = TunerLinear(query_size, config.hidden_size, bias=config.attention_out_bias)
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_out_bias)
         if config.use_qk_norm:
             self.q_norm = build_norm(config, config.head_dim)
             self.k_norm = build_norm(config, config.head_dim)

@@ -22,7 +22,6 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import own_cache
 from .configuration import TunerDecoderConfig
-from .products import TunerLinear
 from .stack import TunerPreTrainedModel, TunerStack
 
 
@@ -97,7 +96,7 @@ class TunerDecoderForCausalLM(TunerPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = TunerDecoderModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = TunerLinear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     @can_return_tuple

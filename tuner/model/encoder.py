@@ -24,7 +24,6 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration import TunerEncoderConfig
 from .norm import build_norm
-from .products import TunerLinear
 from .stack import TunerPreTrainedModel, TunerStack
 
 
@@ -80,7 +79,7 @@ class TunerHead(nn.Module):
 
     def __init__(self, config: TunerEncoderConfig, size: int, activation: str, has_norm: bool = False):
         super().__init__()
-        self.dense = TunerLinear(config.hidden_size, size)
+        self.dense = nn.Linear(config.hidden_size, size)
         self.act_fn = ACT2FN[activation]
         self.norm = build_norm(config, size) if has_norm else None
 
@@ -154,7 +153,7 @@ class TunerEncoderForMaskedLM(TunerEncoderWithHead):
 
     def build_head(self, config: TunerEncoderConfig) -> None:
         self.prediction = TunerHead(config, config.embedding_size, config.head_act, has_norm=True)
-        self.lm_head = TunerLinear(config.embedding_size, config.vocab_size, bias=config.lm_head_bias)
+        self.lm_head = nn.Linear(config.embedding_size, config.vocab_size, bias=config.lm_head_bias)
 
     def predict(self, outputs: BaseModelOutputWithPooling) -> torch.Tensor:
         return self.lm_head(self.prediction(outputs.last_hidden_state))

@@ -8,7 +8,6 @@ from transformers.activations import ACT2FN
 
 from .components import TunerConfig
 from .experts import TunerMixtureOfExperts
-from .products import TunerLinear
 from .recompute import silu_product
 
 
@@ -17,9 +16,9 @@ class TunerGatedMLP(nn.Module):
 
     def __init__(self, config: TunerConfig):
         super().__init__()
-        self.gate_proj = TunerLinear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up_proj = TunerLinear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = TunerLinear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
         self.is_silu = config.hidden_act in ("silu", "swish")
 
@@ -33,8 +32,8 @@ class TunerMLP(nn.Module):
 
     def __init__(self, config: TunerConfig):
         super().__init__()
-        self.up_proj = TunerLinear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = TunerLinear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,6 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .configuration import TunerSeq2SeqConfig
 from .decoder import TunerDecoderModel
 from .encoder import TunerEncoderModel
-from .products import TunerLinear
 from .stack import TunerPreTrainedModel
 
 
@@ -108,7 +107,7 @@ class TunerSeq2SeqForConditionalGeneration(TunerSeq2SeqPreTrainedModel, Generati
         super().__init__(config)
         self.model = TunerSeq2SeqModel(config)
         part = config.decoder
-        self.lm_head = TunerLinear(part.hidden_size, part.vocab_size, bias=part.lm_head_bias)
+        self.lm_head = nn.Linear(part.hidden_size, part.vocab_size, bias=part.lm_head_bias)
         self.loss_type = "ForMaskedLM"  # labels stand where they are predicted: the decoder's input is shifted
         self.post_init()
 

@@ -26,7 +26,6 @@ from .experts import TunerExperts, TunerRouter, load_balancing_loss
 from .linear import TunerLinformer, TunerPerformer
 from .norm import build_norm
 from .positions import BIAS_CLASSES, TunerRotaryEmbedding, TunerSinusoidalEmbedding
-from .products import TunerLinear
 
 MASKS = {
     True: {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask},
@@ -63,9 +62,11 @@ class TunerPreTrainedModel(PreTrainedModel):
             for name in plan.keys() - names:
                 del plan[name]
 
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        return True  # transformers looks for the decorator in the file of the class
+    # A class method there, which looks for a decorator in the file of the class; only models are asked, and of ours
+    # the configuration says whether there are experts.
+    def _can_set_experts_implementation(self) -> bool:  # type: ignore[override]
+        parts = [self.config, *(getattr(self.config, name) for name in self.config.sub_configs)]
+        return any(getattr(part, "num_local_experts", 0) for part in parts)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -132,7 +133,7 @@ class TunerStack(TunerPreTrainedModel):
         elif kind == "sinusoidal":
             self.embed_positions = TunerSinusoidalEmbedding(width)
         self.embed_norm = build_norm(config, width) if config.embedding_norm else None
-        self.embed_proj = TunerLinear(width, config.hidden_size) if width != config.hidden_size else None
+        self.embed_proj = nn.Linear(width, config.hidden_size) if width != config.hidden_size else None
         self.rotary_emb = TunerRotaryEmbedding(config) if kind == "rotary" else None
         self.position_bias = BIAS_CLASSES[kind](config, not self.is_causal) if kind in BIAS_CLASSES else None
         self.layers = nn.ModuleList(
@@ -229,7 +230,8 @@ class TunerStack(TunerPreTrainedModel):
         """Through all blocks; `(batch, time, hidden_size)` in and out."""
         tables = self.rotary_emb(hidden_states, position_ids=position_ids) if self.rotary_emb is not None else None
         biases = self._biases(hidden_states, own_cache(past_key_values))
-        for layer, kind in zip(self.layers, self.config.layer_types, strict=True):
+        # Not strict: whoever prunes a model assigns it fewer layers than its configuration names.
+        for layer, kind in zip(self.layers, self.config.layer_types, strict=False):
             hidden_states = layer(
                 hidden_states,
                 biases.get(kind),  # what has a gradient goes by position: reentrant checkpointing asks for it

@@ -15,16 +15,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tuner.model import TunerPreTrainedModel
-from tuner.model.products import product
 from tuner.ops.tied_embeddings import head_weight, share_gradient
 
-# Elements of one slice of logits: 4 MB in float32.
-SLICE_ELEMENTS = 2**20
 # Fields of other families' configurations that change the logits after the head.
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
 
@@ -32,24 +30,33 @@ LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         z_loss: float,
-    ) -> torch.Tensor:
+        smoothing: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         log_sum = torch.full(targets.shape, -torch.inf, device=hidden.device)
-        wanted = torch.zeros_like(log_sum)
+        wanted, everything = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
         for _, logits, inside, column in _slices(hidden, weight, bias, targets):
-            wanted[inside] = logits[inside, column]
+            wanted = torch.where(inside, logits.gather(1, column).squeeze(1), wanted)
+            if smoothing:
+                everything += logits.sum(dim=-1)
             log_sum = torch.logaddexp(log_sum, logits.logsumexp(dim=-1))
-        ctx.save_for_backward(hidden, weight, bias, targets, log_sum)
-        ctx.z_loss = z_loss
-        return (log_sum - wanted).sum() + z_loss * log_sum.square().sum()
+        if smoothing:
+            wanted = torch.lerp(wanted, everything / len(weight), smoothing)
+        return (log_sum - wanted).sum() + z_loss * log_sum.square().sum(), log_sum
 
     @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        *tensors, ctx.z_loss, ctx.smoothing = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*tensors, output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, targets, log_sum = ctx.saved_tensors
         need_hidden, need_weight, need_bias, *_ = ctx.needs_input_grad
         hidden_grad = torch.zeros_like(hidden, dtype=torch.float32) if need_hidden else None
@@ -61,30 +68,42 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad = logits.sub_(log_sum[:, None]).exp_()
             if ctx.z_loss:
                 grad *= 1 + 2 * ctx.z_loss * log_sum[:, None]
-            grad[inside, column] -= 1
+            if ctx.smoothing:
+                grad -= ctx.smoothing / len(weight)
+            grad.scatter_add_(1, column, inside[:, None] * -(1.0 - ctx.smoothing))
             if bias_grad is not None:
                 bias_grad[rows] = grad.sum(dim=0) * scale
             grad = grad.to(hidden.dtype)
             if hidden_grad is not None:
-                hidden_grad += product(grad, weight[rows].T)
+                hidden_grad += grad @ weight[rows]
             if weight_grad is not None:
                 torch.mm(grad.T, scaled, out=weight_grad[rows])
         if hidden_grad is not None:
             hidden_grad = hidden_grad.mul_(scale).to(hidden.dtype)
-        return hidden_grad, weight_grad, bias_grad, None, None
+        return hidden_grad, weight_grad, bias_grad, None, None, None
+
+
+def slice_rows(tokens: int, device: str) -> int:
+    """Tokens of the vocabulary in one slice: 4 MB of float32 logits on a CPU, which stay in its cache, and 256 MB on an
+    accelerator, where every operation costs a launch."""
+    return max((2**20 if device == "cpu" else 2**26) // max(tokens, 1), 256)
 
 
 def _slices(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Slices of the vocabulary: which, the float32 logits `(tokens, slice)`, the tokens whose target is within, and
-    where in the slice it is."""
-    size = max(SLICE_ELEMENTS // max(len(targets), 1), 256)
+    """Slices of the vocabulary: which, the float32 logits `(tokens, slice)`, whether a token's target is within
+    `(tokens,)`, and where in the slice it is, or any place where it is not, `(tokens, 1)`.
+
+    A mask and not the tokens within: to know how many those are, an accelerator would have to be waited for.
+    """
+    size = slice_rows(len(targets), hidden.device.type)
     for start in range(0, len(weight), size):
         rows = slice(start, min(start + size, len(weight)))
-        logits = product(hidden, weight[rows], None if bias is None else bias[rows]).float()
-        inside = ((targets >= rows.start) & (targets < rows.stop)).nonzero().squeeze(1)
-        yield rows, logits, inside, targets[inside] - start
+        logits = F.linear(hidden, weight[rows], None if bias is None else bias[rows]).float()
+        place = targets - start
+        column = place.clamp(0, rows.stop - start - 1)
+        yield rows, logits, place == column, column.unsqueeze(1)
 
 
 def chunked_cross_entropy(
@@ -104,16 +123,18 @@ def chunked_cross_entropy(
         bias: `(vocab_size,)` or none.
         z_loss: weight of `logsumexp(W h)²`, which keeps the logits near a sum of one (Chowdhery et al. 2022, section 5,
             https://arxiv.org/abs/2204.02311).
+        label_smoothing: share `e` of the target's probability that is spread evenly over the vocabulary (Szegedy et al.
+            2015, section 7, https://arxiv.org/abs/1512.00567): `(1 - e) (W h)[target] + e mean(W h)` is subtracted.
 
     Returns:
         A float32 scalar. Products run in the autocast dtype where autocast is on; the softmax is always float32.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    cast = None if bias is None else bias.to(dtype)
     with torch.autocast(device, enabled=False):
-        return _ChunkedCrossEntropy.apply(
-            hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), targets, z_loss
-        )
+        loss, _ = _ChunkedCrossEntropy.apply(hidden.to(dtype), weight.to(dtype), cast, targets, z_loss, label_smoothing)
+    return loss
 
 
 def supervised_positions(hidden_states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

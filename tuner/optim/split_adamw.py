@@ -68,10 +68,14 @@ class SplitAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update. Draws one block of random bits from torch's generator, for what is rounded stochastically."""
+        """One update. The random bits that rounding takes follow from the number of the step alone: all processes of a
+        run must round alike, or their weights drift apart."""
         loss = None if closure is None else closure()
+        step = 1 + max(state["step"] for state in self.state.values())
         noise = {
-            device: torch.randint(2**16, (CHUNK,), dtype=torch.int32, device=device)
+            device: torch.randint(
+                2**16, (CHUNK,), dtype=torch.int32, device=device, generator=torch.Generator(device).manual_seed(step)
+            )
             for device in {p.device for p in self._parameters()}
         }
         for group in self.param_groups:

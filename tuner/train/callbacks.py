@@ -20,7 +20,6 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from tuner.hardware import KeptMemory, measure_peak
-from tuner.model.products import product
 
 
 class StepSeed(TrainerCallback):
@@ -134,7 +133,7 @@ class Throughput(TrainerCallback):
         self.steps, self.seconds = 0, 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.peak = measure_peak(self.dtype, multiply=product)
+        self.peak = measure_peak(self.dtype)
         self._started = time.perf_counter()
 
     def count(self, inputs: dict[str, torch.Tensor]) -> None:

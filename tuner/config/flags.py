@@ -97,7 +97,7 @@ def _options(item: Field[Any], hint: Any) -> dict[str, Any]:
     if hint is bool:
         return options | {"type": _boolean, "nargs": "?", "const": True, "metavar": "BOOL"}
     if hint in (int, float):
-        return options | {"type": _number(hint, *item.metadata.get("bounds", ())), "metavar": hint.__name__.upper()}
+        return options | {"type": number(hint, *item.metadata.get("bounds", ())), "metavar": hint.__name__.upper()}
     return options | {"type": hint, "metavar": "TEXT"}
 
 
@@ -108,8 +108,8 @@ def _boolean(text: str) -> bool:
     return values[text.lower()]
 
 
-def _number(kind: type, least: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
-    """A converter that takes finite numbers from `least` to `most`."""
+def number(kind: type, least: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
+    """A converter for argparse that takes finite numbers from `least` to `most`."""
 
     def convert(text: str) -> float:
         number = kind(text)

@@ -55,11 +55,11 @@ THEIRS = {
 
 def counted_by_torch(model, tokens, labels):
     """Of a forward pass, with every pair of tokens computed, seen or not."""
-    model = model.to("meta").eval()
+    model.eval()
     model.set_attn_implementation("eager")
-    inputs = {"input_ids": torch.ones(1, tokens, dtype=torch.long, device="meta")}
+    inputs = {"input_ids": torch.ones(1, tokens, dtype=torch.long)}
     if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = torch.ones(1, labels, dtype=torch.long, device="meta")
+        inputs["decoder_input_ids"] = torch.ones(1, labels, dtype=torch.long)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**inputs, use_cache=False)
     return counter.get_total_flops()

@@ -30,6 +30,13 @@ def has_fast_bf16(device: str | None = None) -> bool:
     return False
 
 
+def cpu_cores() -> int:
+    """Cores that this process may use; where the system does not say (macOS, Windows), those of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def use_all_cores() -> None:
     """Undo the one thread that `accelerate launch` sets when it is given no configuration.
 
@@ -39,7 +46,7 @@ def use_all_cores() -> None:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     if launched and device_type() == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // processes, 1))
+        torch.set_num_threads(max(cpu_cores() // processes, 1))
 
 
 def measure_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 3) -> float:
@@ -130,4 +137,4 @@ def memory_bytes() -> int:
     """Memory that a model may use: the accelerator's, or the machine's."""
     if device_type() == "cuda":
         return torch.cuda.get_device_properties(0).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return psutil.virtual_memory().total

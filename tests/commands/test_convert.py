@@ -11,8 +11,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaFo
 
 from tests.model.helpers import tiny_decoder
 from tests.recipes import ROOT, environment
-from tuner.commands.convert import convert
 from tuner.loading.checkpoints import resolve
+from tuner.loading.conversion import convert
 from tuner.text.chat import generation_prompt
 from tuner.text.train_tokenizer import train_bpe_tokenizer
 

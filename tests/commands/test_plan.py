@@ -1,4 +1,4 @@
-"""`tuner plan`: its counts are those of the model itself, and of torch's own counter."""
+"""`tuner plan` from the command line, and the cost of a recipe's configuration."""
 
 from __future__ import annotations
 
@@ -7,68 +7,16 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, GPTNeoXConfig
 
-from tests.model.test_shapes import decoder, encoder, pair
 from tests.recipes import ROOT, environment
-from tuner.commands.plan import COMPONENTS, cache_bytes, memory, operations, plan, read_config
-from tuner.errors import ModelError
+from tuner.cli import main
+from tuner.errors import ArgumentError, ModelError
 from tuner.estimate.cost import cost, read_training
-from tuner.estimate.sizes import parameters_by_component
+from tuner.estimate.layout import read_config
 from tuner.model import TunerEncoderConfig
 
-SHAPES = [
-    (decoder, {}),
-    (decoder, {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False, "lm_head_bias": True}),
-    (decoder, {"num_local_experts": 4}),
-    (encoder, {"position_embedding_type": "relative", "type_vocab_size": 2, "embedding_size": 16}),
-    (encoder, {"attention_type": "linformer", "norm_position": "both"}),
-    (pair, {"position_embedding_type": "learned", "embedding_norm": True}),
-]
-
-
-@pytest.mark.parametrize(("shape", "fields"), SHAPES)
-def test_every_parameter_is_counted_once_and_has_a_component(shape, fields):
-    model = shape(**fields)
-    sizes = parameters_by_component(model, COMPONENTS)
-    assert sum(sizes.values()) == sum(p.numel() for p in model.parameters())
-    assert "other" not in sizes
-    layers = 2 if shape is not pair else 6  # of a pair: encoder, decoder, and its cross-attention
-    assert sizes["attention q"] == layers * (32 * 32 + (32 if fields.get("attention_bias") else 0))
-    assert ("head" in sizes) == (shape is encoder or not fields.get("tie_word_embeddings", True))
-
-
-@pytest.mark.parametrize("fields", [{}, {"mlp_type": "plain", "num_key_value_heads": 2}])
-def test_operations_are_those_that_torch_counts(fields):
-    model, ids = encoder(**fields).eval(), torch.ones(1, 24, dtype=torch.long)
-    model.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(ids)
-    assert operations(model, 24)["forward"] * 24 == counter.get_total_flops()
-
-
-def test_a_causal_token_sees_half_and_a_sliding_one_its_window():
-    width = 32
-    assert operations(decoder(), 40)["attention over 40"] == 2 * 4 * 20 * width
-    assert operations(decoder(sliding_window=5), 40)["attention over 40"] == 2 * 4 * 5 * width
-
-
-def test_only_active_experts_cost():
-    few, many = (operations(decoder(num_local_experts=n), 8)["weights"] for n in (2, 8))
-    assert few == many
-    assert operations(decoder(num_local_experts=8, num_experts_per_tok=4), 8)["weights"] > many
-
-
-def test_memory_and_cache():
-    model = decoder(num_key_value_heads=2)
-    count = sum(p.numel() for p in model.parameters())
-    held = memory(model, 10)
-    assert held["training, float32"] == 16 * count and held["training, --dtype bfloat16"] == 8 * count
-    assert cache_bytes(model.config) == 2 * 2 * 2 * 8 * 2
-    assert held["inference, bfloat16"] == 2 * count + 10 * cache_bytes(model.config)
-    assert cache_bytes(encoder().config) == 0
+PRETRAIN = "# accelerate launch recipes/pretrain.py --config run.yaml\n"
 
 
 def test_what_can_be_planned(tmp_path):
@@ -84,15 +32,17 @@ def test_what_can_be_planned(tmp_path):
 def test_from_the_command_line(tmp_path):
     command = [sys.executable, "-m", "tuner.cli", "plan"]
     options = {"capture_output": True, "text": True, "cwd": ROOT, "env": environment(), "check": False}
-    done = subprocess.run([*command, "base", "--output", str(tmp_path / "p.png")], **options)
+    done = subprocess.run([*command, "--output", str(tmp_path / "new" / "folder" / "p.png"), "base"], **options)
     assert done.returncode == 0, done.stderr
     for word in ("embedding", "attention q", "feed-forward", "training, --dtype bfloat16", "bytes a token", "100.0%"):
         assert word in done.stdout
-    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "new" / "folder" / "p.png").read_bytes().startswith(b"\x89PNG")
     for arguments, message in (
         (["./nothing"], "no such folder"),
         (["tiny", "--context", "0"], "at least 1"),
-        (["tiny", "--output", "/nowhere/p.png"], "--output /nowhere/p.png cannot be written"),
+        (["tiny", "--output", "README.md/p.png"], "--output README.md/p.png cannot be written"),
+        (["tiny", "--output", str(tmp_path / "p.doc")], "p.doc cannot be written"),
+        (["run.yaml"], "error: run.yaml: No such file"),
     ):
         done = subprocess.run([*command, *arguments], **options)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
@@ -102,7 +52,7 @@ def test_the_cost_of_a_recipes_configuration(tmp_path):
     """6 operations a weight and token, of tokens counted by hand."""
     path = tmp_path / "run.yaml"
     path.write_text(
-        "objective: mlm+nsp\npreset: small\nmax_steps: 10\nmax_length: 64\ngradient_accumulation_steps: 3\n"
+        PRETRAIN + "objective: mlm+nsp\npreset: small\nmax_steps: 10\nmax_length: 64\ngradient_accumulation_steps: 3\n"
     )
     training = read_training(path)
     assert training.config.type_vocab_size == 2 and training.config.hidden_size == 512
@@ -118,7 +68,7 @@ def test_the_cost_of_a_recipes_configuration(tmp_path):
 def test_every_configuration_has_a_cost(path, tmp_path, capsys):
     if not read_training(path).config:
         pytest.skip("it begins with a checkpoint")
-    plan(str(path), None, tmp_path / "p.png", processes=8)
+    main(["plan", str(path), "--output", str(tmp_path / "p.png"), "--processes", "8"])
     shown = capsys.readouterr().out
     assert "Training by 8 processes" in shown
     head = path.read_text().partition("objective:")[0]
@@ -128,9 +78,52 @@ def test_every_configuration_has_a_cost(path, tmp_path, capsys):
         assert stated[1] in shown and re.search(rf"A100 hours.*│ +{stated[2]}\.", shown)
 
 
-@pytest.mark.parametrize(("text", "wrong"), [("- a", "no flags"), ("a: [", "YAML|parsing"), ("preset: huge", "huge")])
-def test_a_configuration_that_cannot_be_planned(text, wrong, tmp_path):
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("- a", ": expected 'name: value' lines, found a sequence."),
+        ("a: [", ", line 2, column 5: while parsing"),
+        ("preset: huge", ", line 2: --preset: invalid choice: 'huge'"),
+        ("max_stps: 3", ", line 2: unknown flag or key 'max_stps'. Did you mean max_steps?"),
+        ("seed: 1\nmax_steps: many", ", line 3: --max_steps: invalid int value: 'many'"),
+        ("per_device_train_batch_size: 0", ", line 2: --per_device_train_batch_size: expected a number of at least 1"),
+    ],
+)
+def test_a_configuration_that_its_recipe_would_refuse(text, wrong, tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text(text)
-    with pytest.raises(ModelError, match=rf"run.yaml cannot be planned: .*({wrong})"):
+    path.write_text(PRETRAIN + text)
+    with pytest.raises(ArgumentError, match=re.escape(f"--config {path}{wrong}")):
         read_training(path)
+
+
+def test_a_quoted_number_is_a_number(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(PRETRAIN + "max_steps: '7'\nmax_length: \"32\"\nvocab_size: '1000'\n")
+    training = read_training(path)
+    assert training.tokens == 7 * 8 * 32 and training.config.vocab_size == 1000
+
+
+def test_a_shape_that_no_model_has(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text(PRETRAIN + "config_overrides: num_attention_heads=5\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", str(path), "--output", str(tmp_path / "p.png")])
+    assert stop.value.code == 2 and "No model has this shape" in capsys.readouterr().err
+
+
+def test_a_configuration_begins_with_its_recipe(tmp_path):
+    """Or lies in its folder."""
+    path = tmp_path / "run.yaml"
+    path.write_text("max_steps: 3\n")
+    with pytest.raises(ArgumentError, match=r"run.yaml, line 1: its first line names no recipe. Expected .* sft"):
+        read_training(path)
+    path.write_text("# accelerate launch recipes/pretrian.py --config run.yaml\nmax_steps: 3\n")
+    with pytest.raises(ArgumentError, match="no recipe 'pretrian'. Did you mean pretrain. Expected"):
+        read_training(path)
+    folder = tmp_path / "configs" / "pretrain"
+    folder.mkdir(parents=True)
+    (folder / "run.yaml").write_text("objective: mlm\nmax_steps: 3\n")
+    assert read_training(folder / "run.yaml").tokens == 3 * 8 * 1024
+    (folder / "run.yaml").write_text("# accelerate launch recipes/sft.py --config run.yaml\nobjective: mlm\n")
+    with pytest.raises(ArgumentError, match="line 2: unknown flag or key 'objective'"):
+        read_training(folder / "run.yaml")

@@ -1,7 +1,6 @@
 """Arguments: every field is a flag and a line of YAML, has a help text, and reaches transformers."""
 
 import dataclasses
-import importlib.util
 import os
 import subprocess
 import sys
@@ -13,23 +12,12 @@ import yaml
 
 from tests.config.test_flags import from_yaml, parse
 from tests.recipes import ROOT, environment
-from tuner.config.arguments import RecipeArguments, parse_arguments
+from tuner.config.arguments import PATHS, SECRET, RecipeArguments, parse_arguments
+from tuner.config.recipes import arguments_of
 from tuner.errors import ArgumentError
 
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*/*.yaml"))
-
-
-def arguments_of(recipe: Path) -> type[RecipeArguments]:
-    """The dataclass of a recipe."""
-    name = f"recipe_{recipe.stem}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, recipe)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    found = [v for v in vars(sys.modules[name]).values() if isinstance(v, type) and v.__module__ == name]
-    (kind,) = [v for v in found if issubclass(v, RecipeArguments)]
-    return kind
 
 
 def other_value(field: dataclasses.Field) -> object:
@@ -117,3 +105,59 @@ def test_defaults_are_not_shared():
     one, other = parse(), parse()
     one.report_to.append("tensorboard")
     assert other.report_to == parse().report_to == ["none"]
+
+
+def test_a_secret_is_neither_written_nor_shown(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    arguments = from_yaml(tmp_path, "hub_token: hf_secret\nhub_model_id: me/model\n")
+    assert "hub_token" not in arguments.saved() and arguments.shown()["hub_token"] == "***"
+    assert arguments.saved() == {k: v for k, v in arguments.values().items() if k != "hub_token"}
+    training = arguments.to_training_arguments(use_cpu=True)
+    assert training.hub_token is None and os.environ["HF_TOKEN"] == "hf_secret", "the arguments are saved as they are"
+    with pytest.raises(ArgumentError) as caught:
+        parse("--hub_token", "hf_secret", "--accelerator_config", "x").to_training_arguments(use_cpu=True)
+    assert "hf_secret" not in str(caught.value)
+    assert "hub_token" not in parse().shown()
+
+
+def test_which_flags_are_secret():
+    from transformers import TrainingArguments
+
+    names = {f.name for f in dataclasses.fields(TrainingArguments)} | {f.name for f in FIELDS}
+    assert {name for name in names if SECRET.search(name)} == {"hub_token"}
+    assert all(SECRET.search(name) for name in ("api_key", "password", "token", "client_secret"))
+
+
+@pytest.mark.parametrize("name", [name for name in PATHS if name in {f.name for f in FIELDS}])
+def test_the_home_directory_is_one_folder(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HOME", "/home/me")
+    for arguments in (from_yaml(tmp_path, f"{name}: ~/x"), parse(f"--{name}=~/x")):
+        assert getattr(arguments, name) == "/home/me/x"
+    assert getattr(parse(f"--{name}", "a/~/b"), name) == "a/~/b"
+    with pytest.raises(ArgumentError, match=f"--{name} ~nobody_here/x"):
+        parse(f"--{name}", "~nobody_here/x")
+
+
+def test_a_file_of_flags_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("seed: 7\ndeepspeed: ~/ds.json\n")
+    arguments = parse("--config", "~/run.yaml")
+    assert arguments.seed == 7 and arguments.extra == {"deepspeed": f"{tmp_path}/ds.json"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--optim", "nope"), "--optim nope: nope is not a valid OptimizerNames"),
+        (("--lr_scheduler_type", "nope"), "--lr_scheduler_type nope: nope is not a valid SchedulerType"),
+        (("--accelerator_config", "x.json"), "--accelerator_config x.json: [Errno 2] No such file"),
+        (("--deepspeed", "x.json"), "--deepspeed x.json: "),
+        (("--fsdp", "nonsense"), "--fsdp nonsense: Unknown `fsdp` option: nonsense"),
+        (("--lr_scheduler_kwargs", "{"), "--lr_scheduler_kwargs {: Expecting property name"),
+        (("--logging_steps", "0"), "logging strategy IntervalStrategy.STEPS requires non-zero --logging_steps"),
+    ],
+)
+def test_what_transformers_refuses_names_the_flag(argv, message):
+    with pytest.raises(ArgumentError) as caught:
+        parse(*argv).to_training_arguments(use_cpu=True)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)

@@ -47,6 +47,9 @@ def test_the_command_line_wins(tmp_path):
         ("hub_model_id: --max_length", "hub_model_id", "--max_length"),
         ("max_steps: -1", "max_steps", -1),
         ("max_length: 1_000", "max_length", 1000),
+        ("max_length: '64'", "max_length", 64),
+        ('learning_rate: "1e-3"', "learning_rate", 1e-3),
+        ("packing: 'false'", "packing", False),
         ("packing: off", "packing", False),
         ("packing: No", "packing", False),
         ("packing: FALSE", "packing", False),
@@ -177,6 +180,8 @@ def test_a_file_that_is_not_flags_is_refused(tmp_path, text, where, reason):
             "unknown flag or key 'see'. Did you mean seed?",
         ),  # no abbreviations
         (["--adam_beta2", "lots"], "--adam_beta2/--adam-beta2: invalid float value: 'lots'"),
+        (["--adam_beta2", "nan"], "--adam_beta2: expected a number, not nan"),
+        (["--label_smoothing_factor=inf"], "--label_smoothing_factor: expected a number, not inf"),
         (["--adam_beta2", "0.9", "0.8"], "unrecognized arguments: 0.8"),
         (["--config", "a.yaml", "--config", "b.yaml"], "--config: one file, not 2: a.yaml, b.yaml."),
     ],

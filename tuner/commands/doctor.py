@@ -2,67 +2,101 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
+from typing import Any
 
-import torch
-from packaging.requirements import Requirement
-from rich.console import Console
-from rich.table import Table
-
-from tuner.hardware import device_type, has_fast_bf16, measure_peak, memory_bytes
+MISSING, WRONG = "[red]missing[/]", "[red]not the tested range[/]"
 
 
-def examine() -> None:
+def add_parser(subparsers: Any) -> None:
+    """Add the command, which has no flags."""
+    subparsers.add_parser("doctor", help="versions, hardware, and what is fast here")
+
+
+def main(args: argparse.Namespace) -> None:
     """Print the state of the installation and the machine. Takes a few seconds: products are measured."""
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(highlight=False)
-    console.print(_versions())
-    console.print(_machine())
+    packages = Table("package", "installed", "wanted", "", title="Packages", title_justify="left")
+    for row in versions():
+        packages.add_row(*row)
+    machine = Table("", "", title="Machine", title_justify="left", show_header=False)
+    for name, value in _machine():
+        machine.add_row(name, value)
+    console.print(packages, machine, sep="\n")
     for line in _advice():
         console.print(f"- {line}")
 
 
-def _versions() -> Table:
-    """Every dependency that `tuner` declares, with the range it is declared with."""
-    table = Table(title="Packages", title_justify="left")
-    for column in ("package", "installed", "wanted", ""):
-        table.add_column(column)
-    table.add_row("python", platform.python_version(), ">=3.10", "")
-    for text in importlib.metadata.requires("tuner") or []:
+def versions() -> list[tuple[str, str, str, str]]:
+    """Python and every dependency that `tuner` declares: name, installed, wanted, and what is wrong.
+
+    Of the packages of an extra, which nobody has to install, those that are there in another version.
+    """
+    from packaging.requirements import Requirement
+
+    about = importlib.metadata.metadata("tuner")
+    rows = [("python", *_compare(platform.python_version(), about.get("Requires-Python", "")))]
+    for text in about.get_all("Requires-Dist") or []:
         wanted = Requirement(text)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+        needed = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+        extra = next((e for e in about.get_all("Provides-Extra") or [] if not needed and _belongs(wanted, e)), None)
+        if not needed and extra is None:  # for another system
             continue
         try:
-            installed = importlib.metadata.version(wanted.name)
+            found = _compare(importlib.metadata.version(wanted.name), str(wanted.specifier))
         except importlib.metadata.PackageNotFoundError:
-            table.add_row(wanted.name, "-", str(wanted.specifier), "[red]missing[/]")
-            continue
-        fits = wanted.specifier.contains(re.sub(r"\+.*", "", installed), prereleases=True)
-        table.add_row(wanted.name, installed, str(wanted.specifier), "" if fits else "[red]not the tested range[/]")
-    return table
+            found = ("-", str(wanted.specifier), MISSING)
+        if needed:
+            rows.append((wanted.name, *found))
+        elif found[2] == WRONG:
+            rows.append((f"{wanted.name} (extra {extra})", *found))
+    return rows
 
 
-def _machine() -> Table:
-    table = Table(title="Machine", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column()
-    table.add_row("system", f"{platform.system()} {platform.machine()}")
-    table.add_row("device", _device_name())
-    table.add_row("CPU cores, threads of torch", f"{len(os.sched_getaffinity(0))}, {torch.get_num_threads()}")
-    table.add_row("memory", f"{memory_bytes() / 2**30:.1f} GiB")
-    table.add_row("free disk here", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB")
-    table.add_row("fast bf16", "yes" if has_fast_bf16() else "no")
-    for dtype in (torch.float32, torch.bfloat16):
-        if dtype is torch.float32 or has_fast_bf16():
-            peak = measure_peak(dtype) / 1e9
-            table.add_row(f"measured peak, {str(dtype).removeprefix('torch.')}", f"{peak:,.0f} GFLOP/s")
-    return table
+def _belongs(wanted: Any, extra: str) -> bool:
+    return wanted.marker.evaluate({"extra": extra})
+
+
+def _compare(installed: str, wanted: str) -> tuple[str, str, str]:
+    from packaging.specifiers import SpecifierSet
+
+    # A local version, as in 2.13.0+cpu, is the same release.
+    fits = SpecifierSet(wanted).contains(installed.partition("+")[0], prereleases=True)
+    return installed, wanted, "" if fits else WRONG
+
+
+def _machine() -> list[tuple[str, str]]:
+    import torch
+
+    from tuner.hardware import cpu_cores, has_fast_bf16, measure_peak, memory_bytes
+
+    fast = has_fast_bf16()
+    rows = [
+        ("system", f"{platform.system()} {platform.machine()}"),
+        ("device", _device_name()),
+        ("CPU cores, threads of torch", f"{cpu_cores()}, {torch.get_num_threads()}"),
+        ("memory", f"{memory_bytes() / 2**30:.1f} GiB"),
+        ("free disk here", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB"),
+        ("fast bf16", "yes" if fast else "no"),
+    ]
+    for dtype in (torch.float32, torch.bfloat16)[: 1 + fast]:
+        peak = measure_peak(dtype) / 1e9
+        rows.append((f"measured peak, {str(dtype).removeprefix('torch.')}", f"{peak:,.0f} GFLOP/s"))
+    return rows
 
 
 def _device_name() -> str:
+    import torch
+
+    from tuner.hardware import device_type
+
     kind = device_type()
     if kind == "cuda":
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -71,14 +105,17 @@ def _device_name() -> str:
 
 
 def _advice() -> list[str]:
+    import torch
+
+    from tuner.hardware import cpu_cores, device_type, has_fast_bf16
+
     lines = [
         "Mixed precision in bf16 is on by default here: products run faster in it."
         if has_fast_bf16()
         else "bf16 is not fast here: runs stay in float32 unless --bf16 true."
     ]
-    cores = len(os.sched_getaffinity(0))
-    if device_type() == "cpu" and torch.get_num_threads() < cores:
-        lines.append(f"torch uses {torch.get_num_threads()} of {cores} cores: unset OMP_NUM_THREADS.")
+    if device_type() == "cpu" and torch.get_num_threads() < cpu_cores():
+        lines.append(f"torch uses {torch.get_num_threads()} of {cpu_cores()} cores: unset OMP_NUM_THREADS.")
     if device_type() == "cpu":
         lines.append("--torch_compile true pays only for runs of many minutes: compiling takes about one.")
     if os.environ.get("HF_HUB_OFFLINE") == "1":

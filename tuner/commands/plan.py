@@ -5,158 +5,95 @@ The model is laid out on the meta device, where tensors have shapes and no memor
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from tuner.config.flags import number
+from tuner.errors import ArgumentError
 
-from tuner.errors import ArgumentError, ModelError
-from tuner.estimate.cost import cost, read_training
-from tuner.estimate.sizes import active_weights, parameters_by_component
-from tuner.families import FAMILIES
-from tuner.loading.checkpoints import resolve
-from tuner.model import (
-    PRESETS,
-    TunerDecoderConfig,
-    TunerDecoderForCausalLM,
-    TunerEncoderConfig,
-    TunerEncoderForMaskedLM,
-    TunerSeq2SeqConfig,
-    TunerSeq2SeqForConditionalGeneration,
-)
-
-# Finer than that of any model: these are ours.
-COMPONENTS = {
-    "embedding": ("embed_tokens", "embed_positions", "embed_types", "embed_proj", "position_bias"),
-    **{f"attention {kind}": (f"{kind}_proj",) for kind in "qkvo"},
-    "attention mixtures": ("linear",),
-    "feed-forward": ("mlp", "gate_proj", "up_proj", "down_proj", "experts"),
-    "router": ("router",),
-    "norm": ("norm",),
-    "head": ("lm_head", "prediction", "score", "pooler", "seq_relationship", "qa_outputs"),
-}
-# Bytes a parameter while training: weights, gradients, AdamW's state.
-TRAINING = {"float32": 16, "bf16 mixed precision": 18, "--dtype bfloat16": 8}
-INFERENCE = {"float32": 4, "bfloat16": 2, "int8": 1}
-HEADS: dict[Any, Any] = {
-    TunerDecoderConfig: TunerDecoderForCausalLM,
-    TunerEncoderConfig: TunerEncoderForMaskedLM,
-    TunerSeq2SeqConfig: TunerSeq2SeqForConditionalGeneration,
-}
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
-def plan(source: str, context: int | None, output: Path, processes: int = 1) -> None:
-    """Print a configuration's tables, and draw `parameters.png`.
+def add_parser(subparsers: Any) -> None:
+    """Add the command's flags."""
+    parser = subparsers.add_parser("plan", help="parameters, operations and memory of a configuration")
+    parser.add_argument(
+        "model",
+        metavar="CONFIG",
+        help="a preset, a folder, a config.json, a Hub id, builtin:<name>, or a recipe's YAML for its cost too",
+    )
+    count = number(int, 1)
+    parser.add_argument("--context", type=count, metavar="INT", help="tokens of context (default: the longest)")
+    parser.add_argument(
+        "--processes", type=count, default=1, metavar="INT", help="that train by a recipe's YAML (default: 1)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("parameters.png"),
+        metavar="FILE",
+        help="the picture (default: parameters.png)",
+    )
 
-    Args:
-        source: a preset, a folder, a `config.json`, a Hub id, a GGUF file, or builtin:<name>; ours or of a family that
-            has a counterpart here. Or a recipe's YAML, of which also the cost of the training is shown.
-        context: tokens of context to count attention with; `max_position_embeddings` by default.
-        output: where to draw the picture.
-        processes: that train by that YAML.
+
+def main(args: argparse.Namespace) -> None:
+    """Print a configuration's tables, and draw its parameters.
 
     Raises:
-        ModelError: nothing there, or no counterpart here.
-        ArgumentError: a picture that cannot be written.
+        ModelError: no model there, or no counterpart here.
+        ArgumentError: a YAML that its recipe would refuse, or a picture that cannot be written.
     """
-    training = read_training(Path(source)) if source.endswith((".yaml", ".yml")) else None
-    config = (training.config if training else None) or read_config((training and training.model) or source)
-    kind = (training.kind if training else None) or HEADS[type(config)]
-    with torch.device("meta"):
-        model = kind(config)
-    context = context or (training.context if training else parts(config)[-1].max_position_embeddings)
-    model.tie_weights()
-    sizes = parameters_by_component(model, COMPONENTS)
+    import torch
+    from rich.console import Console
+
+    from tuner.estimate.cost import cost, read_training
+    from tuner.estimate.layout import lay_out, read_config
+    from tuner.estimate.memory import cache_bytes, inference_bytes, state_bytes
+    from tuner.estimate.operations import Operations
+    from tuner.estimate.parameters import parameters_by_component
+
+    training = read_training(Path(args.model).expanduser()) if args.model.endswith((".yaml", ".yml")) else None
+    config = (training.config if training else None) or read_config((training and training.model) or args.model)
+    model, longest = lay_out(config, training.kind if training else None)
+    context = args.context or (training.context if training else longest)
+    sizes = parameters_by_component(model)
     console = Console(highlight=False)
-    console.print(_table(f"Parameters of {source}", sizes, "{:,}", share=True))
-    found = operations(model, context)
+    console.print(_table(f"Parameters of {args.model}", sizes, "{:,}", share=True))
+    counted = Operations.of(model)
+    found = {
+        "weights": counted.products(1, 1),
+        f"attention over {context:,}": counted.attention(1, 1, context),
+        "forward": counted.forward(1, 1, context),
+        "training": counted.training(1, 1, context),
+    }
     console.print(_table("Operations a token", found, "{:,.0f}"))
     if training:
-        title = f"Training by {processes} process{'es' if processes > 1 else ''}"
-        console.print(_table(title, cost(training, found["training"], processes), "{}"))
-    console.print(_table("Memory", memory(model, context), "{:,.1f} MiB", divisor=2**20))
-    per_token = cache_bytes(config)
-    if per_token:
-        console.print(f"KV cache in bfloat16: {per_token:,} bytes a token.")
+        title = f"Training by {args.processes} process{'es' if args.processes > 1 else ''}"
+        console.print(_table(title, cost(training, found["training"], args.processes), "{}"))
+    held = {
+        "training, float32": sum(state_bytes(model, 4, mixed=False).values()),
+        "training, bf16 mixed precision": sum(state_bytes(model, 4, mixed=True).values()),
+        "training, --dtype bfloat16": sum(state_bytes(model, 2, mixed=False).values()),
+        **{
+            f"inference, {str(dtype).removeprefix('torch.')}": inference_bytes(model, context, dtype.itemsize)
+            for dtype in (torch.float32, torch.bfloat16, torch.int8)
+        },
+    }
+    console.print(_table("Memory", held, "{:,.1f} MiB", divisor=2**20))
+    if cache_bytes(model, 1):
+        console.print(f"KV cache in bfloat16: {cache_bytes(model, 1):,} bytes a token.")
+    output = args.output.expanduser()
     try:
-        draw(sizes, source, output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _draw(sizes, args.model, output)
     except (OSError, ValueError) as error:
         raise ArgumentError(f"--output {output} cannot be written: {error}") from error
     console.print(f"Written to {output}")
 
 
-def read_config(source: str) -> PreTrainedConfig:
-    """Our configuration of a source, read as ours or translated.
-
-    Raises:
-        ModelError: nothing there, or no counterpart here.
-    """
-    if source in PRESETS:
-        return TunerDecoderConfig.from_preset(source)
-    path, how = (source, {}) if source.endswith(".json") else resolve(source)
-    try:
-        config = AutoConfig.from_pretrained(path, **how)
-        if type(config) in HEADS:
-            return config
-        if config.model_type not in FAMILIES:
-            raise ValueError(f"a {config.model_type} model has no counterpart here; there are {', '.join(FAMILIES)}.")
-        return FAMILIES[config.model_type].read_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{source} cannot be planned: {str(error).splitlines()[0]}") from error
-
-
-def parts(config: PreTrainedConfig) -> list[Any]:
-    """The stacks of a configuration: one, or encoder and decoder."""
-    return [config.encoder, config.decoder] if isinstance(config, TunerSeq2SeqConfig) else [config]
-
-
-def operations(model: PreTrainedModel, context: int) -> dict[str, float]:
-    """Floating-point operations a token: two for each weight that it meets, and those of attention over `context`.
-
-    Of experts those that a token is sent to. A causal token sees half the context on average. The backward pass costs
-    twice the forward pass (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361, section 2.1).
-    """
-    weights = active_weights(model)
-    attention = 0.0
-    for part in parts(model.config):
-        causal = part.model_type == TunerDecoderConfig.model_type
-        for kind in part.layer_types:
-            seen = context if kind == "full_attention" else min(context, part.sliding_window)
-            seen = {"linformer": 2 * part.linformer_k, "performer": 2 * part.performer_features}.get(
-                part.attention_type, seen / 2 if causal and kind == "full_attention" else seen
-            )
-            attention += 4 * seen * part.num_attention_heads * part.head_dim
-            if getattr(part, "add_cross_attention", False):
-                attention += 4 * context * part.num_attention_heads * part.head_dim
-    forward = 2 * weights + attention
-    return {
-        "weights": 2 * weights,
-        f"attention over {context:,}": attention,
-        "forward": forward,
-        "training": 3 * forward,
-    }
-
-
-def memory(model: PreTrainedModel, context: int) -> dict[str, float]:
-    """Bytes that hold the model: to train it without activations, to run it with one sequence's cache, in bfloat16."""
-    count = sum(parameter.numel() for parameter in model.parameters())
-    cache = cache_bytes(model.config) * context
-    held = {f"training, {name}": float(size * count) for name, size in TRAINING.items()}
-    return held | {f"inference, {name}": float(size * count + cache) for name, size in INFERENCE.items()}
-
-
-def cache_bytes(config: PreTrainedConfig) -> int:
-    """Keys and values that a token leaves in a decoder's cache, in bytes of bfloat16; sliding layers drop some."""
-    decoder: Any = parts(config)[-1]
-    if decoder.model_type != TunerDecoderConfig.model_type:
-        return 0
-    return 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * 2
-
-
-def draw(sizes: dict[str, int], title: str, path: Path) -> None:
+def _draw(sizes: dict[str, int], title: str, path: Path) -> None:
     """A bar for each component."""
     import matplotlib
 
@@ -175,6 +112,8 @@ def draw(sizes: dict[str, int], title: str, path: Path) -> None:
 
 
 def _table(title: str, rows: dict[str, Any], form: str, share: bool = False, divisor: float = 1) -> Table:
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column("")
     table.add_column("", justify="right")

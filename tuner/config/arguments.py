@@ -1,4 +1,4 @@
-"""Arguments: a dataclass a recipe. `tuner/flags.py` reads it from a YAML file and the command line.
+"""Arguments: a dataclass a recipe. `tuner/config/flags.py` reads it from a YAML file and the command line.
 
 The fields below are the ones a run is usually set up with, under the names of transformers and TRL. Every other field
 of transformers' `TrainingArguments` is accepted as well and kept in `extra`.
@@ -7,9 +7,12 @@ of transformers' `TrainingArguments` is accepted as well and kept in `extra`.
 from __future__ import annotations
 
 import math
+import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tuner.config.flags import read_flags
@@ -19,6 +22,14 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 T = TypeVar("T", bound="RecipeArguments")
+
+# Flags whose value is a password: a run's folder is published, and its log is shown.
+SECRET = re.compile(r"(^|_)(token|key|secret|password)$")
+# Flags that may name a file or a folder, where `~` is the home directory.
+PATHS = (
+    *("output_dir", "dataset_name", "model_name_or_path", "tokenizer_name_or_path", "chat_template_path"),
+    *("resume_from_checkpoint", "logging_dir", "deepspeed", "fsdp_config", "accelerator_config"),
+)
 
 
 def flag(default: Any, help: str, least: float = -math.inf, most: float = math.inf) -> Any:
@@ -144,8 +155,16 @@ class RecipeArguments(RunArguments, DataArguments, ModelArguments):
         """Every resolved argument by name, those passed on to transformers included."""
         return {f.name: getattr(self, f.name) for f in fields(self)} | self.extra
 
+    def saved(self) -> dict[str, Any]:
+        """As `values`, without secrets: what may be written into a run's folder."""
+        return {name: value for name, value in self.values().items() if not SECRET.search(name)}
+
+    def shown(self) -> dict[str, Any]:
+        """As `values`, with stars for a secret that is given: what may be printed."""
+        return {k: "***" if SECRET.search(k) and v is not None else v for k, v in self.values().items()}
+
     def to_training_arguments(self, **overrides: Any) -> TrainingArguments:
-        """transformers' own arguments object.
+        """transformers' own arguments object. `--hub_token` goes into HF_TOKEN instead, which is asked for as well.
 
         Raises:
             ArgumentError: a combination that transformers refuses.
@@ -154,14 +173,24 @@ class RecipeArguments(RunArguments, DataArguments, ModelArguments):
 
         known = {f.name for f in fields(TrainingArguments) if f.init}
         chosen = {name: value for name, value in self.values().items() if name in known} | overrides
+        if chosen.get("hub_token"):  # checkpoints hold these arguments, and are published
+            os.environ["HF_TOKEN"] = chosen.pop("hub_token")
         if self.optim == "muon":  # a name of ours, for `tuner.optim.split_adamw`
             if self.extra.get("optim_args"):
                 raise ArgumentError("--optim muon takes no --optim_args.")
             chosen |= {"optim": "adamw_torch_fused", "optim_args": "muon=true"}
         try:
             return TrainingArguments(**chosen)
-        except (ValueError, ImportError, TypeError) as error:
-            raise ArgumentError(" ".join(str(error).split())) from error
+        except (ValueError, ImportError, TypeError, LookupError, AttributeError, OSError) as error:
+            raise ArgumentError(self._blamed(" ".join(str(error).split()))) from error
+
+    def _blamed(self, reason: str) -> str:
+        """A message of transformers', with the flags that it is likely about where it names none."""
+        shown = {name: str(value) for name, value in self.shown().items() if value is not None}
+        quoted = [name for name, text in shown.items() if re.search(rf"(?<!\w){re.escape(text)}(?!\w)", reason)]
+        named = any(f"--{name}" in reason for name in shown)
+        flags = [] if named else [n for n in quoted if isinstance(self.values()[n], str) and shown[n]] or [*self.extra]
+        return " ".join(f"--{name} {shown[name]}" for name in flags) + ": " * bool(flags) + reason
 
 
 def parse_arguments(kind: type[T], argv: Sequence[str] | None = None) -> T:
@@ -171,6 +200,21 @@ def parse_arguments(kind: type[T], argv: Sequence[str] | None = None) -> T:
         ArgumentError: an unknown name, a value of the wrong type or out of bounds, or an unreadable file.
     """
     values, extra = read_flags(kind, list(sys.argv[1:] if argv is None else argv))
-    arguments = kind(**values)
-    arguments.extra = extra
+    arguments = kind(**_expand(values))
+    arguments.extra = _expand(extra)
     return arguments
+
+
+def _expand(values: dict[str, Any]) -> dict[str, Any]:
+    """The home directory for `~` in paths: a shell does so on its command line, nobody does in YAML."""
+    return {
+        name: _expand_user(name, value) if name in PATHS and isinstance(value, str) else value
+        for name, value in values.items()
+    }
+
+
+def _expand_user(name: str, value: str) -> str:
+    try:
+        return str(Path(value).expanduser()) if value.startswith("~") else value
+    except RuntimeError as error:  # ~nobody
+        raise ArgumentError(f"--{name} {value}: {error}") from error

@@ -42,7 +42,7 @@ def read_flags(kind: type[Any], argv: list[str]) -> tuple[dict[str, Any], dict[s
     if len(files) > 1:
         raise ArgumentError(f"--config: one file, not {len(files)}: {', '.join(files)}.")
     for file in files:
-        file_values, file_extra = _read_yaml(parser, Path(file))
+        file_values, file_extra = _read_yaml(parser, Path(file).expanduser())
         values, extra = file_values | values, file_extra | extra
     return values, extra
 
@@ -97,7 +97,7 @@ def _options(item: Field[Any], hint: Any) -> dict[str, Any]:
     if hint is bool:
         return options | {"type": _boolean, "nargs": "?", "const": True, "metavar": "BOOL"}
     if hint in (int, float):
-        return options | {"type": _number(hint, *item.metadata.get("bounds", ())), "metavar": hint.__name__.upper()}
+        return options | {"type": number(hint, *item.metadata.get("bounds", ())), "metavar": hint.__name__.upper()}
     return options | {"type": hint, "metavar": "TEXT"}
 
 
@@ -108,8 +108,8 @@ def _boolean(text: str) -> bool:
     return values[text.lower()]
 
 
-def _number(kind: type, least: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
-    """A converter that takes finite numbers from `least` to `most`."""
+def number(kind: type, least: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
+    """A converter for argparse that takes finite numbers from `least` to `most`."""
 
     def convert(text: str) -> float:
         number = kind(text)
@@ -222,4 +222,8 @@ def _transformers_arguments(rest: list[str], ours: argparse.ArgumentParser) -> d
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     parser.error = _Parser.error.__get__(parser)
-    return vars(parser.parse_args(rest))
+    values = vars(parser.parse_args(rest))
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ArgumentError(f"--{name}: expected a number, not {value}")
+    return values

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from tuner.config.arguments import RecipeArguments
+from tuner.config.arguments import parse_arguments
+from tuner.config.recipes import arguments_of, find_recipe
 from tuner.errors import ModelError
 from tuner.loading.checkpoints import overrides
 from tuner.loading.objective_model import configuration_of
@@ -40,36 +41,33 @@ class Training:
 
 
 def read_training(path: Path) -> Training:
-    """Read a recipe's YAML.
+    """Read a recipe's YAML, as the recipe itself does.
 
     Raises:
-        ModelError: no such file, no YAML of flags, or no model of this shape.
+        ArgumentError: no such file, no recipe of it, or what the recipe would refuse; it names the line.
+        ModelError: no model of this shape.
     """
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it holds no flags.")
-        flags: dict[str, Any] = {field.name: field.default for field in fields(RecipeArguments)} | found
-        rows = flags["per_device_train_batch_size"] * flags["gradient_accumulation_steps"]
-        steps, context = int(flags["max_steps"]), int(flags["max_length"])
-        objective = found.get("objective", "clm")
-        model = flags["model_name_or_path"]
-        return Training(
-            model,
-            None if model else _new_config(flags, objective),
-            context,
-            steps * rows * context * (2 if objective == "contrastive" else 1) if steps > 0 else None,
-            GeneratorAndDiscriminator if objective == "rtd" else None,
-        )
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise ModelError(f"{path} cannot be planned: {' '.join(str(error).split())}") from error
+    args: Any = parse_arguments(arguments_of(find_recipe(path)), ["--config", str(path)])
+    objective = getattr(args, "objective", "clm")
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    tokens = args.max_steps * rows * args.max_length * (2 if objective == "contrastive" else 1)
+    return Training(
+        args.model_name_or_path,
+        None if args.model_name_or_path else _new_config(args, objective),
+        args.max_length,
+        tokens if args.max_steps > 0 else None,
+        GeneratorAndDiscriminator if objective == "rtd" else None,
+    )
 
 
-def _new_config(flags: dict[str, Any], objective: str) -> PreTrainedConfig:
-    shape: dict[str, Any] = {**PRESETS[flags["preset"]], **overrides(flags["config_overrides"] or "")}
-    shape["vocab_size"] = flags["vocab_size"] or shape["vocab_size"]
+def _new_config(args: Any, objective: str) -> PreTrainedConfig:
+    shape: dict[str, Any] = {**PRESETS[args.preset], **overrides(args.config_overrides or "")}
+    shape["vocab_size"] = args.vocab_size or shape["vocab_size"]
     kind, chosen = configuration_of(objective, shape)
-    return kind(**chosen)
+    try:
+        return kind(**chosen)
+    except (ValueError, StrictDataclassError) as error:
+        raise ModelError(f"No model has this shape: {' '.join(str(error).split())}") from error
 
 
 def cost(training: Training, operations: float, processes: int) -> dict[str, str]:

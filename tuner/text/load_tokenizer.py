@@ -39,6 +39,8 @@ def load_pretrained_tokenizer(
         raise ModelError(f"No tokenizer could be loaded from {name_or_path}: {_one_line(error)}") from error
     if chat_template_path is not None:
         use_chat_template(tokenizer, chat_template_path)
+    elif isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = _default_template(tokenizer.chat_template, f"The tokenizer of {name_or_path}")
     if tokenizer.eos_token_id is None and needs_end:
         raise ModelError(f"The tokenizer of {name_or_path} has no end token, so a model could never learn to stop.")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -82,8 +84,20 @@ def read_chat_template(name_or_path: str) -> str:
             raise ModelError(f"--chat_template_path {name_or_path} has no tokenizer: {_one_line(error)}") from error
         if not template:
             raise ModelError(f"--chat_template_path {name_or_path}: the tokenizer there has no chat template.")
-        return template
+        return _default_template(template, f"--chat_template_path {name_or_path}")
     raise ModelError(f"--chat_template_path {name_or_path} is neither 'chatml', a Jinja file, nor a tokenizer folder.")
+
+
+def _default_template(template: str | dict[str, str], origin: str) -> str:
+    """The chat template, of several named ones that which is called `default`."""
+    if isinstance(template, str):
+        return template
+    if "default" not in template:
+        raise ModelError(
+            f"{origin} has the chat templates {', '.join(template)} and none called default. Pass the one to use as a "
+            "Jinja file with --chat_template_path."
+        )
+    return template["default"]
 
 
 def _one_line(error: BaseException) -> str:

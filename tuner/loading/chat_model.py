@@ -1,0 +1,107 @@
+"""A trained model to talk to: with its tokenizer, and how it samples."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, set_seed
+
+import tuner.model  # noqa: F401  (registers our classes with the Auto classes)
+from tuner.errors import ArgumentError, ModelError
+from tuner.hardware import device_type, has_fast_bf16
+from tuner.loading.checkpoints import load_causal_lm, resolve
+from tuner.text.chat import Message, generation_prompt
+from tuner.text.load_tokenizer import load_pretrained_tokenizer
+
+Inputs = dict[str, torch.Tensor]
+
+
+@dataclass
+class ChatModel:
+    """A model, its tokenizer, and how it samples. Inputs are `input_ids` and `attention_mask`, `(1, time)`."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    sampling: dict[str, Any]
+
+    def require_template(self) -> None:
+        """Refuse a model without a chat template.
+
+        Raises:
+            ModelError: it has none.
+        """
+        if not self.tokenizer.chat_template:
+            raise ModelError(
+                "This model's tokenizer has no chat template. 'tuner generate --raw' continues plain text."
+            )
+
+    def text(self, text: str) -> Inputs:
+        """A text to continue, after the beginning token."""
+        begun = (self.tokenizer.bos_token or "") + text
+        return self.tokenizer(begun, add_special_tokens=False, return_tensors="pt")
+
+    def prompt(self, messages: Sequence[Message]) -> Inputs:
+        """A conversation to answer."""
+        return generation_prompt(self.tokenizer, messages)
+
+    def fitting(self, messages: list[Message], kept: int) -> Inputs:
+        """As `prompt`; the oldest exchanges after the first `kept` messages are deleted from `messages` where there
+        would be no room left to answer."""
+        limit = self._positions() - self.sampling["max_new_tokens"]
+        while True:
+            inputs = self.prompt(messages)
+            if inputs["input_ids"].shape[1] <= limit or len(messages) <= kept + 1:
+                return inputs
+            del messages[kept : kept + 2]
+
+    def generate(self, inputs: Inputs, stream: bool) -> str:
+        """Continue `inputs`; with `stream`, print the words as they come.
+
+        Raises:
+            ArgumentError: a prompt without tokens, or as long as the model can read at all.
+        """
+        inputs = {k: v.to(self.model.device) for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
+        read = inputs["input_ids"].shape[1]
+        room = self._positions() - read
+        if not read:
+            raise ArgumentError("The prompt is empty, and the model has no token to begin a text with.")
+        if room < 1:
+            raise ArgumentError(f"The prompt is {read} tokens, as long as the model can read at all.")
+        sampling = {**self.sampling, "max_new_tokens": min(self.sampling["max_new_tokens"], room)}
+        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
+        with torch.inference_mode():
+            output = self.model.generate(**inputs, **sampling, streamer=streamer)
+        return self.tokenizer.decode(output[0, read:], skip_special_tokens=True)
+
+    def _positions(self) -> int:
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
+
+
+def load_chat_model(args: argparse.Namespace) -> ChatModel:
+    """Load a model to talk to, by the flags of `tuner.commands.sampling`.
+
+    Raises:
+        ModelError: no model or no tokenizer there.
+        ArgumentError: `--top_p 0`, which leaves no token.
+    """
+    if args.top_p <= 0:
+        raise ArgumentError("--top_p must be above 0.")
+    path, how = resolve(args.model)
+    tokenizer = load_pretrained_tokenizer(path, "chatml" if how else None, **how)
+    model = load_causal_lm(args.model, torch.bfloat16 if has_fast_bf16() else torch.float32)
+    if args.seed is not None:
+        set_seed(args.seed)
+    sampling: dict[str, Any] = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "max_new_tokens": args.max_new_tokens,
+        "do_sample": args.temperature > 0,
+    }
+    if args.temperature > 0:
+        sampling |= {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
+    return ChatModel(model.to(device_type()).eval(), tokenizer, sampling)

@@ -1,0 +1,105 @@
+"""A checkpoint of ours as one of transformers' families, and one of those as ours."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+import tuner.model
+from tuner.errors import ArgumentError, ModelError, nearest
+from tuner.families import FAMILIES
+from tuner.loading.checkpoints import load_pretrained, resolve
+from tuner.model import TunerPreTrainedModel
+from tuner.model.convert import from_transformers, to_transformers
+
+OURS = "tuner"
+
+
+def convert(source: str, family: str, output: Path) -> str:
+    """Write `source` into the new folder `output` as a model of `family`, with tokenizer and generation settings.
+
+    What was written is loaded again and must give the logits of the source.
+
+    Returns:
+        What was written and where, in words.
+
+    Raises:
+        ArgumentError: a family that is none, or a folder that holds something.
+        ModelError: a source that cannot be read, or that has no counterpart in the family.
+    """
+    families = {OURS: None, **FAMILIES}
+    if family not in families:
+        raise ArgumentError(f"--to {family}: there are {', '.join(families)}.{nearest(family, families)}")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ArgumentError(f"{output} holds something already: choose a new folder.")
+    model = _load(source)
+    try:
+        ours = model if isinstance(model, TunerPreTrainedModel) else from_transformers(model)
+        converted = ours if family == OURS else to_transformers(ours, family)
+    except ValueError as error:
+        raise ModelError(f"{source} cannot become {family}: {error}") from error
+    staging = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f"{output.name}.", dir=output.parent))
+        staging.chmod(0o755)
+        converted.save_pretrained(staging)
+        tokenizer = _save_tokenizer(source, staging)
+        difference = _difference(model.float(), load_pretrained(type(converted), str(staging), torch.float32))
+        if difference > 1e-4:
+            raise ModelError(f"{source} and what was written differ by {difference:.1e} in their outputs; not kept.")
+        if output.exists():
+            output.rmdir()
+        staging.rename(output)
+    except OSError as error:
+        raise ModelError(f"{output} cannot be written: {error.strerror}.") from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+    return (
+        f"{type(model).__name__} -> {type(converted).__name__}, {sum(p.numel() for p in converted.parameters()):,} "
+        f"parameters{'' if tokenizer else ', no tokenizer'}; outputs differ by {difference:.1e} of the greatest.\n"
+        f"Written to {output}"
+    )
+
+
+def _load(source: str) -> PreTrainedModel:
+    """The source in the class that its configuration names."""
+    path, how = resolve(source)
+    if how:
+        return load_pretrained(AutoModelForCausalLM, source, torch.float32)
+    try:
+        names = AutoConfig.from_pretrained(path).architectures or []
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{source} could not be loaded: {str(error).splitlines()[0]}") from error
+    found = [getattr(tuner.model, name, None) or getattr(transformers, name, None) for name in names]
+    if not found or found[0] is None:
+        raise ModelError(f"{source}: its config.json names no class that is known here ({', '.join(names) or 'none'}).")
+    return load_pretrained(found[0], source, "auto")
+
+
+def _save_tokenizer(source: str, folder: Path) -> bool:
+    path, how = resolve(source)
+    try:
+        AutoTokenizer.from_pretrained(path, **how).save_pretrained(folder)
+    except (OSError, ValueError, TypeError):  # a model alone is a model too
+        return False
+    return True
+
+
+def _difference(one: PreTrainedModel, other: PreTrainedModel) -> float:
+    """The greatest difference of their first outputs on random tokens, as a share of the greatest."""
+    config = one.config.get_text_config()
+    ids = torch.randint(config.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if one.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    with torch.no_grad():
+        first, second = (model.eval()(**inputs)[0].float() for model in (one, other))
+    return float((first - second).abs().max() / first.abs().max())

@@ -1,0 +1,307 @@
+"""What a model can be trained with, found by trying it: packed rows, padding without a mask, the chunked loss.
+
+Whether attention tells packed sequences apart depends on the family, its attention implementation and the batch size;
+whether a loss can be chunked, on what a family does to its logits. No field says so, so a few forward passes over a
+dozen tokens do, on the model that is to be trained.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from tuner.model import TunerPreTrainedModel
+from tuner.ops.chunked_loss import chunked_cross_entropy, supervised_positions
+
+LENGTHS = (5, 7, 4)
+MOST_NOISE = 0.05  # more is no rounding: another row of the batch leaks, or the past changes with the future
+LOGIT_SCALE = 30.0  # standard deviation of made-up logits: soft caps are 20 to 50 in the families that have one
+
+
+@dataclass
+class Probe:
+    """What was found.
+
+    Attributes:
+        model: the class of the model.
+        attention: its attention implementation.
+        packing: sequences of one row, told apart by `position_ids` alone, come out as each alone.
+        padding: what is added on the right leaves the real positions alone, without a mask in a causal model.
+        chunked_loss: the cross-entropy of the head over the backbone's output is the model's own loss.
+        differences: the largest relative difference behind each of the three, infinite where the model raised, and
+            `noise`: the same for computations that differ only in shape.
+        errors: what the model raised, by the name of the check.
+    """
+
+    model: str
+    attention: str
+    packing: bool = False
+    padding: bool = False
+    chunked_loss: bool = False
+    differences: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def say(self) -> list[str]:
+        """One line for each check that failed."""
+        name = f"{self.model} with {self.attention} attention"
+        lines = {
+            "packing": f"{name} does not keep sequences in one row apart",
+            "padding": f"{name} gives other results beside padding",
+            "chunked_loss": f"{self.model} computes its loss in another way than from its head alone, so it keeps its own "
+            "(all logits at once)",
+        }
+        return [f"{line} ({self._why(check)})." for check, line in lines.items() if not getattr(self, check)]
+
+    def _why(self, check: str) -> str:
+        if check in self.errors:
+            return self.errors[check]
+        return f"relative difference {self.differences.get(check, float('nan')):.1g}"
+
+
+@torch.no_grad()
+def probe(model: nn.Module, causal: bool = True, autocast: torch.dtype | None = None) -> Probe:
+    """Try a model on a few short sequences. Call it before anything wraps the model or replaces its loss.
+
+    The inputs are the same in every process and no process waits for another. Modes, buffers, configuration and states
+    of random number generators are as before afterwards, and no gradient is made. A model that raises fails the check.
+
+    Args:
+        model: any model of transformers, bare or in a PEFT wrapper.
+        causal: False for an encoder, which gets a mask for its padding and has no chunked loss.
+        autocast: dtype of mixed precision, None without.
+    """
+    config = getattr(model, "config", None)
+    result = Probe(type(_unwrapped(model)).__name__, str(getattr(config, "_attn_implementation", None)))
+    with warnings.catch_warnings(), _kept(model) as device:
+        warnings.simplefilter("ignore")
+        cast = torch.autocast(device.type, autocast) if autocast is not None else nullcontext()
+        trial = _Trial(model, device, causal)
+        dtype = autocast or getattr(model, "dtype", torch.float32)
+        with cast:
+            checks = ("noise", "packing", "leak", "padding", *(("chunked_loss",) if causal else ()))
+            found = result.differences = {check: _tried(result, check, getattr(trial, check)) for check in checks}
+    limit = max(8 * torch.finfo(dtype).eps, 4 * min(found["noise"], MOST_NOISE))
+    sealed = found["leak"] <= max(8 * torch.finfo(torch.float32).eps, 4 * min(trial.beside, MOST_NOISE))
+    result.packing, result.padding = sealed and found["packing"] <= limit, found["padding"] <= limit
+    result.chunked_loss = found.get("chunked_loss", float("inf")) <= limit
+    return result
+
+
+def _tried(result: Probe, check: str, measure: Callable[[], float]) -> float:
+    try:
+        return measure()
+    except Exception as error:  # whatever a strange model raises
+        line = (str(error).strip().splitlines() or [""])[0]
+        result.errors[check] = f"{type(error).__name__}: {line}"
+        return float("inf")
+
+
+class _Trial:
+    """Sequences for one model, and each check as a relative difference."""
+
+    def __init__(self, model: nn.Module, device: torch.device, causal: bool):
+        self.model, self.device, self.causal = model, device, causal
+        self.generator = torch.Generator().manual_seed(0)
+        self.vocabulary = _plain_tokens(model)
+        places = getattr(_text_config(model), "max_position_embeddings", None) or sum(LENGTHS)
+        lengths = [max(min(n, places // len(LENGTHS)), 1) for n in LENGTHS] if places < sum(LENGTHS) else LENGTHS
+        self.sequences = [self.draw(n) for n in lengths]
+        self.alone: list[torch.Tensor] = []
+        self.beside = float("nan")  # what other rows of a batch change: experts' products have other shapes
+
+    def draw(self, count: int) -> torch.Tensor:
+        """Indices of ordinary tokens, `(1, count)`."""
+        return torch.randint(len(self.vocabulary), (1, count), generator=self.generator)
+
+    def other(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Another token in every place, if there is one."""
+        return (tokens + 1) % len(self.vocabulary)
+
+    def run(self, tokens: torch.Tensor, **options: Any) -> torch.Tensor:
+        """Logits, or hidden states where there are none: `(batch, time, width)`."""
+        options = {name: value.to(self.device) for name, value in options.items()}
+        outputs = self.model(input_ids=self.vocabulary[tokens].to(self.device), **options)
+        states = getattr(outputs, "logits", None)
+        states = getattr(outputs, "last_hidden_state", None) if states is None else states
+        states = outputs[0] if states is None else states
+        return states[:, -tokens.shape[1] :]  # learned prompts come first
+
+    def noise(self) -> float:
+        """What only the shapes of a computation change, or other rows of the batch: rounding, in this model."""
+        self.alone = [self.run(sequence) for sequence in self.sequences]
+        # A causal model's beginning of a longer row is the shorter one.
+        row = torch.cat(self.sequences, dim=1) if self.causal else self.sequences[0]
+        twice, beside = self.run(row.repeat(2, 1)), self.run(torch.cat([row, self.other(row)]))
+        self.beside = _difference(beside[:1], twice[:1])
+        first = self.alone[0]
+        return _difference(twice[:, : first.shape[1]], first)
+
+    def packing(self) -> float:
+        """Rows of one and of two, each sequence against itself alone."""
+        orders = ([0, 1, 2], [2, 0, 1])
+        rows = [torch.cat([self.sequences[i] for i in order], dim=1) for order in orders]
+        positions = [torch.cat([torch.arange(self.sequences[i].shape[1]) for i in order])[None] for order in orders]
+        one = self.run(rows[0], position_ids=positions[0])
+        two = self.run(torch.cat(rows), position_ids=torch.cat(positions))
+        packed = ((orders[0], one), (orders[0], two[:1]), (orders[1], two[1:]))
+        return _largest([_difference(p, torch.cat([self.alone[i] for i in order], dim=1)) for order, p in packed])
+
+    def leak(self) -> float:
+        """A sequence amid others of its row against itself amid others of the same lengths.
+
+        Where nothing leaks, this is the same computation to the bit, whatever its precision: it shows a leak that is
+        smaller than rounding, as in a model whose weights are new.
+        """
+        first, own, last = self.sequences
+        positions = torch.cat([torch.arange(s.shape[1]) for s in self.sequences])[None]
+        rows = (torch.cat([first, own, last], 1), torch.cat([self.other(first), own, self.other(last)], 1))
+        one, two = (self.run(row, position_ids=positions) for row in rows)
+        where = slice(first.shape[1], first.shape[1] + own.shape[1])
+        return _difference(two[:, where], one[:, where])
+
+    def padding(self) -> float:
+        """Right-padded rows against each alone."""
+        time = max(s.shape[1] for s in self.sequences)
+        rows = torch.cat([F.pad(s, (0, time - s.shape[1])) for s in self.sequences])
+        lengths = torch.tensor([s.shape[1] for s in self.sequences])
+        mask = (torch.arange(time) < lengths[:, None]).long()
+        padded = self.run(rows, **({} if self.causal else {"attention_mask": mask}))
+        return _largest([_difference(padded[i : i + 1, :n], self.alone[i]) for i, n in enumerate(lengths)])
+
+    def chunked_loss(self) -> float:
+        """The loss as `use_chunked_loss` computes it against the model's own.
+
+        Once as the model is, and once with large made-up logits out of the head: a model as initialised has logits so
+        near 0 that a soft cap leaves them alone.
+        """
+        causal_lm = _unwrapped(self.model)
+        head = causal_lm.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or causal_lm.base_model is causal_lm:
+            raise TypeError("no linear head over a backbone")
+        ids = self.vocabulary[torch.cat([self.draw(sum(LENGTHS[:2])), self.draw(sum(LENGTHS[:2]))])].to(self.device)
+        labels = ids.clone()
+        labels[0, :4] = -100
+        chunked: list[Any] = []
+        seen: list[torch.Tensor] = []  # by the head, in the model's own forward
+
+        def chunk(*args: Any, labels: torch.Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
+            hidden = causal_lm.base_model(*args, use_cache=False, **kwargs).last_hidden_state
+            states, targets = supervised_positions(hidden, labels)
+            chunked[:] = hidden, labels, chunked_cross_entropy(states, head.weight, targets, head.bias) / len(targets)
+            return CausalLMOutputWithPast(loss=chunked[-1])
+
+        with _replaced(causal_lm, "forward", chunk):
+            self.model(input_ids=ids, labels=labels)
+        hidden, shifted, loss = chunked
+        with _hooked(head, lambda module, args, output: seen.extend([args[0], output])):
+            own = self._own_loss(ids, labels)
+        logits = torch.randn(seen[1].shape, generator=self.generator).to(seen[1]) * LOGIT_SCALE
+        with _hooked(head, lambda module, args, output: logits):
+            made_up = self._own_loss(ids, labels)
+        states, targets = supervised_positions(logits, shifted)
+        plain = F.cross_entropy(states.float(), targets)
+        product = F.linear(hidden, head.weight, head.bias)
+        pairs = ((loss, own), (seen[0], hidden), (seen[1], product), (made_up, plain))
+        return _largest([_difference(*pair) for pair in pairs])
+
+    def _own_loss(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        outputs = self.model(input_ids=ids, labels=labels)
+        # Our models' balance of experts is computed beside the chunked loss; others' is not.
+        balance = outputs.get("aux_loss") if isinstance(_unwrapped(self.model), TunerPreTrainedModel) else None
+        return outputs[0] if balance is None else outputs[0] - balance
+
+
+def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest norm of a difference to a norm, of all vectors in the last dimension."""
+    found, expected = (torch.atleast_1d(t.detach().float()) for t in (found, expected))
+    scale = expected.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+    return float(((found - expected).norm(dim=-1) / scale).max())
+
+
+def _largest(found: list[float]) -> float:
+    return float(np.max(found))  # NaN stays NaN
+
+
+def _unwrapped(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _text_config(model: Any) -> Any:
+    config = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _plain_tokens(model: Any) -> torch.Tensor:
+    """Ids of the vocabulary that no field of the configuration names."""
+    config = _text_config(model)
+    sizes = [getattr(config, "vocab_size", None)]
+    for part in (model.get_input_embeddings, model.get_output_embeddings):
+        sizes.append(len(getattr(part(), "weight", ())) or None)
+    count = min(size for size in sizes if size)
+    special: list[int] = []
+    for name, value in {**model.config.to_dict(), **config.to_dict()}.items():
+        if "token" in name:
+            special += [i for i in (value if isinstance(value, list) else [value]) if type(i) is int]
+    ids = torch.arange(count)
+    plain = ids[~torch.isin(ids, torch.tensor(special, dtype=torch.long))]
+    return plain if len(plain) > 1 else ids
+
+
+@contextmanager
+def _kept(model: Any) -> Iterator[torch.device]:
+    """Evaluation mode without a cache, on the model's device; everything as before afterwards."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+    values = [(b, b.clone()) for _, named in buffers for b in named.values() if b is not None]
+    state, numpy_state = random.getstate(), np.random.get_state()
+    config = getattr(model, "config", None)
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+        torch.manual_seed(0)
+        try:
+            model.eval()
+            with _replaced(config, "use_cache", False) if hasattr(config, "use_cache") else nullcontext():
+                yield device
+        finally:
+            random.setstate(state)
+            np.random.set_state(numpy_state)
+            for module, mode in modes:
+                module.training = mode
+            for module, named in buffers:
+                module._buffers.clear()
+                module._buffers.update(named)
+            for buffer, value in values:
+                buffer.copy_(value)
+
+
+@contextmanager
+def _replaced(thing: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of one object, put back or taken off again."""
+    before = thing.__dict__.get(name, thing)
+    setattr(thing, name, value)
+    try:
+        yield
+    finally:
+        if before is thing:
+            delattr(thing, name)
+        else:
+            setattr(thing, name, before)
+
+
+@contextmanager
+def _hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -26,20 +26,28 @@ from tuner.ops.chunked_loss import chunked_cross_entropy, supervised_positions
 LENGTHS = (5, 7, 4)
 MOST_NOISE = 0.05  # more is no rounding: another row of the batch leaks, or the past changes with the future
 LOGIT_SCALE = 30.0  # standard deviation of made-up logits: soft caps are 20 to 50 in the families that have one
+FAULTS = {
+    "packing": "does not keep the sequences of one row apart",
+    "padding": "gives other results beside padding",
+    "chunked_loss": "has a loss that is not the cross-entropy of its head's output",
+}
+CONSEQUENCES = {
+    "packing": "each sequence has a row of its own",
+    "padding": "it needs an attention mask",
+    "chunked_loss": "it keeps its own loss, over all logits at once",
+}
 
 
 @dataclass
 class Probe:
-    """What was found.
+    """What was found, of which model under which attention.
 
     Attributes:
-        model: the class of the model.
-        attention: its attention implementation.
         packing: sequences of one row, told apart by `position_ids` alone, come out as each alone.
         padding: what is added on the right leaves the real positions alone, without a mask in a causal model.
         chunked_loss: the cross-entropy of the head over the backbone's output is the model's own loss.
         differences: the largest relative difference behind each of the three, infinite where the model raised, and
-            `noise`: the same for computations that differ only in shape.
+            `noise`: that between computations that differ only in shape.
         errors: what the model raised, by the name of the check.
     """
 
@@ -52,20 +60,13 @@ class Probe:
     errors: dict[str, str] = field(default_factory=dict)
 
     def say(self) -> list[str]:
-        """One line for each check that failed."""
-        name = f"{self.model} with {self.attention} attention"
-        lines = {
-            "packing": f"{name} does not keep sequences in one row apart",
-            "padding": f"{name} gives other results beside padding",
-            "chunked_loss": f"{self.model} computes its loss in another way than from its head alone, so it keeps its own "
-            "(all logits at once)",
-        }
-        return [f"{line} ({self._why(check)})." for check, line in lines.items() if not getattr(self, check)]
+        """One line for each check that failed, and what follows from it."""
+        return [f"{self.reason(check)}: {then}." for check, then in CONSEQUENCES.items() if not getattr(self, check)]
 
-    def _why(self, check: str) -> str:
-        if check in self.errors:
-            return self.errors[check]
-        return f"relative difference {self.differences.get(check, float('nan')):.1g}"
+    def reason(self, check: str) -> str:
+        """What was found, without a full stop, to be followed by what is done about it."""
+        why = self.errors.get(check) or f"relative difference {self.differences.get(check, float('nan')):.1g}"
+        return f"{self.model} with {self.attention} attention {FAULTS[check]} ({why})"
 
 
 @torch.no_grad()
@@ -82,18 +83,19 @@ def probe(model: nn.Module, causal: bool = True, autocast: torch.dtype | None = 
     """
     config = getattr(model, "config", None)
     result = Probe(type(_unwrapped(model)).__name__, str(getattr(config, "_attn_implementation", None)))
+    dtype = autocast or getattr(model, "dtype", torch.float32)
+    found = result.differences
     with warnings.catch_warnings(), _kept(model) as device:
         warnings.simplefilter("ignore")
-        cast = torch.autocast(device.type, autocast) if autocast is not None else nullcontext()
-        trial = _Trial(model, device, causal)
-        dtype = autocast or getattr(model, "dtype", torch.float32)
-        with cast:
-            checks = ("noise", "packing", "leak", "padding", *(("chunked_loss",) if causal else ()))
-            found = result.differences = {check: _tried(result, check, getattr(trial, check)) for check in checks}
+        with torch.autocast(device.type, autocast) if autocast is not None else nullcontext():
+            trial = _Trial(model, device, causal)
+            for check in ("noise", "packing", "leak", "padding", *(("chunked_loss",) if causal else ())):
+                found[check] = _tried(result, check, getattr(trial, check))
     limit = max(8 * torch.finfo(dtype).eps, 4 * min(found["noise"], MOST_NOISE))
     sealed = found["leak"] <= max(8 * torch.finfo(torch.float32).eps, 4 * min(trial.beside, MOST_NOISE))
     result.packing, result.padding = sealed and found["packing"] <= limit, found["padding"] <= limit
     result.chunked_loss = found.get("chunked_loss", float("inf")) <= limit
+    found["packing"] = _largest([found["packing"], found.pop("leak")])
     return result
 
 
@@ -112,10 +114,11 @@ class _Trial:
     def __init__(self, model: nn.Module, device: torch.device, causal: bool):
         self.model, self.device, self.causal = model, device, causal
         self.generator = torch.Generator().manual_seed(0)
-        self.vocabulary = _plain_tokens(model)
+        self.vocabulary = torch.arange(0)
         places = getattr(_text_config(model), "max_position_embeddings", None) or sum(LENGTHS)
-        lengths = [max(min(n, places // len(LENGTHS)), 1) for n in LENGTHS] if places < sum(LENGTHS) else LENGTHS
-        self.sequences = [self.draw(n) for n in lengths]
+        fits = places >= sum(LENGTHS)
+        self.lengths = [n if fits else max(min(n, places // len(LENGTHS)), 1) for n in LENGTHS]
+        self.sequences: list[torch.Tensor] = []
         self.alone: list[torch.Tensor] = []
         self.beside = float("nan")  # what other rows of a batch change: experts' products have other shapes
 
@@ -131,13 +134,14 @@ class _Trial:
         """Logits, or hidden states where there are none: `(batch, time, width)`."""
         options = {name: value.to(self.device) for name, value in options.items()}
         outputs = self.model(input_ids=self.vocabulary[tokens].to(self.device), **options)
-        states = getattr(outputs, "logits", None)
-        states = getattr(outputs, "last_hidden_state", None) if states is None else states
-        states = outputs[0] if states is None else states
+        names = [name for name in ("logits", "last_hidden_state") if getattr(outputs, name, None) is not None]
+        states = getattr(outputs, names[0]) if names else outputs[0]
         return states[:, -tokens.shape[1] :]  # learned prompts come first
 
     def noise(self) -> float:
         """What only the shapes of a computation change, or other rows of the batch: rounding, in this model."""
+        self.vocabulary = _plain_tokens(self.model)
+        self.sequences = [self.draw(n) for n in self.lengths]
         self.alone = [self.run(sequence) for sequence in self.sequences]
         # A causal model's beginning of a longer row is the shorter one.
         row = torch.cat(self.sequences, dim=1) if self.causal else self.sequences[0]
@@ -150,7 +154,7 @@ class _Trial:
         """Rows of one and of two, each sequence against itself alone."""
         orders = ([0, 1, 2], [2, 0, 1])
         rows = [torch.cat([self.sequences[i] for i in order], dim=1) for order in orders]
-        positions = [torch.cat([torch.arange(self.sequences[i].shape[1]) for i in order])[None] for order in orders]
+        positions = [torch.cat([torch.arange(self.lengths[i]) for i in order])[None] for order in orders]
         one = self.run(rows[0], position_ids=positions[0])
         two = self.run(torch.cat(rows), position_ids=torch.cat(positions))
         packed = ((orders[0], one), (orders[0], two[:1]), (orders[1], two[1:]))
@@ -159,24 +163,22 @@ class _Trial:
     def leak(self) -> float:
         """A sequence amid others of its row against itself amid others of the same lengths.
 
-        Where nothing leaks, this is the same computation to the bit, whatever its precision: it shows a leak that is
-        smaller than rounding, as in a model whose weights are new.
+        Where nothing leaks, it is the same to the bit in any precision: a leak shows that is smaller than rounding.
         """
         first, own, last = self.sequences
-        positions = torch.cat([torch.arange(s.shape[1]) for s in self.sequences])[None]
-        rows = (torch.cat([first, own, last], 1), torch.cat([self.other(first), own, self.other(last)], 1))
-        one, two = (self.run(row, position_ids=positions) for row in rows)
-        where = slice(first.shape[1], first.shape[1] + own.shape[1])
+        positions = torch.cat([torch.arange(n) for n in self.lengths])[None]
+        rows = ([first, own, last], [self.other(first), own, self.other(last)])
+        one, two = (self.run(torch.cat(row, dim=1), position_ids=positions) for row in rows)
+        where = slice(self.lengths[0], sum(self.lengths[:2]))
         return _difference(two[:, where], one[:, where])
 
     def padding(self) -> float:
         """Right-padded rows against each alone."""
-        time = max(s.shape[1] for s in self.sequences)
+        time = max(self.lengths)
         rows = torch.cat([F.pad(s, (0, time - s.shape[1])) for s in self.sequences])
-        lengths = torch.tensor([s.shape[1] for s in self.sequences])
-        mask = (torch.arange(time) < lengths[:, None]).long()
+        mask = (torch.arange(time) < torch.tensor(self.lengths)[:, None]).long()
         padded = self.run(rows, **({} if self.causal else {"attention_mask": mask}))
-        return _largest([_difference(padded[i : i + 1, :n], self.alone[i]) for i, n in enumerate(lengths)])
+        return _largest([_difference(padded[i : i + 1, :n], self.alone[i]) for i, n in enumerate(self.lengths)])
 
     def chunked_loss(self) -> float:
         """The loss as `use_chunked_loss` computes it against the model's own.
@@ -188,9 +190,9 @@ class _Trial:
         head = causal_lm.get_output_embeddings()
         if not isinstance(head, nn.Linear) or causal_lm.base_model is causal_lm:
             raise TypeError("no linear head over a backbone")
-        ids = self.vocabulary[torch.cat([self.draw(sum(LENGTHS[:2])), self.draw(sum(LENGTHS[:2]))])].to(self.device)
+        ids = self.vocabulary[self.draw(2 * sum(self.lengths)).view(2, -1)].to(self.device)
         labels = ids.clone()
-        labels[0, :4] = -100
+        labels[0, : self.lengths[0]] = -100
         chunked: list[Any] = []
         seen: list[torch.Tensor] = []  # by the head, in the model's own forward
 
@@ -202,13 +204,15 @@ class _Trial:
 
         with _replaced(causal_lm, "forward", chunk):
             self.model(input_ids=ids, labels=labels)
-        hidden, shifted, loss = chunked
+        hidden, full, loss = chunked  # labels of learned prompts are there too
         with _hooked(head, lambda module, args, output: seen.extend([args[0], output])):
             own = self._own_loss(ids, labels)
         logits = torch.randn(seen[1].shape, generator=self.generator).to(seen[1]) * LOGIT_SCALE
+        # The right token stands out, so that a loss without the shift is several times as large.
+        logits += 2 * LOGIT_SCALE * F.one_hot(F.pad(full, (0, 1))[:, 1:].clamp_min(0), logits.shape[-1])
         with _hooked(head, lambda module, args, output: logits):
             made_up = self._own_loss(ids, labels)
-        states, targets = supervised_positions(logits, shifted)
+        states, targets = supervised_positions(logits, full)
         plain = F.cross_entropy(states.float(), targets)
         product = F.linear(hidden, head.weight, head.bias)
         pairs = ((loss, own), (seen[0], hidden), (seen[1], product), (made_up, plain))
@@ -245,8 +249,7 @@ def _plain_tokens(model: Any) -> torch.Tensor:
     """Ids of the vocabulary that no field of the configuration names."""
     config = _text_config(model)
     sizes = [getattr(config, "vocab_size", None)]
-    for part in (model.get_input_embeddings, model.get_output_embeddings):
-        sizes.append(len(getattr(part(), "weight", ())) or None)
+    sizes += [len(getattr(part(), "weight", ())) for part in (model.get_input_embeddings, model.get_output_embeddings)]
     count = min(size for size in sizes if size)
     special: list[int] = []
     for name, value in {**model.config.to_dict(), **config.to_dict()}.items():
@@ -264,7 +267,7 @@ def _kept(model: Any) -> Iterator[torch.device]:
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
     values = [(b, b.clone()) for _, named in buffers for b in named.values() if b is not None]
-    state, numpy_state = random.getstate(), np.random.get_state()
+    states = random.getstate(), np.random.get_state()
     config = getattr(model, "config", None)
     with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
         torch.manual_seed(0)
@@ -273,8 +276,8 @@ def _kept(model: Any) -> Iterator[torch.device]:
             with _replaced(config, "use_cache", False) if hasattr(config, "use_cache") else nullcontext():
                 yield device
         finally:
-            random.setstate(state)
-            np.random.set_state(numpy_state)
+            random.setstate(states[0])
+            np.random.set_state(states[1])
             for module, mode in modes:
                 module.training = mode
             for module, named in buffers:

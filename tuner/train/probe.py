@@ -116,8 +116,8 @@ class _Trial:
         self.generator = torch.Generator().manual_seed(0)
         self.vocabulary = torch.arange(0)
         places = getattr(_text_config(model), "max_position_embeddings", None) or sum(LENGTHS)
-        fits = places >= sum(LENGTHS)
-        self.lengths = [n if fits else max(min(n, places // len(LENGTHS)), 1) for n in LENGTHS]
+        most = max(LENGTHS) if places >= sum(LENGTHS) else max(places // len(LENGTHS), 1)
+        self.lengths = [min(n, most) for n in LENGTHS]
         self.sequences: list[torch.Tensor] = []
         self.alone: list[torch.Tensor] = []
         self.beside = float("nan")  # what other rows of a batch change: experts' products have other shapes
@@ -205,12 +205,12 @@ class _Trial:
         with _replaced(causal_lm, "forward", chunk):
             self.model(input_ids=ids, labels=labels)
         hidden, full, loss = chunked  # labels of learned prompts are there too
-        with _hooked(head, lambda module, args, output: seen.extend([args[0], output])):
+        with head.register_forward_hook(lambda module, args, output: seen.extend([args[0], output])):
             own = self._own_loss(ids, labels)
         logits = torch.randn(seen[1].shape, generator=self.generator).to(seen[1]) * LOGIT_SCALE
         # The right token stands out, so that a loss without the shift is several times as large.
         logits += 2 * LOGIT_SCALE * F.one_hot(F.pad(full, (0, 1))[:, 1:].clamp_min(0), logits.shape[-1])
-        with _hooked(head, lambda module, args, output: logits):
+        with head.register_forward_hook(lambda module, args, output: logits):
             made_up = self._own_loss(ids, labels)
         states, targets = supervised_positions(logits, full)
         plain = F.cross_entropy(states.float(), targets)
@@ -267,8 +267,7 @@ def _kept(model: Any) -> Iterator[torch.device]:
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
     values = [(b, b.clone()) for _, named in buffers for b in named.values() if b is not None]
-    states = random.getstate(), np.random.get_state()
-    config = getattr(model, "config", None)
+    states, config = (random.getstate(), np.random.get_state()), getattr(model, "config", None)
     with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
         torch.manual_seed(0)
         try:
@@ -299,12 +298,3 @@ def _replaced(thing: Any, name: str, value: Any) -> Iterator[None]:
             delattr(thing, name)
         else:
             setattr(thing, name, before)
-
-
-@contextmanager
-def _hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -83,7 +83,7 @@ def probe(model: nn.Module, causal: bool = True, autocast: torch.dtype | None = 
     """
     config = getattr(model, "config", None)
     result = Probe(type(_unwrapped(model)).__name__, str(getattr(config, "_attn_implementation", None)))
-    dtype = autocast or getattr(model, "dtype", torch.float32)
+    dtype: Any = autocast or getattr(model, "dtype", torch.float32)
     found = result.differences
     with warnings.catch_warnings(), _kept(model) as device:
         warnings.simplefilter("ignore")
@@ -241,7 +241,7 @@ def _unwrapped(model: Any) -> Any:
 
 
 def _text_config(model: Any) -> Any:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 

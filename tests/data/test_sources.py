@@ -146,11 +146,11 @@ def test_configurations_that_a_card_declares(tmp_path):
     for config in ("main", "socratic"):
         put(tmp_path / config / "train-00000-of-00001.parquet", f"{config} train")
         put(tmp_path / config / "test-00000-of-00001.parquet", f"{config} test")
-    configs = "".join(
-        f"- config_name: {c}\n  data_files:\n  - split: train\n    path: {c}/train-*\n  - split: test\n    path: {c}/test-*\n"
+    configs = [
+        {"config_name": c, "data_files": [{"split": s, "path": f"{c}/{s}-*"} for s in ("train", "test")]}
         for c in ("main", "socratic")
-    )
-    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    ]
+    (tmp_path / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
     assert split_texts(tmp_path, config="main") == (["main train"], ["main test"])
     with pytest.raises(
         DataError, match=r"has the configurations main, socratic; --dataset_config must be one of them\."

@@ -14,7 +14,7 @@ from datasets import Dataset, IterableDataset
 from tuner.corpus.segments import turns_to_lines
 from tuner.data.local_files import local_files
 from tuner.data.read_files import read_rows
-from tuner.data.schema import shape_of
+from tuner.data.schema import canonical, shape_of
 from tuner.data.sources import SOURCE_ROW, has_text, held_out_split, load_hub, load_splits, require_split
 from tuner.errors import DataError
 
@@ -74,12 +74,12 @@ def _read(files: list[str]) -> Iterator[dict[str, str]]:
 
 def _text(row: dict[str, Any], name: str) -> str:
     """A row as text."""
-    kind, convert = shape_of(row, name)
+    shape = shape_of(row, name)
     try:
-        found = convert(row)
+        found = canonical(row, shape, set())[shape.kind]
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
-    return found if kind == "text" else turns_to_lines(found)
+    return found if shape.kind == "text" else turns_to_lines(found)
 
 
 def set_aside(documents: IterableDataset, count: int, name: str) -> tuple[IterableDataset, Dataset]:

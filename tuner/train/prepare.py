@@ -21,7 +21,7 @@ from tuner.config.arguments import RecipeArguments
 from tuner.data.encode import encode_dataset
 from tuner.data.encoding_report import EncodingReport
 from tuner.data.pack import pack_dataset
-from tuner.data.schema import Kind, canonicalize
+from tuner.data.schema import Kind, canonicalize, unused_sentence
 from tuner.data.sources import load_splits
 from tuner.errors import ModelError
 from tuner.hardware import device_type
@@ -31,7 +31,7 @@ from tuner.ops.block_attention import BLOCK_ATTENTION, can_use_block_attention
 from tuner.optim.split_adamw import halve_parameters
 from tuner.text.load_tokenizer import load_pretrained_tokenizer, use_chat_template
 from tuner.text.train_tokenizer import train_bpe_tokenizer
-from tuner.train.run import Run
+from tuner.train.run import Run, say
 
 
 class HasTexts(Protocol):
@@ -81,8 +81,11 @@ def load_rows(args: RecipeArguments) -> Rows:
             args.dataset_test_split,
             args.test_split_size,
         )
-        kind, train = canonicalize(train, args.dataset_name)
-        _, held_out = canonicalize(held_out, f"{args.dataset_name} (validation)")
+        kind, train, unused = canonicalize(train, args.dataset_name)
+        _, held_out, _ = canonicalize(held_out, f"{args.dataset_name} (validation)", (kind,))
+    sentence = unused_sentence(unused, args.dataset_name)
+    if sentence:
+        say(sentence)
     return Rows(kind, train, held_out)
 
 

@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024)
     args = parser.parse_args()
     datasets.disable_progress_bars()
-    kind, rows = canonicalize(load_splits("builtin:chitchat")[0], "chitchat")
+    kind, rows, _ = canonicalize(load_splits("builtin:chitchat")[0], "chitchat")
     documents = to_documents(rows, kind)
     tokenizer = train_tokenizer(documents["text"], "bpe", 4096, "clm")
     texts = [f"{number} {text}" for number in range(args.copies) for text in documents["text"]]

@@ -168,7 +168,7 @@ def prepare(folder: Path) -> Path:
 
     folder.mkdir()
     for name, split in zip(("train", "test"), load_splits("builtin:chitchat"), strict=True):
-        kind, rows = canonicalize(split, name)
+        kind, rows, _ = canonicalize(split, name)
         texts = to_documents(rows, kind)["text"]
         lines = [json.dumps({"text": text}) + "\n" for text in texts]
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -65,18 +65,18 @@ def run(main: Callable[[], None]) -> None:
         main()
         _leave_process_group()
     except Interrupted as stop:
-        _report(str(stop))
+        notice(str(stop))
         sys.exit(128 + stop.signal_number)
     except KeyboardInterrupt:
-        _report("Interrupted before there was anything to save.")
+        notice("Interrupted before there was anything to save.")
         sys.exit(130)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _report(f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}.")
+        notice(f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}.")
         sys.exit(EXIT_USAGE)
     except TunerError as error:
-        _report(f"error: {error}")
+        notice(f"error: {error}")
         sys.exit(EXIT_USAGE)
 
 
@@ -90,7 +90,7 @@ def _leave_process_group() -> None:
         distributed.destroy_process_group()
 
 
-def _report(message: str) -> None:
-    # Every process of a distributed run meets the same error: one of them says so.
+def notice(message: str) -> None:
+    """Print on standard error, in one process of a machine: all processes of a distributed run meet the same."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(message, file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from tests.text import samples
 from tests.text.samples import talk
+from tuner.corpus.stream import TokenStream
 from tuner.data.encode import encode_dataset
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError, ModelError
@@ -206,12 +207,34 @@ def as_sequence(tokenizer, text):
 
 @BOTH
 def test_texts_have_one_beginning_and_an_end(name):
-    tokenizer, texts = samples.tokenizer_called(name), ["", "one", "<|eos|> and <|im_end|>", *samples.texts()[:50]]
+    tokenizer, texts = samples.tokenizer_called(name), ["", "one", "<|eos|> and <|im_end|> too", *samples.texts()[:50]]
     dataset, _ = encode_dataset(Dataset.from_dict({"text": texts}), "text", tokenizer, LONG)
     for text, row in zip(texts, dataset, strict=True):
         assert row["input_ids"] == as_sequence(tokenizer, text)
         assert row["labels"] == [-100, *row["input_ids"][1:]]
         assert tokenizer.decode(row["input_ids"][1:-1]) == text
+
+
+@BOTH
+def test_a_text_that_a_template_wrote_has_no_second_ends(name):
+    tokenizer = samples.tokenizer_called(name)
+    conversations = samples.conversations()[:5]
+    written = [tokenizer.apply_chat_template(c, tokenize=False) for c in conversations]
+    whole, _ = encode_dataset(Dataset.from_dict({"text": [*written, "plain"]}), "text", tokenizer, LONG)
+    for text, row in zip(written, whole, strict=False):
+        bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+        answered = text.rstrip().endswith(tokenizer.eos_token)
+        assert row["input_ids"] == bare + [tokenizer.eos_token_id] * (not answered)
+        assert row["input_ids"][:2].count(tokenizer.bos_token_id) == 1
+    assert whole[5]["input_ids"] == as_sequence(tokenizer, "plain")
+    stream = TokenStream(
+        Dataset.from_dict({"text": written[:1]}).to_iterable_dataset(),
+        tokenizer,
+        8,
+        before=tokenizer.bos_token_id,
+        after=tokenizer.eos_token_id,
+    )
+    assert next(stream._tokenized(0, 0))[2] == whole[0]["input_ids"]
 
 
 @BOTH

@@ -1,10 +1,13 @@
 """Shapes: every accepted one becomes the canonical one, and what breaks it is named by row and column."""
 
+import json
+import re
+
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features
 
 from tests.text.samples import talk
-from tuner.data.schema import canonicalize
+from tuner.data.schema import canonicalize, unused_sentence
 from tuner.errors import DataError
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -12,7 +15,7 @@ SYSTEM = {"role": "system", "content": "s"}
 
 
 def canonical(*rows):
-    kind, converted = canonicalize(Dataset.from_list(list(rows)), "rows.jsonl")
+    kind, converted, _ = canonicalize(Dataset.from_list(list(rows)), "rows.jsonl")
     assert converted["source_row"][:] == list(range(len(rows)))
     assert sorted(converted.column_names) == sorted([kind, "source_row"])
     return kind, converted[kind][:]
@@ -140,7 +143,7 @@ def test_the_row_is_counted_in_the_source():
     )
     with pytest.raises(DataError, match=r"^rows\.jsonl, row 77: column 'text' must be a string, not null\.$"):
         canonicalize(rows, "rows.jsonl")
-    kind, converted = canonicalize(rows.select(range(9)), "rows.jsonl")
+    kind, converted, _ = canonicalize(rows.select(range(9)), "rows.jsonl")
     assert (kind, converted["source_row"][:]) == ("text", list(range(9, 0, -1)))
 
 
@@ -156,6 +159,94 @@ def test_unknown_columns_are_shown_beside_the_known(columns):
         "messages",
         "conversations",
         "prompt + completion",
-        "instruction (+ input) + output",
+        "instruction + output",
         "text",
     ]
+
+
+def unused(*rows, **how):
+    return canonicalize(Dataset.from_list(list(rows)), "rows.jsonl", **how)[2]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"instruction": "q", "output": "a", "system": "s"}, talk("q", "a", system="s")),
+        ({"instruction": "q", "output": "a", "system": "", "history": []}, talk("q", "a")),
+        ({"instruction": "q", "output": "a", "history": [["q0", "a0"]]}, talk("q0", "a0", "q", "a")),
+        (
+            {"instruction": "q", "input": "i", "output": "a", "history": '[["q0", "a0"]]', "system": "s"},
+            talk("q0", "a0", "q\n\ni", "a", system="s"),
+        ),
+        ({"prompt": "q", "completion": "a", "system_prompt": "s"}, talk("q", "a", system="s")),
+        ({**sharegpt(("human", "q"), ("gpt", "a")), "system": "s", "tools": "[]"}, talk("q", "a", system="s")),
+        ({"messages": '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'}, talk("q", "a")),
+        ({"messages": [USER, {**ASSISTANT, "tool_calls": None, "weight": 1, "reasoning_content": ""}]}, talk("q", "a")),
+        ({"messages": [{**USER, "weight": 0, "train": False}, {**ASSISTANT, "train": True}]}, talk("q", "a")),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": t} for t in "ab"]},
+                    {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
+                ]
+            },
+            talk("ab", "a"),
+        ),
+    ],
+)
+def test_what_formats_put_beside_the_turns_is_used(row, expected):
+    assert canonical(row) == ("messages", [expected])
+    assert unused(row) == {}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"messages": [USER, {**ASSISTANT, "weight": 0}]},
+            "column 'messages', turn 1: 'weight' is 0, but here .*",
+        ),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, ".*turn 1: 'weight' is 0.5, .* drop the turn."),
+        ({"messages": [USER, {**ASSISTANT, "train": False}]}, ".*turn 1: 'train' is False, .*"),
+        ({"messages": [{**USER, "train": True}, ASSISTANT]}, ".*turn 0: 'train' is True, .*"),
+        ({"messages": [USER, {**ASSISTANT, "reasoning_content": "hm"}]}, ".*the key 'reasoning_content' is not supp.*"),
+        ({"messages": [USER, {**ASSISTANT, "thinking": "hm"}]}, ".*turn 1: the key 'thinking' is not supported: .*"),
+        (
+            {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
+            ".*turn 1: the key 'tool_calls' is not supported: .*",
+        ),
+        ({"messages": [USER, {"role": "tool", "content": "4"}, ASSISTANT]}, ".*turn 1: the role 'tool' is not supp.*"),
+        (sharegpt(("human", "q"), ("observation", "x"), ("gpt", "a")), ".*the role 'observation' is not supported.*"),
+        ({"messages": talk("q", "a"), "tools": [{"name": "f"}]}, "the column 'tools' is not supported: .* Drop .*"),
+        ({"messages": talk("q", "a"), "tools": '[{"name": "f"}]'}, "the column 'tools' is not supported: .*"),
+        ({"messages": talk("q", "a"), "history": [["q", "a"]]}, "the column 'history' is not supported: .*"),
+        ({"messages": talk("q", "a", system="s"), "system": "t"}, "the column 'system' .* two system messages.*"),
+        ({"messages": "[1, 2"}, "column 'messages' must be a list of turns, not str '.1, 2'."),
+        ({"instruction": "q", "output": "a", "history": [["q"]]}, "column 'history' must be a list of .question, .*"),
+        ({"instruction": "q", "output": "a", "history": [["q", 1]]}, "column 'history'.*"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "text": None}]}, ASSISTANT]},
+            "column 'messages', turn 0: the content must be a string, not list .*",
+        ),
+    ],
+)
+def test_what_has_a_meaning_that_cannot_be_honoured_is_refused(row, message):
+    with pytest.raises(DataError) as caught:
+        rows = Dataset.from_list(
+            [{key: json.dumps(value) for key, value in row.items()}],
+            Features.from_dict({key: {"_type": "Json"} for key in row}),
+        )
+        canonicalize(rows, "rows.jsonl")
+    assert re.fullmatch(f"rows.jsonl, row 0: {message}", str(caught.value), re.DOTALL), caught.value
+
+
+def test_what_is_not_used_is_told_with_its_share():
+    rows = [{"messages": [USER, {**ASSISTANT, "name": "x"}], "id": 7, "note": None}]
+    rows += [{"messages": [USER, {**ASSISTANT, "name": None}], "id": 8, "note": ""}] * 3
+    found = unused(*rows)
+    assert found == {"column 'id'": 1.0, "message key 'name'": 0.25}
+    assert unused_sentence(found, "rows.jsonl") == (
+        "rows.jsonl: not used are column 'id' (100 % of the rows), message key 'name' (25 % of the rows)."
+    )
+    assert unused_sentence({}, "rows.jsonl") is None
+    assert unused({"text": "t", "label": 3, "tools": "hammer"}) == {"column 'label'": 1.0, "column 'tools'": 1.0}

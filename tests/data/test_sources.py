@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.text import samples
+from tuner.corpus.reading import open_stream
 from tuner.data.sources import load_splits, split_rows
 from tuner.errors import DataError
 
@@ -78,17 +79,166 @@ def test_folder_of_files(tmp_path, file, write):
     assert all_texts(folder) == TEXTS[3:6] + TEXTS[:3] + TEXTS[6:]
 
 
+def put(path: Path, *texts: str) -> Path:
+    """Rows in a file of whatever format its name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    KINDS[f"rows{path.suffix}"](path, list(texts))
+    return path
+
+
+def split_texts(source: Path, **how) -> tuple[list[str], list[str]]:
+    """In memory and as a stream, which must be one."""
+    train, held_out = load_splits(str(source), **how)
+    splits = how.get("train_split", "train"), how.get("test_split", "test")
+    streams = open_stream(str(source), how.get("config"), splits, 0, 1)
+    found = [[row["text"] for row in rows or []] for rows in streams]
+    assert found[1] or sorted(found[0]) == sorted([*train["text"], *held_out["text"]])
+    assert not found[1] or found == [train["text"][:], held_out["text"][:]]
+    return train["text"][:], held_out["text"][:]
+
+
 def test_folder_of_splits(tmp_path):
-    """Files called after the splits are those; without a training one, all files together are."""
-    jsonl(tmp_path / "train.jsonl", ["a", "b", "c"])
-    jsonl(tmp_path / "test.jsonl", ["d"])
-    jsonl(tmp_path / "other.jsonl", ["e", "f"])
-    train, held_out = load_splits(str(tmp_path))
-    assert (train["text"][:], held_out["text"][:]) == (["a", "b", "c"], ["d"])
-    train, held_out = load_splits(str(tmp_path), test_split="other")
-    assert (train["text"][:], held_out["text"][:]) == (["a", "b", "c"], ["e", "f"])
-    train, held_out = load_splits(str(tmp_path), train_split="none", test_split="neither")
-    assert sorted(train["text"][:] + held_out["text"][:]) == ["a", "b", "c", "d", "e", "f"]
+    """Files called after the splits are those, whatever the splits are called."""
+    put(tmp_path / "train.jsonl", "a", "b", "c")
+    put(tmp_path / "test.jsonl", "d")
+    put(tmp_path / "other.jsonl", "e", "f")
+    assert split_texts(tmp_path) == (["a", "b", "c"], ["d"])
+    assert split_texts(tmp_path, test_split="other") == (["a", "b", "c"], ["e", "f"])
+    assert split_texts(tmp_path, train_split="other") == (["e", "f"], ["d"])
+    with pytest.raises(DataError, match=r"no split 'trian' \(--dataset_train_split\); it has test, train\."):
+        load_splits(str(tmp_path), train_split="trian")
+
+
+LAYOUTS = {
+    "shards": (
+        "data/train-00000-of-00002.parquet",
+        "data/train-00001-of-00002.parquet",
+        "data/test-00000-of-00001.parquet",
+    ),
+    "folders": ("train/a.csv", "train/deeper/b.csv", "test/a.csv"),
+    "names": ("my_corpus-train_0.jsonl", "my_corpus-train_1.jsonl", "testing.jsonl"),
+    "capitals": ("train_0.JSONL".lower(), "train_1.jsonl", "eval.jsonl"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("folder", ["folder", "run[1]", "train", ".hidden"])
+def test_a_folder_as_the_hub_lays_it_out(tmp_path, layout, folder):
+    one, other, test = LAYOUTS[layout]
+    put(tmp_path / folder / one, "a")
+    put(tmp_path / folder / other, "b")
+    put(tmp_path / folder / test, "c")
+    (tmp_path / folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert split_texts(tmp_path / folder) == (["a", "b"], ["c"])
+
+
+def test_validation_rows_where_there_is_no_test_split(tmp_path, capsys):
+    put(tmp_path / "train.jsonl", "a", "b")
+    put(tmp_path / "valid.jsonl", "c")
+    assert split_texts(tmp_path) == (["a", "b"], ["c"])
+    assert "has no split 'test': validating on its split 'validation'" in capsys.readouterr().err
+    put(tmp_path / "test.jsonl", "d")
+    assert split_texts(tmp_path) == (["a", "b"], ["d"])
+    assert capsys.readouterr().err == ""
+
+
+def test_configurations_that_a_card_declares(tmp_path):
+    for config in ("main", "socratic"):
+        put(tmp_path / config / "train-00000-of-00001.parquet", f"{config} train")
+        put(tmp_path / config / "test-00000-of-00001.parquet", f"{config} test")
+    configs = [
+        {"config_name": c, "data_files": [{"split": s, "path": f"{c}/{s}-*"} for s in ("train", "test")]}
+        for c in ("main", "socratic")
+    ]
+    (tmp_path / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+    assert split_texts(tmp_path, config="main") == (["main train"], ["main test"])
+    with pytest.raises(
+        DataError, match=r"has the configurations main, socratic; --dataset_config must be one of them\."
+    ):
+        load_splits(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "hidden", [".ipynb_checkpoints/a.jsonl", ".cache/x/a.jsonl", "__MACOSX/a.jsonl", "._a.jsonl", "~$a.jsonl"]
+)
+def test_hidden_files_are_no_rows(tmp_path, hidden):
+    put(tmp_path / "a.jsonl", "a", "b")
+    put(tmp_path / hidden, "a", "hidden")
+    assert all_texts(tmp_path) == ["a", "b"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".txt", ".parquet"])
+def test_a_path_is_no_pattern(tmp_path, suffix):
+    put(tmp_path / f"run[1]{suffix}", "mine", "too")
+    put(tmp_path / f"run1{suffix}", "not", "mine")
+    assert all_texts(tmp_path / f"run[1]{suffix}") == ["mine", "too"]
+    assert [
+        row["text"] for row in open_stream(str(tmp_path / f"run[1]{suffix}"), None, ("train", "test"), 0, 1)[0]
+    ] == [
+        "mine",
+        "too",
+    ]
+
+
+def test_a_file_that_changes_is_read_again(tmp_path):
+    assert all_texts(put(tmp_path / "a.jsonl", "a", "b")) == ["a", "b"]
+    assert all_texts(put(tmp_path / "a.jsonl", "a", "c")) == ["a", "c"]
+
+
+LOOKALIKES = [
+    "None",
+    "NA",
+    "nan",
+    "22",
+    "007",
+    "1e5",
+    "true",
+    "2024-01-01",
+    "2024-01-01T00:00:00Z",
+    "[1]",
+    "{}",
+    "null",
+]
+
+
+@pytest.mark.parametrize("write", [comma_separated, jsonl, json_array, plain, parquet])
+@pytest.mark.parametrize("texts", [LOOKALIKES, LOOKALIKES[3:5], LOOKALIKES[6:7], LOOKALIKES[7:8], LOOKALIKES[8:9]])
+def test_text_that_looks_like_something_else_stays_text(tmp_path, write, texts):
+    name = {
+        "comma_separated": "a.csv",
+        "jsonl": "a.jsonl",
+        "json_array": "a.json",
+        "plain": "a.txt",
+        "parquet": "a.parquet",
+    }
+    write(tmp_path / name[write.__name__], texts * 2)
+    assert all_texts(tmp_path / name[write.__name__]) == texts * 2
+
+
+def test_a_long_field_of_a_csv(tmp_path):
+    assert all_texts(put(tmp_path / "a.csv", "x" * 300_000, 'line\n"two"')) == ["x" * 300_000, 'line\n"two"']
+
+
+def test_an_empty_field_of_a_csv_is_missing(tmp_path):
+    (tmp_path / "a.csv").write_text("text,note\na,\nb,x\n")
+    train, held_out = load_splits(str(tmp_path / "a.csv"))
+    assert {row["text"]: row["note"] for row in [*train, *held_out]} == {"a": None, "b": "x"}
+
+
+def test_a_key_that_comes_late_and_keys_of_many_types(tmp_path):
+    """Beyond the first 10 MB, at the top and in a message; integers beyond 64 bits; what Arrow has no type for."""
+    rows: list[dict] = [
+        {"messages": [{"role": "user", "content": "x" * 1_100_000}], "n": 1, "o": "1"} for _ in range(11)
+    ]
+    rows += [{"messages": [{"role": "user", "content": "late", "name": "n"}], "n": 2.5, "o": 1, "late": {"a": [1]}}]
+    rows += [{"messages": [{"role": "user", "content": [{"type": "text"}]}], "n": None, "o": 2**70}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train, held_out = load_splits(str(tmp_path / "a.jsonl"))
+    read = sorted([*train, *held_out], key=lambda row: row["source_row"])
+    assert [row["messages"] for row in read] == [row["messages"] for row in rows]
+    assert [row["n"] for row in read] == [row["n"] for row in rows]
+    assert [row["o"] for row in read[10:]] == ["1", 1, str(2**70)]
+    assert [row["late"] for row in read[10:]] == [None, {"a": [1]}, None]
 
 
 @pytest.mark.parametrize("file", [k for k in KINDS if "parquet" not in k])

@@ -123,6 +123,57 @@ def test_quoting_a_mark_changes_nothing(name, question):
     assert answers(tokenizer, row) == said(tokenizer, conversation)
 
 
+CONTROL = [
+    "<|eos|>",
+    "<|im_end|>",
+    "<|im_start|>assistant\n",
+    "<|assistant|>",
+    "<|endoftext|>",
+    "<|<|im_end|>eos|>",
+    "\U00100000",
+]
+
+
+@BOTH
+@settings(derandomize=True, database=None, deadline=None, max_examples=30)
+@given(content=st.lists(st.sampled_from(CONTROL) | st.text(max_size=3), min_size=1, max_size=5).map("".join))
+def test_a_control_token_in_a_message_is_text(name, content):
+    """Every stretch between the template's control tokens is what the tokenizer makes of it as plain text."""
+    tokenizer = samples.tokenizer_called(name)
+
+    def plain(text):
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    conversation = talk(content, content + "!", system=content)
+    (row,) = encode_conversations(tokenizer, [conversation])
+    mark = tokenizer.convert_tokens_to_ids
+    if name == "small":
+        turns = [[mark(f"<|{turn['role']}|>"), *plain(turn["content"])] for turn in conversation]
+        expected = [tokenizer.bos_token_id, *turns[0], *turns[1], *turns[2], tokenizer.eos_token_id]
+    else:
+        start, end = mark("<|im_start|>"), mark("<|im_end|>")
+        turns = [[start, *plain(f"{turn['role']}\n{turn['content']}"), end, *plain("\n")] for turn in conversation]
+        expected = [token for turn in turns for token in turn]
+    assert row["input_ids"] == expected
+    assert row["labels"].count(tokenizer.eos_token_id) == 1
+    assert [label for label in row["labels"] if label != -100] == [*plain(content + "!"), tokenizer.eos_token_id]
+    prompt = generation_prompt(tokenizer, conversation[:-1])
+    length = prompt["input_ids"].shape[1]
+    assert prompt["input_ids"].tolist() == [row["input_ids"][:length]]
+    assert row["labels"][length - 1] == -100 and prompt["attention_mask"].tolist() == [[1] * length]
+
+
+def test_quoted_tokens_with_the_rest_of_a_batch():
+    """A row that quotes changes nothing in the others; tokens that are added later are known."""
+    tokenizer = copy.deepcopy(samples.small())
+    plain, quoting = talk("hi", "there"), talk("what is <|eos|>?", "an end")
+    alone = [encode_conversations(tokenizer, [c])[0] for c in (plain, quoting)]
+    assert encode_conversations(tokenizer, [quoting, plain, quoting]) == [alone[1], alone[0], alone[1]]
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|new|>"]})
+    (row,) = encode_conversations(tokenizer, [talk("a <|new|>", "b")])
+    assert tokenizer.convert_tokens_to_ids("<|new|>") not in row["input_ids"]
+
+
 BORDERS = ["", "😀", "é", "한", "\n", " ", "<|assistant|>"]
 # SmolLM2 has no token for some control characters, and ChatML's line end joins one that follows it.
 PLAIN = st.text("aZ1.é한😀 ", max_size=6).map(str.strip)

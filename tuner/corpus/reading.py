@@ -9,22 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 from datasets import Dataset, IterableDataset
 
 from tuner.corpus.segments import turns_to_lines
-from tuner.data.schema import shape_of
-from tuner.data.sources import (
-    BUILDERS,
-    SOURCE_ROW,
-    has_text,
-    load_hub,
-    load_splits,
-    local_files,
-    one_line,
-    require_split,
-)
-from tuner.errors import DataError, TunerError
+from tuner.data.local_files import local_files
+from tuner.data.read_files import read_rows
+from tuner.data.schema import canonical, shape_of
+from tuner.data.sources import SOURCE_ROW, has_text, held_out_split, load_hub, load_splits, require_split
+from tuner.errors import DataError
 
 
 def open_stream(
@@ -44,15 +36,17 @@ def open_stream(
     """
     found = _splits(name, config, splits)
     train = found[require_split(found, splits[0], name)]
-    held_out = found.get(splits[1]) if splits[1] != splits[0] else None
-    return train.shuffle(seed=seed, buffer_size=buffer_size) if buffer_size > 1 else train, held_out
+    test = held_out_split(found, splits, name)
+    return train.shuffle(seed=seed, buffer_size=buffer_size) if buffer_size > 1 else train, found[
+        test
+    ] if test else None
 
 
 def _splits(name: str, config: str | None, splits: tuple[str, str]) -> dict[str, IterableDataset]:
     if name.startswith("builtin:"):
         rows = load_splits(name)[0].remove_columns(SOURCE_ROW).to_iterable_dataset()
         return {splits[0]: _documents(rows, name)}
-    files = local_files(name, splits)
+    files = local_files(name, splits, config)
     if files is None:
         return {split: _documents(rows, name) for split, rows in load_hub(name, config, streaming=True).items()}
     return {
@@ -72,35 +66,20 @@ def _to_text(row: dict[str, Any], number: int, name: str) -> dict[str, str]:
 def _read(files: list[str]) -> Iterator[dict[str, str]]:
     """The documents of files, without blank ones."""
     for file in files:
-        builder = BUILDERS[Path(file).suffix.lower()]
-        how = {"encoding": "utf-8-sig"} if builder == "text" else {}
-        number = 0
-        if not Path(file).stat().st_size:
-            raise DataError(f"{file} is empty.")
-        try:
-            rows = datasets.load_dataset(builder, data_files=[file], split="train", streaming=True, **how)
-            for row in rows:
-                text = _text(row, f"{file}, row {number}")
-                number += 1
-                if has_text(text):
-                    yield {"text": text}
-        except TunerError:
-            raise
-        except Exception as error:  # every reader has exception types of its own
-            where = f"{file}, after row {number - 1}" if number else file
-            raise DataError(f"{where}: cannot be read on: {one_line(error)}.") from error
-        if number == 0:
-            raise DataError(f"{file} is empty.")
+        for number, row in enumerate(read_rows(Path(file))):
+            text = _text(row, f"{file}, row {number}")
+            if has_text(text):
+                yield {"text": text}
 
 
 def _text(row: dict[str, Any], name: str) -> str:
     """A row as text."""
-    kind, convert = shape_of(row, name)
+    shape = shape_of(row, name)
     try:
-        found = convert(row)
+        found = canonical(row, shape, set())[shape.kind]
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
-    return found if kind == "text" else turns_to_lines(found)
+    return found if shape.kind == "text" else turns_to_lines(found)
 
 
 def set_aside(documents: IterableDataset, count: int, name: str) -> tuple[IterableDataset, Dataset]:

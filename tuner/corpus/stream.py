@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from tuner.errors import DataError
-from tuner.text.word_cache import tokenize
+from tuner.text.word_cache import missing_ends, tokenize
 
 # Documents that are tokenized at once.
 BATCH = 256
@@ -51,7 +51,7 @@ class TokenStream(IterableDataset[dict[str, Any]]):
     ):
         self.documents, self.tokenizer, self.length = documents, tokenizer, length
         self.head = [] if start is None else [start]
-        self.around = [[] if token is None else [token] for token in (before, after)]
+        self.before, self.after = before, after
         self.clean = clean
         self._first, self._place = 0, (0, 0, 0)
         self._places: deque[tuple[int, Place]] = deque(maxlen=REMEMBERED)
@@ -100,8 +100,12 @@ class TokenStream(IterableDataset[dict[str, Any]]):
                 texts = [text if self.clean is None else self.clean(text) for text in batch["text"]]
                 ids, lengths = tokenize(self.tokenizer, [text for text in texts if text])
                 encoded = iter(np.split(ids, np.cumsum(lengths)[:-1]))
+                missing = iter(missing_ends(self.tokenizer, [text for text in texts if text], self.before, self.after))
                 for text in texts:
-                    tokens = [*self.around[0], *next(encoded).tolist(), *self.around[1]] if text else []
+                    tokens: list[Any] = []
+                    if text:
+                        first, last = next(missing).tolist()
+                        tokens = [self.before] * first + next(encoded).tolist() + [self.after] * last
                     yield epoch, number, tokens
                     number, found = number + 1, found + len(tokens)
             if not found:

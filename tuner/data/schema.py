@@ -1,179 +1,253 @@
-"""Which shape is this row? Every shape the field uses, mapped to one canonical one.
+"""Which shape is this row? Every shape the field uses, mapped to a canonical one by kind.
 
-Conversations of all kinds become `messages`: a list of `{"role": "system" | "user" | "assistant", "content": str}`.
-Text without turns becomes `text`. Nothing else reaches the encoder.
+    messages    a conversation      {"messages": [{"role": "system" | "user" | "assistant", "content": str}]}
+    text        text without turns  {"text": str}
+    preference  of two answers      {"prompt": [messages], "chosen": [messages], "rejected": [messages]}
+    unpaired    one judged answer   {"prompt": [messages], "completion": [messages], "label": bool}
+
+Nothing else reaches the encoders. What of a row is not used is counted; what has a meaning that cannot be honoured is
+refused (see also `turns`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
+from tuner.data import preference_rows, turns
 from tuner.data.cache_key import cache_key
+from tuner.data.preference_rows import preference, unpaired
 from tuner.data.sources import SOURCE_ROW
+from tuner.data.turns import Message, history_of, message, messages_of, says_something, text_of
 from tuner.errors import DataError
 
-Kind = Literal["messages", "text"]
+Kind = Literal["messages", "text", "preference", "unpaired"]
 Row = dict[str, Any]
+Convert = Callable[[Row, set[str]], dict[str, Any]]
 
-# ShareGPT and its relatives name the speakers otherwise.
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-}
-
+_TURNS = List({"role": Value("string"), "content": Value("string")})
+_UNUSED = "_unused"
 CANONICAL: dict[Kind, Features] = {
-    "messages": Features(
-        {"messages": List({"role": Value("string"), "content": Value("string")}), SOURCE_ROW: Value("int64")}
-    ),
+    "messages": Features({"messages": _TURNS, SOURCE_ROW: Value("int64")}),
     "text": Features({"text": Value("string"), SOURCE_ROW: Value("int64")}),
+    "preference": Features({"prompt": _TURNS, "chosen": _TURNS, "rejected": _TURNS, SOURCE_ROW: Value("int64")}),
+    "unpaired": Features({"prompt": _TURNS, "completion": _TURNS, "label": Value("bool"), SOURCE_ROW: Value("int64")}),
+}
+CALLED: dict[Kind, str] = {
+    "messages": "conversations",
+    "text": "texts",
+    "preference": "preferences between two answers",
+    "unpaired": "answers judged good or bad",
+}
+# Columns of instruction formats that mean something to a conversation.
+SYSTEM_COLUMNS = ("system", "system_prompt")
+REFUSED_COLUMNS = {
+    **dict.fromkeys(("tools", "functions"), "tool use is not trained here"),
+    **dict.fromkeys(("images", "image", "audio", "audios", "videos", "video"), "only text is trained on"),
+    "history": "it belongs beside 'instruction' or a 'prompt' that is a string",
 }
 
-ACCEPTED = """\
-  messages                        [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]
-  conversations                   [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]
-  prompt + completion             strings, or lists of messages
-  instruction (+ input) + output  strings
-  text                            a string"""
 
-
-def canonicalize(rows: Dataset, name: str) -> tuple[Kind, Dataset]:
+def canonicalize(
+    rows: Dataset, name: str, kinds: tuple[Kind, ...] = ("messages", "text")
+) -> tuple[Kind, Dataset, dict[str, float]]:
     """Recognise the shape of `rows` by its columns and map every row to the canonical one.
 
+    Args:
+        kinds: those that are wanted; of shapes that a row could have, the first of such a kind counts.
+
     Returns:
-        `"messages"` or `"text"`, and a dataset with that column and `source_row`.
+        The kind; a dataset with the kind's columns and `source_row`; and of every column and key of a message that says
+        something and is not used, the share of rows that have it.
 
     Raises:
-        DataError: columns of no known shape (the message shows them, a row, and the shapes accepted), or a row that
-            breaks its shape (the message names row and column).
+        DataError: columns of no known shape or of another kind (the message shows them, a row, and the shapes
+            accepted), or a row that breaks its shape (the message names row and column).
     """
-    kind, convert = shape_of(rows[0] if len(rows) else dict.fromkeys(rows.column_names), name)
+    shape = shape_of(rows[0] if len(rows) else dict.fromkeys(rows.column_names), name, kinds)
     mapped = rows.map(
         _convert_batch,
         with_indices=True,
         batched=True,
         remove_columns=rows.column_names,
-        features=CANONICAL[kind],  # else turns keep keys that the source had beside role and content
-        fn_kwargs={"kind": kind, "convert": convert, "name": name, "cache_key": cache_key(__file__)},
+        features=Features({**CANONICAL[shape.kind], _UNUSED: List(Value("string"))}),
+        fn_kwargs={
+            "shape": SHAPES.index(shape),
+            "name": name,
+            "cache_key": cache_key(__file__, turns.__file__, preference_rows.__file__),
+        },
         desc="Reading rows",
     )
-    return kind, mapped
+    found: Counter[str] = Counter()
+    for batch in mapped.select_columns([_UNUSED]).with_format("arrow").iter(batch_size=100_000):
+        counts = pc.value_counts(pc.list_flatten(batch[_UNUSED]))
+        found.update({entry["values"].as_py(): entry["counts"].as_py() for entry in counts})
+    return shape.kind, mapped.remove_columns(_UNUSED), {key: n / len(rows) for key, n in sorted(found.items())}
 
 
-def shape_of(row: Row, name: str) -> tuple[Kind, Callable[[Row], Any]]:
-    """The kind of a row, by its columns, and what makes it canonical.
+def unused_sentence(unused: dict[str, float], name: str) -> str | None:
+    """What `canonicalize` says is not used, in a line; None where there is nothing."""
+    if not unused:
+        return None
+    listed = ", ".join(f"{key} ({100 * share:.3g} % of the rows)" for key, share in unused.items())
+    return f"{name}: not used are {listed}."
+
+
+class Shape(NamedTuple):
+    """A shape of rows: its columns, what it is a row of, what makes it canonical, and columns that may be there too."""
+
+    needed: tuple[str, ...]
+    kind: Kind
+    convert: Convert
+    accepted: str
+    optional: tuple[str, ...] = ()
+
+
+def shape_of(row: Row, name: str, kinds: tuple[Kind, ...] = ("messages", "text")) -> Shape:
+    """The shape of a row, by its columns.
 
     Raises:
-        DataError: columns of no known shape.
+        DataError: columns of no known shape, or of none of the kinds.
     """
-    for needed, kind, convert in SHAPES:
-        if needed <= row.keys():
-            return kind, convert
+    known = [shape for shape in SHAPES if row.keys() >= set(shape.needed)]
+    accepted = "\n".join(
+        f"  {' + '.join(shape.needed):<31} {shape.accepted}" for shape in SHAPES if shape.kind in kinds
+    )
+    judged = "unpaired" not in kinds and isinstance(row.get("label"), bool)  # SFT would learn the bad answers too
+    for shape in known:
+        if shape.kind in kinds and not (judged and shape.needed == ("prompt", "completion")):
+            return shape
+    if known:
+        wanted = " or ".join(CALLED[kind] for kind in kinds)
+        columns = ", ".join(known[0].needed)
+        raise DataError(
+            f"{name}: its rows are {CALLED[known[0].kind]} (columns {columns}), but {wanted} are needed.\n"
+            f"The shapes accepted are:\n{accepted}"
+        )
     found = {column: value for column, value in row.items() if column != SOURCE_ROW}
     shown = {k: v if len(str(v)) <= 80 else f"{str(v)[:77]}..." for k, v in found.items()}
     raise DataError(
         f"{name}: no known shape has the columns {', '.join(found)}.\nA row is {shown}.\n"
-        f"The shapes accepted are:\n{ACCEPTED}"
+        f"The shapes accepted are:\n{accepted}"
     )
 
 
+def canonical(row: Row, shape: Shape, unused: set[str]) -> dict[str, Any]:
+    """A row in its kind's canonical columns.
+
+    Args:
+        unused: takes the names of what says something and is not used.
+
+    Raises:
+        DataError: a row that breaks its shape, or says what cannot be honoured.
+    """
+    converted = shape.convert(row, unused)
+    for column in row.keys() - {*shape.needed, *shape.optional, SOURCE_ROW}:
+        if says_something(row[column]):
+            if column in REFUSED_COLUMNS and shape.kind != "text":
+                raise DataError(f"the column {column!r} is not supported: {REFUSED_COLUMNS[column]}. Drop the column.")
+            unused.add(f"column {column!r}")
+    return converted
+
+
 def _convert_batch(
-    batch: dict[str, list[Any]],
-    indices: list[int],
-    kind: Kind,
-    convert: Callable[[Row], Any],
-    name: str,
-    cache_key: str,
+    batch: dict[str, list[Any]], indices: list[int], shape: int, name: str, cache_key: str
 ) -> dict[str, list[Any]]:
     """`cache_key` is for the cache alone."""
-    converted = []
     numbers = batch.get(SOURCE_ROW, indices)
+    columns: dict[str, list[Any]] = {column: [] for column in CANONICAL[SHAPES[shape].kind]} | {_UNUSED: []}
     for position, number in enumerate(numbers):
+        unused: set[str] = set()
         try:
-            converted.append(convert({column: values[position] for column, values in batch.items()}))
+            row = canonical({column: values[position] for column, values in batch.items()}, SHAPES[shape], unused)
         except DataError as error:
             raise DataError(f"{name}, row {number}: {error}") from None
-    return {kind: converted, SOURCE_ROW: numbers}
+        for column, value in (row | {SOURCE_ROW: number, _UNUSED: sorted(unused)}).items():
+            columns[column].append(value)
+    return columns
 
 
-def _from_messages(row: Row) -> list[dict[str, str]]:
-    return _messages(row["messages"], "messages")
-
-
-def _from_conversations(row: Row) -> list[dict[str, str]]:
-    return _messages(row["conversations"], "conversations")
-
-
-def _from_prompt_completion(row: Row) -> list[dict[str, str]]:
-    prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, list) or isinstance(completion, list):
-        return _messages(prompt, "prompt", answered=False) + _messages(completion, "completion")
-    return [_message("user", prompt, "'prompt'"), _message("assistant", completion, "'completion'")]
-
-
-def _from_instruction(row: Row) -> list[dict[str, str]]:
-    question = _message("user", row["instruction"], "'instruction'")
-    if row.get("input"):
-        question["content"] += "\n\n" + _text(row["input"], "'input'")
-    return [question, _message("assistant", row["output"], "'output'")]
-
-
-def _from_text(row: Row) -> str:
-    return _text(row["text"], "'text'")
-
-
-# The order matters: the first shape whose columns are all there is the row's.
-SHAPES: list[tuple[set[str], Kind, Callable[[Row], Any]]] = [
-    ({"messages"}, "messages", _from_messages),
-    ({"conversations"}, "messages", _from_conversations),
-    ({"prompt", "completion"}, "messages", _from_prompt_completion),
-    ({"instruction", "output"}, "messages", _from_instruction),
-    ({"text"}, "text", _from_text),
-]
-
-
-def _messages(turns: Any, column: str, answered: bool = True) -> list[dict[str, str]]:
-    if not isinstance(turns, list) or not turns:
-        raise DataError(f"column {column!r} must be a list of turns, not {_shown(turns)}.")
-    messages = []
-    for number, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            raise DataError(f"column {column!r}, turn {number} must be an object, not {_shown(turn)}.")
-        speaker = turn.get("role") or turn.get("from")
-        content = turn["content"] if turn.get("content") is not None else turn.get("value")
-        if speaker is None:
-            raise DataError(f"column {column!r}, turn {number} has neither 'role' nor 'from': {_shown(turn)}.")
-        role = ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
-        if role is None:
-            known = ", ".join(ROLES)
-            raise DataError(f"column {column!r}, turn {number}: unknown role {speaker!r}; known are {known}.")
-        messages.append(_message(role, content, f"{column!r}, turn {number}: the content"))
-    if answered and not any(m["role"] == "assistant" for m in messages):
-        raise DataError(f"column {column!r} has no assistant turn, so there is nothing to learn.")
+def _with_system(row: Row, messages: list[Message]) -> list[Message]:
+    for column in SYSTEM_COLUMNS:
+        if says_something(row.get(column)):
+            system = message("system", row[column], f"{column!r}")
+            if messages[0]["role"] != "system":
+                return [system, *messages]
+            if messages[0] != system:
+                raise DataError(f"the column {column!r} and the first message are two system messages. Drop one.")
     return messages
 
 
-def _message(role: str, content: Any, where: str) -> dict[str, str]:
-    return {"role": role, "content": _text(content, where)}
+def _from_messages(row: Row, unused: set[str]) -> dict[str, Any]:
+    return {"messages": _with_system(row, messages_of(row["messages"], "messages", unused))}
 
 
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"column {where} must be a string, not {_shown(value)}.")
-    return value
+def _from_conversations(row: Row, unused: set[str]) -> dict[str, Any]:
+    return {"messages": _with_system(row, messages_of(row["conversations"], "conversations", unused))}
 
 
-def _shown(value: Any) -> str:
-    if value is None:
-        return "null"
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+def _from_prompt_completion(row: Row, unused: set[str]) -> dict[str, Any]:
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, list) or isinstance(completion, list):
+        if says_something(row.get("history")):
+            raise DataError(f"the column 'history' is not supported: {REFUSED_COLUMNS['history']}.")
+        asked = messages_of(prompt, "prompt", unused, answered=False)
+        return {"messages": _with_system(row, asked + messages_of(completion, "completion", unused))}
+    asked = [message("user", prompt, "'prompt'"), message("assistant", completion, "'completion'")]
+    return {"messages": _with_system(row, _history(row) + asked)}
+
+
+def _from_instruction(row: Row, unused: set[str]) -> dict[str, Any]:
+    question = message("user", row["instruction"], "'instruction'")
+    if row.get("input"):
+        question["content"] += "\n\n" + text_of(row["input"], "'input'")
+    return {"messages": _with_system(row, [*_history(row), question, message("assistant", row["output"], "'output'")])}
+
+
+def _history(row: Row) -> list[Message]:
+    return history_of(row["history"]) if says_something(row.get("history")) else []
+
+
+def _from_text(row: Row, unused: set[str]) -> dict[str, Any]:
+    return {"text": text_of(row["text"], "'text'")}
+
+
+# The order matters: the first shape whose columns are all there is the row's.
+SHAPES: tuple[Shape, ...] = (
+    Shape(("prompt", "chosen", "rejected"), "preference", preference, "strings, or lists of messages"),
+    Shape(("chosen", "rejected"), "preference", preference, "whole conversations that begin alike"),
+    Shape(
+        ("messages",),
+        "messages",
+        _from_messages,
+        '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
+        SYSTEM_COLUMNS,
+    ),
+    Shape(
+        ("conversations",),
+        "messages",
+        _from_conversations,
+        '[{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]',
+        SYSTEM_COLUMNS,
+    ),
+    Shape(("prompt", "completion", "label"), "unpaired", unpaired, "strings, or lists of messages; true or false"),
+    Shape(
+        ("prompt", "completion"),
+        "messages",
+        _from_prompt_completion,
+        "strings, or lists of messages",
+        (*SYSTEM_COLUMNS, "history"),
+    ),
+    Shape(
+        ("instruction", "output"),
+        "messages",
+        _from_instruction,
+        "strings; also input, system and history",
+        ("input", *SYSTEM_COLUMNS, "history"),
+    ),
+    Shape(("text",), "text", _from_text, "a string"),
+)

@@ -12,7 +12,7 @@ from tuner.data.encoding_report import EncodingReport, nothing_to_learn, too_lon
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
 from tuner.text import word_cache as words
-from tuner.text.word_cache import tokenize
+from tuner.text.word_cache import missing_ends, tokenize
 
 
 def token_blocks(
@@ -104,7 +104,7 @@ def tokens_of(
     documents: Dataset, tokenizer: PreTrainedTokenizerBase, start: int | None, end: int | None, num_proc: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """All documents' tokens one after the other, int32, and how many are each document's; with a token before and
-    after each where there is one."""
+    after each where there is one, and where the text does not spell it there itself."""
     if len(documents) == 0:
         return np.zeros(0, np.int32), np.zeros(0, np.int64)
     code = cache_key(__file__, words.__file__)
@@ -131,11 +131,12 @@ def _tokenize(
     batch: pa.Table, tokenizer: PreTrainedTokenizerBase, start: int | None, end: int | None, cache_key: str
 ) -> pa.Table:
     """`cache_key` is for the cache alone."""
-    ids, lengths = tokenize(tokenizer, batch["text"].to_pylist())
+    texts = batch["text"].to_pylist()
+    ids, lengths = tokenize(tokenizer, texts)
     bounds = np.concatenate([[0], np.cumsum(lengths)])
-    marks = [(bounds[:-1], start)] * (start is not None) + [(bounds[1:], end)] * (end is not None)
-    if marks:  # document after document: of two marks at one place the end comes before the next start
-        places, values = np.stack([at for at, _ in marks], 1), np.array([[mark for _, mark in marks]] * len(lengths))
-        ids = np.insert(ids, places.reshape(-1), values.reshape(-1))
-        bounds = bounds + len(marks) * np.arange(len(bounds))
+    missing = missing_ends(tokenizer, texts, start, end)
+    if missing.any():  # document after document: of two marks at one place the end comes before the next start
+        places, values = np.stack([bounds[:-1], bounds[1:]], 1)[missing], np.array([[start, end]] * len(texts))[missing]
+        ids = np.insert(ids, places, values.astype(ids.dtype))
+        bounds = np.concatenate([[0], np.cumsum(lengths + missing.sum(1))])
     return pa.table({"input_ids": pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), pa.array(ids, pa.int32()))})

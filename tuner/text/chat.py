@@ -2,7 +2,8 @@
 
 This is the one path from conversation to ids: the template writes everything, the beginning token included, and the
 tokenizer adds nothing. Generation marks in the template say which characters the assistant wrote; the tokens' offsets
-say which tokens those are. No string is searched for, so a user who quotes the assistant's mark changes nothing.
+say which tokens those are. No string is searched for, so a user who quotes the assistant's mark changes nothing; and a
+control token that a message spells is text (see `quoted_tokens`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
+from tokenizers import Encoding
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tuner.errors import DataError, ModelError
+from tuner.text.quoted_tokens import quoted_tokens
 
 # One token says who speaks, one ends an assistant's turn. The end lies inside the generation marks: it is supervised,
 # and it is what the model emits to hand the turn back.
@@ -103,48 +106,75 @@ def encode_conversations(
         DataError: a conversation that the template refuses.
         ModelError: a template that is not Jinja, two beginning tokens, or an end token that is not supervised.
     """
-    texts: list[str] = []
-    spans: list[list[tuple[int, int]]] = []
-    special: dict[str, Any] = tokenizer.special_tokens_map
-    for number, conversation in enumerate(conversations):
-        try:
-            rendered: Any = render_jinja_template(
-                conversations=[list(conversation)],
-                chat_template=tokenizer.chat_template,
-                return_assistant_tokens_mask=True,
-                **special,
-            )
-        except TemplateSyntaxError as error:
-            raise ModelError(f"{_origin(tokenizer)}, line {error.lineno}: not Jinja: {error.message}") from error
-        except Exception as error:  # a template can fail in every way that Python can
-            name = names[number] if names else f"conversation {number}"
-            reason = " ".join(str(error).split()).rstrip(".")
-            raise DataError(f"{name}: {_origin(tokenizer)} refused it: {reason}.") from error
-        texts += rendered[0]
-        spans += rendered[1]
-    # `verbose=False`: rows longer than the model are the encoder's business (`data/encode.py`), not a warning's.
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    names = names or [f"conversation {number}" for number in range(len(conversations))]
+    encoded, spans = _encode(tokenizer, conversations, names)
     rows = []
-    for index, (ids, row_spans) in enumerate(zip(encoded["input_ids"], spans, strict=True)):
+    for encoding, row_spans in zip(encoded, spans, strict=True):
+        ids = encoding.ids
         labels = [-100] * len(ids)
         for begin, end in row_spans:
-            first, last = _tokens_of(encoded, index, begin, end)
+            first, last = _tokens_of(encoding, begin, end)
             labels[first:last] = ids[first:last]
         _check_ends(tokenizer, ids, labels, eos_required and bool(row_spans))
         rows.append({"input_ids": ids, "labels": labels})
     return rows
 
 
-def _tokens_of(encoded: BatchEncoding, row: int, begin: int, end: int) -> tuple[int, int]:
+def _encode(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    names: Sequence[str],
+    add_generation_prompt: bool = False,
+) -> tuple[list[Encoding], list[list[tuple[int, int]]]]:
+    """The tokens of conversations, and which characters of what the template wrote are the assistant's."""
+    marks = quoted_tokens(tokenizer)
+    texts, spans, stretches = [], [], {}
+    for number, conversation in enumerate(conversations):
+        messages = list(conversation)
+        if marks.quoted(messages):
+            stretches[number] = marks.free_stretch(messages)
+            messages = marks.hide(messages, stretches[number])
+        text, found = _render(tokenizer, messages, names[number], add_generation_prompt)
+        texts.append(text)
+        spans.append(found)
+    # `verbose=False`: rows longer than the model are the encoder's business (`data/encode.py`), not a warning's.
+    batch = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False) if texts else None
+    encoded = list(batch.encodings) if batch is not None else []
+    for number, start in stretches.items():
+        encoded[number] = marks.encode(texts[number], start)
+    return encoded, spans
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, conversation: list[Message], name: str, add_generation_prompt: bool
+) -> tuple[str, list[tuple[int, int]]]:
+    special: dict[str, Any] = tokenizer.special_tokens_map
+    try:
+        rendered: Any = render_jinja_template(
+            conversations=[conversation],
+            chat_template=tokenizer.chat_template,
+            return_assistant_tokens_mask=True,
+            add_generation_prompt=add_generation_prompt,
+            **special,
+        )
+    except TemplateSyntaxError as error:
+        raise ModelError(f"{_origin(tokenizer)}, line {error.lineno}: not Jinja: {error.message}") from error
+    except Exception as error:  # a template can fail in every way that Python can
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DataError(f"{name}: {_origin(tokenizer)} refused it: {reason}.") from error
+    return rendered[0][0], rendered[1][0]
+
+
+def _tokens_of(encoding: Encoding, begin: int, end: int) -> tuple[int, int]:
     """The tokens, from first to one past the last, of the characters from `begin` to one before `end`."""
     # Characters that the tokenizer drops have no token.
-    first = next((t for c in range(begin, end) if (t := encoded.char_to_token(row, c)) is not None), None)
-    last = next((t for c in reversed(range(begin, end)) if (t := encoded.char_to_token(row, c)) is not None), None)
+    first = next((t for c in range(begin, end) if (t := encoding.char_to_token(c)) is not None), None)
+    last = next((t for c in reversed(range(begin, end)) if (t := encoding.char_to_token(c)) is not None), None)
     if first is None or last is None:
         return 0, 0
     # A character of several bytes may have several tokens, of which `char_to_token` gives the first.
     stop = last + 1
-    while stop < len(encoded["input_ids"][row]) and encoded.token_to_chars(row, stop).start < end:
+    while stop < len(encoding.ids) and encoding.offsets[stop][0] < end:
         stop += 1
     return first, stop
 
@@ -162,6 +192,9 @@ def _check_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int], labels: list
 
 def generation_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Any:
     """A conversation that ends where the assistant is to speak, as tensors `(1, time)` for `generate`."""
-    return tokenizer.apply_chat_template(
-        list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    if not quoted_tokens(tokenizer).quoted(messages):
+        return tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    (encoding,), _ = _encode(tokenizer, [messages], ["the prompt"], add_generation_prompt=True)
+    return BatchEncoding({"input_ids": [encoding.ids], "attention_mask": [encoding.attention_mask]}, tensor_type="pt")

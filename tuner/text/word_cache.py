@@ -109,6 +109,21 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[
     return _word_tokenizer(tokenizer)(texts)
 
 
+def missing_ends(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], start: int | None, end: int | None
+) -> np.ndarray:
+    """Which documents need `start` put before them, and which `end` behind: those that do not spell it there, as texts
+    do that a chat template wrote, white space aside.
+
+    Returns:
+        `(texts, 2)` bool.
+    """
+    first, last = (None if token is None else str(tokenizer.convert_ids_to_tokens(token)) for token in (start, end))
+    opens = [first is not None and not text[: len(first) + 8].lstrip().startswith(first) for text in texts]
+    closes = [last is not None and not text[-len(last) - 8 :].rstrip().endswith(last) for text in texts]
+    return np.array([opens, closes], bool).T
+
+
 @lru_cache(maxsize=2)
 def _word_tokenizer(tokenizer: PreTrainedTokenizerBase) -> WordTokenizer:
     return WordTokenizer(tokenizer)

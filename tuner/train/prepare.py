@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.corpus.prepare import clean_documents, clean_one, clean_texts, cleaning_options, open_documents
 from tuner.corpus.segments import to_documents
-from tuner.data.schema import Kind, canonicalize
+from tuner.data.schema import Kind, canonicalize, unused_sentence
 from tuner.data.sources import load_splits
 from tuner.errors import ModelError
 from tuner.loading.checkpoints import resolve
@@ -47,8 +47,11 @@ def _load_rows(run: Run, kinds: tuple[Kind, ...]) -> Rows:
     with PartialState().main_process_first():
         splits = (args.dataset_train_split, args.dataset_test_split)
         train, held_out = load_splits(args.dataset_name, args.dataset_config, *splits, args.test_split_size)
-        kind, train = canonicalize(train, args.dataset_name)
-        _, held_out = canonicalize(held_out, f"{args.dataset_name} {EVALUATED}")
+        kind, train, unused = canonicalize(train, args.dataset_name, kinds)
+        _, held_out, _ = canonicalize(held_out, f"{args.dataset_name} {EVALUATED}", (kind,))
+    said = unused_sentence(unused, args.dataset_name)
+    if said:
+        say(said)
     return Rows(kind, train, held_out)
 
 

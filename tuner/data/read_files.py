@@ -1,0 +1,259 @@
+"""Rows of JSON, CSV and text files, with their types as they are written, and the file and line of what is wrong.
+
+Readers that guess types make dates of texts, numbers of `007` and nothing of `None`. Here a string of JSON is a string,
+every field of a CSV is one (an empty field is missing, as null is), and columns may first appear anywhere in a file.
+Rows are read one at a time, but for a `.json` file that is one list.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from datasets import Dataset, Features, IterableDataset, Json
+from datasets.table import CastError
+
+from tuner.data.cache_key import cache_key
+from tuner.data.local_files import FORMATS
+from tuner.errors import DataError
+
+Row = dict[str, Any]
+# Rows whose types are found, and that are written, at once.
+CHUNK = 1000
+HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def load_files(files: list[Path], name: str) -> Dataset:
+    """The rows of files of one format, in their order, on disk in the cache of `datasets`.
+
+    A column whose values have types that Arrow has no common one for is one of JSON values.
+
+    Raises:
+        DataError: a file that cannot be read or has no rows.
+    """
+    if FORMATS[files[0].suffix.lower()] == "parquet":
+        return _load_parquet(files, name, streaming=False)
+    try:
+        key = [(str(file.resolve()), (found := file.stat()).st_size, found.st_mtime_ns) for file in files]
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}.") from error
+    digest = blake2b(f"{key} {cache_key(__file__)}".encode(), digest_size=16).hexdigest()
+    cached = Path(datasets.config.HF_DATASETS_CACHE) / "tuner_rows" / f"{digest}.arrow"
+    if not cached.is_file():
+        features = _features(files)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
+            unfinished = Path(folder) / cached.name
+            with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_stream(sink, features.arrow_schema) as writer:
+                for rows in _chunks(files):
+                    writer.write_table(_table(rows, features))
+            os.replace(unfinished, cached)
+    return Dataset.from_file(str(cached))
+
+
+def read_rows(file: Path) -> Iterator[Row]:
+    """The rows of a file, one at a time.
+
+    Raises:
+        DataError: a file that cannot be read or has no rows.
+    """
+    form = FORMATS[file.suffix.lower()]
+    if form == "parquet":
+        yield from _load_parquet([file], str(file), streaming=True)
+        return
+    count = 0
+    for row in {"json": _json_rows, "csv": _csv_rows, "text": _text_rows}[form](file):
+        count += 1
+        yield row
+    if count == 0:
+        raise DataError(f"{file} is empty.")
+
+
+def _load_parquet(files: list[Path], name: str, streaming: bool) -> Any:
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its readers log what they raise
+    try:
+        paths = [glob.escape(str(file)) for file in files]  # `data_files` are patterns
+        rows = datasets.load_dataset("parquet", data_files=paths, split="train", streaming=streaming)
+        return _reread(rows, name) if isinstance(rows, IterableDataset) else rows
+    except Exception as error:  # `datasets` wraps every reader's own exception type
+        raise _unreadable(error, name) from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+
+
+def _reread(rows: IterableDataset, name: str) -> Iterator[Row]:
+    number = -1
+    try:
+        for number, row in enumerate(rows):  # noqa: B007 (for the message)
+            yield row
+    except Exception as error:
+        raise _unreadable(error, f"{name}, after row {number}" if number >= 0 else name) from error
+
+
+def _unreadable(error: Exception, name: str) -> DataError:
+    cause = error.__cause__ or error
+    if isinstance(cause, CastError):
+        return DataError(f"{name}: its rows must all have the same columns, but {cause.details()}.")
+    return DataError(f"{name}: {one_line(cause)}")
+
+
+def _lines(file: Path) -> Iterator[str]:
+    """Lines with their ends. They end at a line feed alone: strings may hold what else Unicode calls a line end."""
+    number = 0
+    try:
+        with file.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file}, line {number}: not UTF-8 (byte {error.start + 1} of the line). Convert it first."
+        ) from error
+
+
+def _text_rows(file: Path) -> Iterator[Row]:
+    return ({"text": line.rstrip("\r\n")} for line in _lines(file) if line.strip())
+
+
+def _csv_rows(file: Path) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)  # else a text of more than 128 KiB is refused
+    filled = (line for line in _lines(file))
+    reader = csv.reader(filled, strict=True)
+    header: list[str] | None = None
+    count = 0
+    try:
+        for fields in reader:
+            if not any(field.strip() for field in fields) and len(fields) <= 1:
+                continue
+            if header is None:
+                header = fields
+                twice = next((name for name in header if header.count(name) > 1), None)
+                if twice is not None:
+                    raise DataError(f"{file}: the column {twice!r} is there twice.")
+                continue
+            if len(fields) != len(header):
+                raise DataError(
+                    f"{file}, line {reader.line_num}: {len(fields)} fields, but the header has {len(header)}."
+                )
+            count += 1
+            yield {name: field or None for name, field in zip(header, fields, strict=True)}
+    except csv.Error as error:
+        raise DataError(f"{file}, line {reader.line_num}: not CSV: {one_line(error)}.") from error
+    if header and not count:
+        raise DataError(f"{file} has a header and no rows.")
+
+
+def _json_rows(file: Path) -> Iterator[Row]:
+    lines = enumerate(_lines(file), 1)
+    for number, line in lines:
+        if not line.strip():
+            continue
+        if file.suffix.lower() == ".json" and line.lstrip().startswith("["):
+            whole = line + "".join(text for _, text in lines)
+            for element, row in enumerate(_parse_json(whole, file, number)):
+                yield _checked(row, f"{file}, element {element}")
+            return
+        yield _checked(_parse_json(line.rstrip("\r\n"), file, number), f"{file}, line {number}")
+
+
+def _checked(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a row must be an object, not {type(row).__name__}.")
+    if not row:
+        raise DataError(f"{where}: the object is empty.")
+    return row
+
+
+def _parse_json(text: str, file: Path, line: int) -> Any:
+    try:
+        value = DECODER.decode(text)
+        if HALF_CHARACTER.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{file}, line {line + error.lineno - 1}, column {error.colno}: not JSON: {error.msg}. "
+            "Expected one object a line, or in a .json file a list of objects."
+        ) from error
+    except UnicodeEncodeError as error:
+        raise DataError(f"{file}, line {line}: a string holds half a character (a lone surrogate).") from error
+    except (ValueError, RecursionError) as error:  # a key twice, a number or a nesting beyond Python's limits
+        raise DataError(f"{file}, line {line}: {one_line(error)}.") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
+
+
+def _integer(digits: str) -> int | str:
+    """Beyond 64 bits the digits, which nothing rounds."""
+    number = int(digits)
+    return number if -(2**63) <= number < 2**63 else digits
+
+
+# NaN and Infinity, which are no JSON, are what others write for a missing number.
+DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_constant=lambda _: None)
+
+
+def _chunks(files: Iterable[Path]) -> Iterator[list[Row]]:
+    rows = (row for file in files for row in read_rows(file))
+    return iter(lambda: list(islice(rows, CHUNK)), [])
+
+
+def _features(files: list[Path]) -> Features:
+    """The columns of all rows and what is in them."""
+    types: dict[str, pa.DataType | None] = {}
+    for rows in _chunks(files):
+        for name in dict.fromkeys(name for row in rows for name in row):
+            types[name] = _common(types.get(name, pa.null()), [row.get(name) for row in rows])
+    known = Features.from_arrow_schema(pa.schema([(name, kind) for name, kind in types.items() if kind is not None]))
+    return Features({name: known.get(name, Json()) for name in types})
+
+
+def _common(known: pa.DataType | None, values: list[Any]) -> pa.DataType | None:
+    """The type of a column's values, given that of those before; None where they have none in common."""
+    if known is None:
+        return None
+    try:
+        schemas = [pa.schema([("", kind)]) for kind in (known, pa.array(values).type)]
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        return None
+
+
+def _table(rows: list[Row], features: Features) -> pa.Table:
+    arrays = []
+    for field in features.arrow_schema:
+        values = [row.get(field.name) for row in rows]
+        if isinstance(features[field.name], Json):
+            texts = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+            arrays.append(pa.ExtensionArray.from_storage(field.type, pa.array(texts, field.type.storage_type)))
+        else:
+            try:
+                arrays.append(pa.array(values, field.type))
+            except pa.ArrowInvalid as error:  # the one thing that `_common` cannot see: it looks at each chunk alone
+                raise DataError(f"column {field.name!r} has fractions beside integers of too many digits.") from error
+    return pa.Table.from_arrays(arrays, schema=features.arrow_schema)
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, without line ends."""
+    return " ".join(str(error).split()) or type(error).__name__

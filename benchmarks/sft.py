@@ -113,10 +113,10 @@ def prepare_rows(folder: Path, count: int) -> Path:
 def our_command(model: Path, rows: Path, steps: int, output: Path, flags: list[str]) -> list[str]:
     """Our recipe as a user runs it, without the interpreter; later flags override earlier ones."""
     command = ["recipes/sft.py", "--dataset_name", str(rows), "--model_name_or_path", str(model)]
-    command += f"--own_model true --max_length 512 --truncation_mode keep_start --max_labels_lost 1 --max_steps {steps}".split()
-    command += "--learning_rate 2e-5 --lr_scheduler_type linear --warmup_steps 0 --logging_steps 1".split()
-    command += "--train_sampling_strategy sequential --save_strategy no --eval_strategy no --eval_on_start false".split()
-    return [*command, "--output_dir", str(output), *flags]
+    fixed = "--own_model true --max_length 512 --truncation_mode keep_start --max_labels_lost 1 --learning_rate 2e-5 "
+    fixed += "--lr_scheduler_type linear --warmup_steps 0 --train_sampling_strategy sequential --logging_steps 1 "
+    fixed += "--save_strategy no --eval_strategy no --eval_on_start false"
+    return [*command, *fixed.split(), "--max_steps", str(steps), "--output_dir", str(output), *flags]
 
 
 def run_ours(python: str, model: Path, rows: Path, steps: int, flags: list[str], output: Path) -> Measured:

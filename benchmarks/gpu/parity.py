@@ -113,7 +113,9 @@ def packed(setting: Setting) -> Finding:
         for count in (1, 8):
             worst = max(_packed_error(model, blocks[i : i + count], alone, joins) for i in range(0, 8, count))
             allowed = EXACT if dtype is torch.float32 else ROUNDING * rounding
-            found.append({"attention": implementation, "blocks": count, "off by": f"{worst:.1e}", "of": f"{allowed:.1e}"})
+            found.append(
+                {"attention": implementation, "blocks": count, "off by": f"{worst:.1e}", "of": f"{allowed:.1e}"}
+            )
             _require(worst <= allowed, f"{implementation}, {count} blocks: off by {worst:.1e}", found)
     names = ", ".join(implementations(setting))
     return Finding(f"packed is alone for {names}", {"tables": {"Packed against alone": found}})
@@ -162,7 +164,9 @@ def loss(setting: Setting) -> Finding:
         elif name == "bfloat16, own":
             own = worst
         else:
-            _require(worst <= ROUNDING * own, f"{name}: gradients off by {worst:.1e}, the own loss's by {own:.1e}", rows)
+            _require(
+                worst <= ROUNDING * own, f"{name}: gradients off by {worst:.1e}, the own loss's by {own:.1e}", rows
+            )
     return Finding(f"the own loss is {exact[0]:.6f}; value and gradients agree", {"tables": {"Chunked loss": rows}})
 
 

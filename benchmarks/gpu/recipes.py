@@ -51,7 +51,9 @@ def prepare(setting: Setting) -> Finding:
     return Finding(f"{sum(p.numel() for p in model.parameters()):,} random weights, {len(tokenizer):,} tokens")
 
 
-def _train(setting: Setting, name: str, *flags: str | Path, before: tuple[str | Path, ...] = (), recipe: str = "sft") -> list[float]:
+def _train(
+    setting: Setting, name: str, *flags: str | Path, before: tuple[str | Path, ...] = (), recipe: str = "sft"
+) -> list[float]:
     """Run a recipe in a folder of its own; the losses that it logged, all finite."""
     folder = setting.work / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -211,9 +213,13 @@ def _resume(setting: Setting, name: str, *flags: str) -> Finding:
     weights = {which: load_file(base / which / "model.safetensors") for which in ("one", "two", "killed")}
     said = []
     for which, what in (("two", "two runs"), ("killed", "whole and resumed")):
-        differing = {key: (weights["one"][key].float() - weights[which][key].float()).abs().max() for key in weights["one"]}
+        differing = {
+            key: (weights["one"][key].float() - weights[which][key].float()).abs().max() for key in weights["one"]
+        }
         unequal = [key for key in differing if not torch.equal(weights["one"][key], weights[which][key])]
         largest = max((float(differing[key]) for key in unequal), default=0.0)
-        said.append(f"{what}: {f'{len(unequal)} of {len(differing)} differ, by {largest:.1e}' if unequal else 'equal bits'}")
+        said.append(
+            f"{what}: {f'{len(unequal)} of {len(differing)} differ, by {largest:.1e}' if unequal else 'equal bits'}"
+        )
     assert all("equal bits" in line for line in said), "; ".join(said)
     return Finding("; ".join(said))

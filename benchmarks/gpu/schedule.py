@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -47,9 +48,11 @@ class Schedule:
         self.start = time.monotonic()
         self.end, self.end_together = self.start + 60 * minutes, self.start + 60 * minutes * share
 
-    def run(self, checks: Sequence[Check]) -> None:
-        """All checks in their order: those together first, then those alone."""
-        self.ledger.expect([check.name for check in checks])
+    def run(self, checks: Sequence[Check], first: Check | None = None) -> None:
+        """All checks in their order: those together, then those alone; before them `first`, which others read from."""
+        self.ledger.expect([check.name for check in [*filter(None, [first]), *checks]])
+        if first is not None:
+            self.one(first, self.end_together)
         with ThreadPoolExecutor(self.jobs) as pool:
             list(pool.map(lambda check: self.one(check, self.end_together), [c for c in checks if not c.alone]))
         for check in checks:
@@ -73,9 +76,8 @@ class Schedule:
                 start_new_session=True,
             )  # fmt: skip
             try:
-                process.wait(allowed)
-            except subprocess.TimeoutExpired:
-                pass
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(allowed)
             finally:
                 _kill_group(process)
         text = log.read_text(encoding="utf-8", errors="replace")
@@ -100,10 +102,8 @@ def environment() -> dict[str, str]:
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """The process and its children: a launcher that is killed leaves them."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

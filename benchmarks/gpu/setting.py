@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[2]
 # SmolLM2-135M (its config.json on the Hub), MiniLM-L6 and T5-small, whose weights are drawn at random here.
 SMOLLM2: dict[str, Any] = {
     **{"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
     **{"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192},
-    **{"tie_word_embeddings": True, "rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}},
+    **{"tie_word_embeddings": True, "rms_norm_eps": 1e-5},
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e5},
 }  # fmt: skip
 MINILM = {"vocab_size": 30522, "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6}
 MINILM |= {"num_attention_heads": 12, "max_position_embeddings": 512}
@@ -90,5 +89,7 @@ def python(*arguments: str | Path, **environment: str) -> str:
 
 def synchronize() -> None:
     """Wait for the card, where there is one."""
+    import torch  # heavy, and most of what imports this file has no need of it
+
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from benchmarks.gpu.profile import HostWaits, StepProfile
 from benchmarks.gpu.setting import synchronize
+from benchmarks.gpu.step_profile import HostWaits, StepProfile
 
 # Steps that a profiled turn takes: one to get going, one under the profiler, one that counts waits.
 PROFILED = 3
@@ -32,7 +32,9 @@ PROFILED = 3
 class Turns:
     """Hooks around every optimizer's step."""
 
-    def __init__(self, folder: Path, rounds: int = 0, warm: int = 0, count: int = 1, profile: bool = False, kill_at: int = 0):
+    def __init__(
+        self, folder: Path, rounds: int = 0, warm: int = 0, count: int = 1, profile: bool = False, kill_at: int = 0
+    ):
         self.folder, self.rounds, self.warm, self.count = folder, rounds, warm, count
         self.profile, self.kill_at = profile, kill_at
         self.step = self.depth = 0

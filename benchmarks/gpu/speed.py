@@ -80,7 +80,7 @@ def sft(setting: Setting) -> Finding:
         sides += [ours("ours, flash", "--attn_implementation", "flash_attention_2")]
     if setting.on_card and importlib.util.find_spec("liger_kernel"):
         sides += [trl("TRL, packing, Liger", packing=True, use_liger_kernel=True)]
-    alternate(sides, setting.work / "speed-sft", 120)
+    alternate(sides, setting.work / "speed-sft", 400 if setting.small else 120)
     return _compared(sides, "Fine-tuning", "ours")
 
 
@@ -97,7 +97,7 @@ def pretraining(setting: Setting) -> Finding:
     sides = [Side("eager", common, _read_ours, True)]
     if setting.on_card:  # on a CPU compiling takes longer than a rehearsal is worth
         sides.append(Side("compiled", [*common, "--torch_compile", "true"], _read_ours, True))
-    alternate(sides, setting.work / "speed-pretraining", 150)
+    alternate(sides, setting.work / "speed-pretraining", 400 if setting.small else 150)
     return _compared(sides, "Pretraining, preset small", "eager")
 
 

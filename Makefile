@@ -15,7 +15,7 @@ SFT := recipes/sft.py --config recipes/configs/sft/tiny.yaml
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft dry-run chat test test-slow lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup clean
+.PHONY: help install sft dry-run chat test test-slow lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,12 @@ bench-data: install ## Time tokenizing and packing beside transformers' example
 
 bench-startup: install ## Time the start-up beside its peers
 	@$(RUN) python benchmarks/startup.py $(ARGS)
+
+gpu-check: install ## On a GPU: is it right, exact, fast? Without one: a rehearsal
+	@$(RUN) python benchmarks/gpu_check.py $(ARGS)
+
+gpu-wheels: install ## Collect wheels for a GPU machine without a network
+	@$(RUN) python benchmarks/gpu_wheels.py $(ARGS)
 
 clean: ## Delete caches and build files; runs/ and the environment stay
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -67,10 +67,11 @@ def measure(command: list[str], **environment: str) -> Measured:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{''.join(errors[-40:])}")
-    return Measured(_last_json(lines), time.perf_counter() - start, usage.ru_maxrss / 1024)
+    return Measured(last_json(lines), time.perf_counter() - start, usage.ru_maxrss / 1024)
 
 
-def _last_json(lines: list[str]) -> dict[str, Any]:
+def last_json(lines: list[str]) -> dict[str, Any]:
+    """The last line that is a JSON object, or nothing."""
     for line in reversed(lines):
         try:
             return dict(json.loads(line))

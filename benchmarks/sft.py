@@ -110,34 +110,33 @@ def prepare_rows(folder: Path, count: int) -> Path:
     return folder
 
 
+def our_command(model: Path, rows: Path, steps: int, output: Path, flags: list[str]) -> list[str]:
+    """Our recipe as a user runs it, without the interpreter; later flags override earlier ones."""
+    command = ["recipes/sft.py", "--dataset_name", str(rows), "--model_name_or_path", str(model)]
+    fixed = "--own_model true --max_length 512 --truncation_mode keep_start --max_labels_lost 1 --learning_rate 2e-5 "
+    fixed += "--lr_scheduler_type linear --warmup_steps 0 --train_sampling_strategy sequential --logging_steps 1 "
+    fixed += "--save_strategy no --eval_strategy no --eval_on_start false"
+    return [*command, *fixed.split(), "--max_steps", str(steps), "--output_dir", str(output), *flags]
+
+
 def run_ours(python: str, model: Path, rows: Path, steps: int, flags: list[str], output: Path) -> Measured:
-    """Our recipe as a user runs it; the steps are read from its metrics."""
-    command = [python, "recipes/sft.py", "--dataset_name", str(rows), "--model_name_or_path", str(model)]
-    command += ["--own_model", "true", "--chat_template_path", "chatml"]
-    command += f"--max_length 512 --truncation_mode keep_start --max_labels_lost 1 --max_steps {steps}".split()
-    command += [
-        "--learning_rate",
-        "2e-5",
-        "--lr_scheduler_type",
-        "linear",
-        "--warmup_steps",
-        "0",
-        "--train_sampling_strategy",
-        "sequential",
-    ]
-    command += ["--logging_steps", "1", "--save_strategy", "no", "--eval_strategy", "no", "--eval_on_start", "false"]
-    run = measure([*command, "--output_dir", str(output), *flags])
-    log = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["log"]
+    """Our recipe in a process; the steps are read from its metrics."""
+    run = measure([python, *our_command(model, rows, steps, output, ["--chat_template_path", "chatml", *flags])])
     run.data["steps"] = [
         {
             "loss": entry["loss"],
             "seconds": entry["step_seconds"],
             "supervised": entry["supervised_tokens_per_second"] * entry["step_seconds"],
         }
-        for entry in log
-        if "loss" in entry
+        for entry in our_log(output)
     ]
     return run
+
+
+def our_log(output: Path) -> list[dict[str, float]]:
+    """The entries of a run's log that have a loss."""
+    log = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["log"]
+    return [entry for entry in log if "loss" in entry]
 
 
 def speed(run: Measured) -> float:

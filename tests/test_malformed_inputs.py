@@ -12,7 +12,7 @@ import pytest
 
 import tuner
 from tests.recipes import ROOT, run_recipe
-from tests.test_arguments import arguments_of
+from tests.config.test_arguments import arguments_of
 from tests.text import samples
 from tests.text.samples import talk
 from tuner.text.chat import TUNER_TEMPLATE

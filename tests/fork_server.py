@@ -80,7 +80,7 @@ def become(request: dict[str, Any]) -> None:
         file = os.open(request[name], os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(file, number)
         os.close(file)
-    sys.stdin = open(0, encoding=sys.stdout.encoding, closefd=False)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
     os.chdir(request["cwd"])
     for name, value in request["env"].items():
         if value is None:

@@ -1,8 +1,8 @@
 """Processes of a test: real ones, forked where that is the same from a server that has the imports behind it.
 
-A run of a recipe takes a second or two and its imports take ten. `run_python` is `subprocess.run([sys.executable, ...])`
-but for that; with another environment than the server's, in what an interpreter or a library reads while it starts, it
-is exactly that.
+A run of a recipe takes a second or two and its imports take ten. `run_python` is
+`subprocess.run([sys.executable, ...])` but for that; where the environment differs from the server's in what an
+interpreter or a library reads while it starts, it is exactly that.
 """
 
 from __future__ import annotations

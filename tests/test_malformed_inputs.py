@@ -11,8 +11,8 @@ import datasets
 import pytest
 
 import tuner
-from tests.recipes import ROOT, run_recipe
 from tests.config.test_arguments import arguments_of
+from tests.recipes import ROOT, run_recipe
 from tests.text import samples
 from tests.text.samples import talk
 from tuner.text.chat import TUNER_TEMPLATE

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, GPTNeoXConfig
 
 from tests.model.test_shapes import decoder, encoder, pair
-from tests.recipes import ROOT, environment
+from tests.processes import ROOT, run_python
 from tuner.commands.plan import COMPONENTS, cache_bytes, memory, operations, plan, read_config
 from tuner.errors import ModelError
 from tuner.estimate.cost import cost, read_training
@@ -82,9 +80,8 @@ def test_what_can_be_planned(tmp_path):
 
 
 def test_from_the_command_line(tmp_path):
-    command = [sys.executable, "-m", "tuner.cli", "plan"]
-    options = {"capture_output": True, "text": True, "cwd": ROOT, "env": environment(), "check": False}
-    done = subprocess.run([*command, "base", "--output", str(tmp_path / "p.png")], **options)
+    command = ("-m", "tuner.cli", "plan")
+    done = run_python(*command, "base", "--output", tmp_path / "p.png")
     assert done.returncode == 0, done.stderr
     for word in ("embedding", "attention q", "feed-forward", "training, --dtype bfloat16", "bytes a token", "100.0%"):
         assert word in done.stdout
@@ -94,7 +91,7 @@ def test_from_the_command_line(tmp_path):
         (["tiny", "--context", "0"], "at least 1"),
         (["tiny", "--output", "/nowhere/p.png"], "--output /nowhere/p.png cannot be written"),
     ):
-        done = subprocess.run([*command, *arguments], **options)
+        done = run_python(*command, *arguments)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 

@@ -129,7 +129,7 @@ def main() -> None:
     os.write(channel, b'{"ready": true}\n')
     request = serve(channel)
     if request is None:
-        return
+        os._exit(0)
     become(request)
     code = run(request["argv"])
     threading._shutdown()

@@ -44,6 +44,7 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "fork_server.py")],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=self.env,
+            start_new_session=True,  # Ctrl-C is for the tests, whose end is the server's
         )  # fmt: skip
         atexit.register(self.close)
         self.unread, self.ended = b"", dict[int, int]()

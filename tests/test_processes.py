@@ -14,6 +14,7 @@ from tests.recipes import NANO, SMALL, assert_same_run, losses_of, metrics_of, r
 SHOW = "import os, sys; print(sys.argv, os.getcwd(), sys.stdin.read(), os.environ.get('RANK'), __name__)"
 
 
+@pytest.mark.slow
 def test_a_forked_run_is_a_fresh_one(chats, tmp_path):
     flags = ["--dataset_name", chats, *SMALL, *NANO, "--dropout", "0.1", "--output_dir"]
     for name in ("forked", "fresh"):
@@ -24,6 +25,7 @@ def test_a_forked_run_is_a_fresh_one(chats, tmp_path):
     assert metrics_of(tmp_path / "forked").keys() == metrics_of(tmp_path / "fresh").keys()
 
 
+@pytest.mark.slow
 def test_a_forked_run_is_killed_where_it_stands(chats, tmp_path):
     flags = ["--dataset_name", chats, *SMALL, *NANO, "--output_dir", tmp_path / "run"]
     done = run_recipe(*flags, kill_at="open:optimizer.pt")

@@ -15,7 +15,7 @@ SFT := recipes/sft.py --config recipes/configs/sft/tiny.yaml
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft dry-run chat test test-slow lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
+.PHONY: help install sft dry-run chat test test-slow test-long lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,11 +45,14 @@ chat: install ## Chat with the model of `make sft`
 	@$(RUN) tuner chat runs/sft/tiny $(ARGS)
 
 test: install ## Run the fast tests
-	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto -m "not slow" $(ARGS)
+	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "not slow and not long" $(ARGS)
 
-test-slow: install $(TORCHAO) ## Run the tests that take minutes
-	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
+test-slow: install $(TORCHAO) ## Run whole recipes: kills, resumes, two processes (minutes)
+	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "slow and not long" $(ARGS)
 	@$(RUN) PYTHONPATH=$(abspath $(TORCHAO)) python -m pytest tests/model/test_adapters.py -k eight_bits
+
+test-long: install ## Run what no change waits for: compiled kernels, published checkpoints
+	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m long $(ARGS)
 
 # Apart from the environment: where it is found, peft imports it with every command, and on CPUs it warns each time.
 $(TORCHAO): $(INSTALLED)

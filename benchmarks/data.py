@@ -27,12 +27,13 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tuner.objectives.pretraining import CausalLM
+
 from benchmarks.harness import finish, spread
 from tuner.corpus.segments import to_documents
 from tuner.data.schema import canonicalize
 from tuner.data.sources import load_splits
 from tuner.data.tokens import token_blocks
-from tuner.objectives.pretraining import CausalLM
 from tuner.text.train_tokenizer import train_tokenizer
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.processes import ROOT, Forked, environment, run_fresh, run_python, run_together
+
 KILLER = ROOT / "tests" / "train" / "killer.py"
 # Twelve steps of a 4.5 M model on short real conversations: a second or two of training.
 SMALL = [
@@ -36,51 +36,52 @@ SMALL = [
     "--test_split_size",
     "6",
 ]
+# A model whose steps take no time, where a test is not about what it learns.
+NANO = [
+    "--config_overrides",
+    "hidden_size=64,num_hidden_layers=2,num_attention_heads=2,num_key_value_heads=1,intermediate_size=128",
+]
 # What of a log line depends on the clock.
 TIMED = {"tokens_per_second", "supervised_tokens_per_second", "peak_share", "step_seconds", "train_runtime"}
 
 
-def environment(**extra: str) -> dict[str, str]:
-    """This process's environment without what a launcher left, and never asking the Hub."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "PYTEST_"))}
-    return {**kept, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), **extra}
-
-
 def run_recipe(
-    *flags: str | Path, recipe: str = "sft.py", kill_at: str | None = None, timeout: int = 300, **env: str
+    *flags: str | Path,
+    recipe: str = "sft.py",
+    kill_at: str | None = None,
+    timeout: float = 300,
+    fresh: bool = False,
+    **env: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `recipes/<recipe>` with `flags`, killed with SIGKILL at `kill_at` (see `killer.py`)."""
-    killer = [str(KILLER), kill_at] if kill_at else []
-    command = [sys.executable, *killer, str(ROOT / "recipes" / recipe), *map(str, flags)]
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment(**env),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        stdin=subprocess.DEVNULL,
-    )
+    """Run `recipes/<recipe>` with `flags`, killed with SIGKILL at `kill_at` (see `killer.py`).
+
+    Args:
+        fresh: by a new interpreter, not by a fork of one that has the imports behind it.
+    """
+    killer = [KILLER, kill_at] if kill_at else []
+    run = run_fresh if fresh else run_python
+    return run(*killer, ROOT / "recipes" / recipe, *flags, timeout=timeout, **env)
 
 
-def launch_recipe(processes: int, *flags: str | Path, recipe: str = "sft.py") -> subprocess.CompletedProcess[str]:
+def start_recipe(*flags: str | Path, recipe: str = "sft.py") -> Forked:
+    """A recipe that runs while the test goes on."""
+    return Forked([str(ROOT / "recipes" / recipe), *map(str, flags)], environment())
+
+
+def launch_recipe(
+    processes: int, *flags: str | Path, recipe: str = "sft.py", fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Run a recipe on so many CPU processes that talk over gloo.
 
-    By torchrun, which is what `accelerate launch` itself calls for several accelerators; on CPUs it wants MPI instead.
+    Args:
+        fresh: by torchrun, which is what `accelerate launch` itself calls for several accelerators; on CPUs it wants
+            MPI instead.
     """
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)),
-        *(str(ROOT / "recipes" / recipe), *map(str, flags)),
-    ]
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment(OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        timeout=500,
-        stdin=subprocess.DEVNULL,
-    )
+    script = ROOT / "recipes" / recipe
+    if not fresh:
+        return run_together(processes, script, *flags, timeout=500)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
+    return run_fresh(*torchrun, script, *flags, timeout=500, OMP_NUM_THREADS="1")
 
 
 def log_of(checkpoint: Path) -> list[dict[str, float]]:
@@ -92,9 +93,33 @@ def log_of(checkpoint: Path) -> list[dict[str, float]]:
     ]
 
 
+def metrics_of(folder: Path) -> dict[str, Any]:
+    """What a finished run wrote of itself."""
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
 def losses_of(folder: Path) -> list[float]:
     """The training losses that a finished run logged."""
-    return [loss for _, loss in json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["losses"]]
+    return _logged(folder, "loss")
+
+
+def eval_losses_of(folder: Path) -> list[float]:
+    """The validation losses that a finished run logged; the first of them is the untrained model's."""
+    return _logged(folder, "eval_loss")
+
+
+def eval_loss_of(folder: Path) -> float:
+    """The validation loss of a finished run."""
+    return eval_losses_of(folder)[-1]
+
+
+def untrained_loss_of(folder: Path) -> float:
+    """The validation loss before the first step."""
+    return eval_losses_of(folder)[0]
+
+
+def _logged(folder: Path, name: str) -> list[float]:
+    return [entry[name] for entry in metrics_of(folder)["log"] if name in entry]
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -7,11 +7,9 @@ import sys
 
 import pytest
 
-from tests.recipes import ROOT, environment
+from tests.processes import ROOT, environment, run_fresh, run_python
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
 from tuner.text.train_tokenizer import train_bpe_tokenizer
-
-TUNER = [sys.executable, "-m", "tuner.cli"]
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +30,11 @@ def model(tmp_path_factory):
 
 
 def call(*words, stdin=""):
-    return subprocess.run(
-        [*TUNER, *map(str, words)],
-        cwd=ROOT,
-        env=environment(),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run_python("-m", "tuner.cli", *words, stdin=stdin, timeout=120)
 
 
 def test_help_lists_the_commands():
-    done = call("--help")
+    done = run_fresh("-m", "tuner.cli", "--help")
     assert done.returncode == 0 and all(name in done.stdout for name in ("chat", "generate", "doctor"))
 
 
@@ -80,7 +70,7 @@ def test_chat_in_a_terminal(model):
     """A real terminal: prompts, an answer, commands, a conversation longer than the model can read, and the end."""
     here, there = pty.openpty()
     process = subprocess.Popen(
-        [*TUNER, "chat", str(model), "--max_new_tokens", "8", "--seed", "1"],
+        [sys.executable, "-m", "tuner.cli", "chat", str(model), "--max_new_tokens", "8", "--seed", "1"],
         cwd=ROOT, env=environment(TERM="xterm"), stdin=there, stdout=there, stderr=there, close_fds=True,
     )  # fmt: skip
     os.close(there)

@@ -11,7 +11,17 @@ import transformers
 from transformers import AutoTokenizer
 
 import tuner.model
-from tests.recipes import assert_same_run, launch_recipe, log_of, run_recipe
+from tests.recipes import (
+    NANO,
+    assert_same_run,
+    eval_loss_of,
+    launch_recipe,
+    log_of,
+    losses_of,
+    metrics_of,
+    run_recipe,
+    untrained_loss_of,
+)
 from tuner.loading.checkpoints import resolve
 
 # A dozen steps of a 4.5 M model on short real conversations, with checkpoints between log lines and evaluations.
@@ -60,13 +70,12 @@ def flags(objective, chats, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_learns_compares_and_is_loaded(objective, chats, tmp_path):
-    done = run_recipe(*flags(objective, chats, tmp_path / "run"), "--bf16", "false", recipe="pretrain.py")
+    words = [*flags(objective, chats, tmp_path / "run"), "--bf16", "false"]
+    done = run_recipe(*words, recipe="pretrain.py", fresh=objective == "clm")
     assert done.returncode == 0, done.stderr[-2000:]
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
-    trained = [entry["loss"] for entry in metrics["log"] if "loss" in entry]
-    assert trained == pytest.approx(PINNED[objective], rel=1e-2)
-    losses = [entry["eval_loss"] for entry in metrics["log"] if "eval_loss" in entry]
-    assert losses[-1] < losses[0]
+    metrics = metrics_of(tmp_path / "run")
+    assert losses_of(tmp_path / "run") == pytest.approx(PINNED[objective], rel=1e-2)
+    assert eval_loss_of(tmp_path / "run") < untrained_loss_of(tmp_path / "run")
     assert metrics["comparison"] and all("trained" in values for values in metrics["comparison"].values())
     assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
     assert (tmp_path / "run" / "samples.md").exists() == (objective == "clm")
@@ -110,7 +119,7 @@ def test_a_killed_run_ends_in_the_same_bits(objective, chats, tmp_path):
     read several times, goes on in the middle of one."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     objective, _, streamed = objective.partition(", ")
-    more = ["--streaming", "true", "--test_split_size", "100", "--shuffle_buffer", "30"] if streamed else []
+    more = [*NANO, *(["--streaming", "true", "--test_split_size", "100", "--shuffle_buffer", "30"] if streamed else [])]
     assert run_recipe(*flags(objective, chats, whole), *more, recipe="pretrain.py").returncode == 0
     done = run_recipe(*flags(objective, chats, killed), *more, recipe="pretrain.py", kill_at="step:7")
     assert done.returncode == -signal.SIGKILL, done.stderr[-1500:]
@@ -126,7 +135,7 @@ def test_a_killed_run_ends_in_the_same_bits(objective, chats, tmp_path):
 @pytest.mark.slow
 def test_two_processes_read_one_stream(chats, tmp_path):
     """Sources of infilling are of any length; one process reads for both."""
-    more = ["--streaming", "true", "--corruption", "infilling", "--max_steps", "4", "--eval_strategy", "no"]
+    more = [*NANO, "--streaming", "true", "--corruption", "infilling", "--max_steps", "4", "--eval_strategy", "no"]
     done = launch_recipe(2, *flags("denoise", chats, tmp_path / "run"), *more, recipe="pretrain.py")
     assert done.returncode == 0, done.stderr[-2000:]
     place = json.loads((tmp_path / "run" / "checkpoint-4" / "stream.json").read_text(encoding="utf-8"))
@@ -136,7 +145,7 @@ def test_two_processes_read_one_stream(chats, tmp_path):
 @pytest.mark.slow
 def test_two_processes_evaluate_as_one(chats, tmp_path):
     """Rows that fill the last batch do not count."""
-    few = [*flags("mlm", chats, tmp_path / "run"), "--max_steps", "1", "--per_device_eval_batch_size", "7"]
+    few = [*flags("mlm", chats, tmp_path / "run"), *NANO, "--max_steps", "1", "--per_device_eval_batch_size", "7"]
     assert run_recipe(*few, "--output_dir", tmp_path / "one", recipe="pretrain.py").returncode == 0
     tokenizer = ("--tokenizer_name_or_path", tmp_path / "one")
     done = launch_recipe(2, *few, *tokenizer, "--output_dir", tmp_path / "two", recipe="pretrain.py")
@@ -149,12 +158,13 @@ def test_two_processes_evaluate_as_one(chats, tmp_path):
 @pytest.mark.slow
 def test_minutes_end_a_run_and_the_same_command_goes_on(chats, tmp_path):
     folder = tmp_path / "run"
-    limit = [*flags("clm", chats, folder), "--max_steps", "100000", "--max_minutes", "0.05", "--eval_strategy", "no"]
+    ends = [*NANO, "--max_steps", "100000", "--max_minutes", "0.05", "--eval_strategy", "no"]
+    limit = [*flags("clm", chats, folder), *ends]
     steps = []
     for _ in range(2):
         done = run_recipe(*limit, recipe="pretrain.py")
         assert done.returncode == 0, done.stderr[-2000:]
-        steps.append(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["steps"])
+        steps.append(metrics_of(folder)["steps"])
     assert "Continuing from" in done.stdout and steps[0] < steps[1] < 100000
     assert f"Stopped by --max_minutes 0.05 at step {steps[1]:,} of 100,000." in done.stdout
     assert "will not equal" not in done.stderr

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from tests.model.helpers import tiny_decoder
-from tests.recipes import ROOT, environment
+from tests.processes import run_python
 from tuner.loading.checkpoints import resolve
 from tuner.loading.conversion import convert
 from tuner.text.chat import generation_prompt
@@ -18,10 +18,7 @@ from tuner.text.train_tokenizer import train_bpe_tokenizer
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tuner.cli", "convert", *arguments],
-        capture_output=True, text=True, cwd=ROOT, env=environment(), check=False,
-    )  # fmt: skip
+    return run_python("-m", "tuner.cli", "convert", *arguments)
 
 
 @pytest.fixture(scope="module")

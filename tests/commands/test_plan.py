@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import pytest
 from transformers import BertConfig, GPTNeoXConfig
 
-from tests.recipes import ROOT, environment
+from tests.processes import ROOT, run_python
 from tuner.cli import main
 from tuner.errors import ArgumentError, ModelError
 from tuner.estimate.cost import cost, read_training
@@ -30,9 +28,8 @@ def test_what_can_be_planned(tmp_path):
 
 
 def test_from_the_command_line(tmp_path):
-    command = [sys.executable, "-m", "tuner.cli", "plan"]
-    options = {"capture_output": True, "text": True, "cwd": ROOT, "env": environment(), "check": False}
-    done = subprocess.run([*command, "--output", str(tmp_path / "new" / "folder" / "p.png"), "base"], **options)
+    command = ("-m", "tuner.cli", "plan")
+    done = run_python(*command, "--output", tmp_path / "new" / "folder" / "p.png", "base")
     assert done.returncode == 0, done.stderr
     for word in ("embedding", "attention q", "feed-forward", "training, --dtype bfloat16", "bytes a token", "100.0%"):
         assert word in done.stdout
@@ -44,7 +41,7 @@ def test_from_the_command_line(tmp_path):
         (["tiny", "--output", str(tmp_path / "p.doc")], "p.doc cannot be written"),
         (["run.yaml"], "error: run.yaml: No such file"),
     ):
-        done = subprocess.run([*command, *arguments], **options)
+        done = run_python(*command, *arguments)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 

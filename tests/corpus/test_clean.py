@@ -26,7 +26,7 @@ from tuner.corpus.clean import CleaningOptions, GopherThresholds, clean_corpus, 
 from tuner.data.cache_key import cache_key
 from tuner.errors import ArgumentError, DataError
 
-seeded = settings(derandomize=True, database=None, deadline=None, max_examples=300)
+seeded = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 DEFAULT = CleaningOptions()
 # Nothing but what a test is about.
 BARE = CleaningOptions(min_words=1, quality=False, repetition=False, exact_duplicates=False, near_duplicates=False)

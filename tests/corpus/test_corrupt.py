@@ -15,7 +15,7 @@ from tuner.text.train_tokenizer import train_tokenizer
 VOCAB, SPECIALS, MASK = 200, 6, 4
 SPECIAL = np.arange(VOCAB) < SPECIALS
 SENTINELS = np.arange(1000, 1100)
-seeded = settings(derandomize=True, database=None, deadline=None, max_examples=300)
+seeded = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -16,7 +16,7 @@ from tuner.data.tokens import token_blocks, whole_documents
 from tuner.errors import DataError
 from tuner.text.train_tokenizer import train_tokenizer
 
-seeded = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+seeded = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 few = settings(seeded, max_examples=30)
 words = st.sampled_from(["hello", " you", "!", "\n", "  ", "é", "漢字", " I'm", "[SEP]", "😀", "\t", "word"])
 texts = st.lists(words, max_size=12).map("".join)

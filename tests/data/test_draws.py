@@ -11,7 +11,7 @@ from tuner.data.draws import FILLER, Draws, generator
 from tuner.train.order import EpochOrder
 
 ROWS = Dataset.from_dict({"input_ids": [[number] * (number % 5 + 1) for number in range(23)], "name": list("x" * 23)})
-seeded = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+seeded = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 
 
 def order(rows, epoch, strategy="random", seed=1):

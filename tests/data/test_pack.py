@@ -13,7 +13,7 @@ from tuner.data.encode import encode_dataset
 from tuner.data.pack import best_fit_decreasing, pack_dataset
 
 CAPACITY = 100
-seeded = settings(derandomize=True, database=None, deadline=None, max_examples=300)
+seeded = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 lengths_that_fit = st.lists(st.integers(1, CAPACITY), max_size=60)
 
 

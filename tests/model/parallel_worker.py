@@ -1,6 +1,6 @@
 """One process of `test_parallel.py`: the sharded models' logits and gradients against the whole ones'.
 
-Usage: torchrun --nproc_per_node 2 parallel_worker.py <field of DistributedConfig> <model folder>...
+Usage, as torchrun starts its processes: parallel_worker.py <field of DistributedConfig> <model folder>...
 """
 
 from __future__ import annotations

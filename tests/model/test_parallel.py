@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +9,8 @@ import torch
 
 from tests.model.helpers import scramble, tiny_decoder
 from tests.model.test_shapes import decoder, encoder, pair
+from tests.processes import ROOT, run_together
 
-ROOT = Path(__file__).parents[2]
 BIASES = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False, "use_qk_norm": False}
 MODELS = {
     "grouped decoder, tied": (tiny_decoder, {}),
@@ -42,14 +39,6 @@ def test_sharded_is_whole(way: str, tmp_path: Path) -> None:
         torch.manual_seed(0)
         model = shape(**fields)
         (model if shape is tiny_decoder else scramble(model)).save_pretrained(tmp_path / name)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*launch, str(ROOT / "tests/model/parallel_worker.py"), way, *(str(tmp_path / name) for name in MODELS)],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
+    result = run_together(2, ROOT / "tests/model/parallel_worker.py", way, *(tmp_path / name for name in MODELS))
     same = {name for name in MODELS if result.stdout.splitlines().count(f"same: {name}") == 2}
     assert result.returncode == 0 and same == set(MODELS), f"{sorted(set(MODELS) - same)}\n{result.stderr[-5000:]}"

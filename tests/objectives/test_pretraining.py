@@ -13,6 +13,8 @@ import torch
 from datasets import Dataset
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
+from tuner.objectives.embed import embed
+from tuner.objectives.pretraining import OBJECTIVES, Contrastive
 
 from tests.model.helpers import scramble
 from tests.text import samples
@@ -31,8 +33,6 @@ from tuner.model import (
 )
 from tuner.objectives.base import use_objective
 from tuner.objectives.electra import BINS, GeneratorAndDiscriminator, fill_in, judge
-from tuner.objectives.embed import embed
-from tuner.objectives.pretraining import OBJECTIVES, Contrastive
 from tuner.ops import chunked_loss as losses
 from tuner.text.train_tokenizer import train_tokenizer
 

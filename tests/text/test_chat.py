@@ -182,7 +182,7 @@ PLAIN = st.text("aZ1.é한😀 ", max_size=6).map(str.strip)
 @pytest.mark.parametrize(
     ("name", "content"), [("small", st.text(max_size=6) | st.sampled_from(BORDERS)), ("smollm2", PLAIN)]
 )
-@settings(derandomize=True, database=None, deadline=None, max_examples=150)
+@settings(derandomize=True, database=None, deadline=None, max_examples=100)
 @given(data=st.data())
 def test_any_content_is_supervised_to_the_character(name, content, data):
     """Nothing, characters of several bytes at either border, blanks, line ends."""

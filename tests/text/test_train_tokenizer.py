@@ -3,8 +3,6 @@
 import json
 import pydoc_data.topics
 import re
-import subprocess
-import sys
 import unicodedata
 from functools import cache
 from importlib.util import find_spec
@@ -18,7 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertTokenizer
 
-from tests.recipes import ROOT, environment
+from tests.processes import run_python
 from tests.text import samples
 from tuner.errors import DataError, ModelError
 from tuner.text.chat import TUNER_TEMPLATE, encode_conversations
@@ -66,7 +64,13 @@ def english():
 @cache
 def trained(algorithm, objective="clm", size=1000):
     """A tokenizer that nobody may change."""
-    return train_tokenizer(english(), algorithm, size, objective)
+    return train_tokenizer(english()[::2], algorithm, size, objective)
+
+
+@cache
+def trained_on_little(algorithm, objective):
+    """One for what does not depend on what was learned."""
+    return train_tokenizer(english()[:400], algorithm, 1000, objective)
 
 
 def state(tokenizer):
@@ -83,7 +87,7 @@ def state(tokenizer):
 @EVERY_ALGORITHM
 @EVERY_OBJECTIVE
 def test_special_tokens(algorithm, objective):
-    tokenizer = trained(algorithm, objective)
+    tokenizer = trained_on_little(algorithm, objective)
     unknown = [] if algorithm == "bpe" else [tokenizer.unk_token]
     if objective == "clm":
         expected = [PAD, BOS, EOS, *unknown, *ROLES]
@@ -111,7 +115,7 @@ def test_special_tokens(algorithm, objective):
 @EVERY_ALGORITHM
 @EVERY_OBJECTIVE
 def test_what_goes_around_texts(algorithm, objective):
-    tokenizer = trained(algorithm, objective)
+    tokenizer = trained_on_little(algorithm, objective)
     one, other = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("hello there", "and you?"))
     pair = tokenizer("hello there", "and you?")
     cls, sep, end = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.eos_token_id
@@ -144,18 +148,18 @@ def test_a_pretrained_tokenizer_goes_on_to_conversations(algorithm):
 
 
 @LOSSLESS
-@settings(derandomize=True, database=None, deadline=None, max_examples=400)
+@settings(derandomize=True, database=None, deadline=None, max_examples=100)
 @given(text=ANY_TEXT)
 def test_any_text_comes_back(algorithm, text):
     for objective in ("clm", "mlm", "denoise"):
-        tokenizer = trained(algorithm, objective)
+        tokenizer = trained_on_little(algorithm, objective)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.decode(ids) == text
         assert tokenizer.unk_token_id not in ids or tokenizer.unk_token in text
 
 
 @LOSSLESS
-@settings(derandomize=True, database=None, deadline=None, max_examples=60)
+@settings(derandomize=True, database=None, deadline=None, max_examples=30)
 @given(corpus=st.lists(ANY_TEXT, min_size=1, max_size=5), text=ANY_TEXT)
 def test_any_text_comes_back_whatever_was_learned(algorithm, corpus, text):
     assume(any(t.replace("\0", "").replace("<UNK>", "").strip() for t in corpus))
@@ -276,8 +280,7 @@ for algorithm in sys.argv[2:]:
 
 def in_another_process(code, *arguments, **variables):
     """What some Python prints."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(**variables), capture_output=True, text=True)
+    done = run_python("-c", code, *arguments, **variables)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -286,11 +289,11 @@ def test_every_process_trains_the_same(tmp_path):
     """The trainers' hash tables have another order in every process; threads add in another."""
     file = tmp_path / "texts.json"
     file.write_text(json.dumps([*english()[-800:], *chinese()]))
-    one, other, third = (
+    one, other = (
         in_another_process(HASHES, file, *ALGORITHMS, PYTHONHASHSEED=seed, TOKENIZERS_PARALLELISM=parallel).split()
-        for seed, parallel in (("0", "false"), ("1", "true"), ("2", "true"))
+        for seed, parallel in (("0", "false"), ("1", "true"))
     )
-    assert one == other == third and len(set(one)) == 3
+    assert one == other and len(set(one)) == 3
 
 
 @EVERY_ALGORITHM
@@ -346,7 +349,7 @@ def test_another_process_loads_the_same(tmp_path):
     expected = {}
     for algorithm in ALGORITHMS:
         for objective in ("clm", "mlm", "denoise"):
-            tokenizer = trained(algorithm, objective)
+            tokenizer = trained_on_little(algorithm, objective)
             tokenizer.save_pretrained(tmp_path / f"{algorithm}-{objective}")
             ours = tokenizer(texts[0::2], texts[1::2], verbose=False)
             row = [dict(ours), tokenizer.batch_decode(ours["input_ids"])]

@@ -36,7 +36,7 @@ def plainly(tokenizer, texts):
 
 
 @pytest.mark.parametrize("tokenizer", [BPE, WORDPIECE, LOWER, UNIGRAM], ids=["bpe", "wordpiece", "lower", "unigram"])
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(texts=st.lists(TEXT, max_size=5))
 def test_any_text(tokenizer, texts):
     ids, lengths = tokenize(tokenizer, texts)

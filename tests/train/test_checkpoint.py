@@ -1,13 +1,11 @@
 """A checkpoint is whole or it is not one."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.recipes import ROOT, environment
+from tests.processes import run_python
 from tuner.train.checkpoint import MANIFEST, commit, defect, last_checkpoint, list_checkpoints, staging_folder
 
 
@@ -74,7 +72,7 @@ def test_a_kill_before_the_rename_leaves_nothing_under_the_name(tmp_path):
         "from tests.train.test_checkpoint import make\n"
         f"make(Path({str(tmp_path)!r}), 5)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True)
+    done = run_python("-c", code)
     assert done.returncode == -9
     assert list_checkpoints(tmp_path) == []
     assert last_checkpoint(tmp_path) is None

@@ -2,35 +2,37 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from tests.recipes import ROOT, SMALL, environment, run_recipe
+from tests.processes import ROOT, run_python
+from tests.recipes import NANO, SMALL, run_recipe
 from tuner.train.checkpoint import defect, last_checkpoint
 
 pytestmark = pytest.mark.slow
+
+LIMITED = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def test_a_full_disk_ends_the_run_and_keeps_the_previous_checkpoint(chats, tmp_path):
     """The limit on a file's size stands for the disk's end: the optimizer's file of the second save hits it."""
     folder = tmp_path / "full"
-    flags = ["--dataset_name", chats, *SMALL, "--resume_from_checkpoint", "true", "--output_dir", folder]
+    flags = ["--dataset_name", chats, *SMALL, *NANO, "--resume_from_checkpoint", "true", "--output_dir", folder]
     done = run_recipe(*flags, kill_at="step:6")
     before = last_checkpoint(folder)
     assert done.returncode == -9 and before.name == "checkpoint-4"
     size = (before / "model.safetensors").stat().st_size
 
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size - 4096, size - 4096))
-
-    command = [sys.executable, str(ROOT / "recipes" / "sft.py"), *map(str, flags)]
-    failed = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, preexec_fn=limit
-    )
+    limited = ("-c", LIMITED.format(size=size - 4096), ROOT / "recipes" / "sft.py")
+    failed = run_python(*limited, *flags)
     assert failed.returncode == 2, failed.stderr[-2000:]
     assert "checkpoint-8 could not be saved" in failed.stderr and str(before) in failed.stderr
     assert "Traceback" not in failed.stderr
@@ -43,11 +45,11 @@ def test_a_full_disk_ends_the_run_and_keeps_the_previous_checkpoint(chats, tmp_p
 def test_a_really_full_disk(chats, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2200k", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        flags = ["--dataset_name", chats, *SMALL, "--output_dir", disk / "run"]  # a checkpoint is 55 MB: one fits
+        flags = ["--dataset_name", chats, *SMALL, *NANO, "--output_dir", disk / "run"]  # a checkpoint, 1.4 MB, fits
         failed = run_recipe(*flags)
         assert failed.returncode == 2 and "No space left" in failed.stderr, failed.stderr[-2000:]
         assert "Traceback" not in failed.stderr
@@ -74,17 +76,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.mark.parametrize("value", ["float('nan')", "float('inf')"])
 def test_nan_stops_before_the_step_and_names_the_rows(chats, tmp_path, value):
     """A weight goes bad in the sixth step of twelve: the checkpoint of step 4 stays good, and the batch is named."""
-    script = tmp_path / "poison.py"
-    script.write_text(POISON.format(condition="self.state.global_step == 5", value=value))
-    command = [sys.executable, str(script), str(ROOT / "recipes" / "sft.py"), "--dataset_name", str(chats), *SMALL]
-    failed = subprocess.run(
-        [*command, "--output_dir", str(tmp_path / "run")],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    poisoned = ("-c", POISON.format(condition="self.state.global_step == 5", value=value), ROOT / "recipes" / "sft.py")
+    failed = run_python(*poisoned, "--dataset_name", chats, *SMALL, *NANO, "--output_dir", tmp_path / "run")
     assert failed.returncode == 2, failed.stderr[-2000:]
     assert "at step 6, before the optimizer stepped" in failed.stderr and "training rows" in failed.stderr
     assert "Traceback" not in failed.stderr
@@ -102,6 +95,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(chats, tmp_path):
         "--dataset_name",
         chats,
         *SMALL,
+        *NANO,
         "--max_steps",
         "2",
         "--report_to",
@@ -119,6 +113,7 @@ def test_tensorboard_gets_the_losses(chats, tmp_path):
         "--dataset_name",
         chats,
         *SMALL,
+        *NANO,
         "--report_to",
         "tensorboard",
         "--output_dir",

@@ -14,7 +14,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from tuner.train import guards
 from tuner.train.guards import SpikeGuard, TimeLimit
 
-seeded = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+seeded = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 norms = st.floats(0, 1e30, allow_nan=False)
 
 

@@ -12,13 +12,14 @@ import time
 
 import pytest
 
-from tests.recipes import ROOT, SMALL, assert_same_run, environment, run_recipe
+from tests.recipes import NANO, ROOT, SMALL, assert_same_run, environment, run_recipe, start_recipe
 from tuner.train.checkpoint import defect, last_checkpoint
 
 pytestmark = pytest.mark.slow
 
 FLAGS = [
     *SMALL,
+    *NANO,
     "--dropout",
     "0.1",
     "--gradient_accumulation_steps",
@@ -98,17 +99,14 @@ def test_a_broken_checkpoint_is_skipped_and_the_previous_one_used(uninterrupted,
 def test_a_signal_saves_says_where_and_exits(uninterrupted, chats, tmp_path, number):
     folder = tmp_path / "stopped"
     flags = ["--dataset_name", str(chats), *FLAGS, "--output_dir", str(folder)]
-    command = [sys.executable, str(ROOT / "recipes" / "sft.py"), *flags]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as run:
-        deadline = time.time() + 120
-        while not list(folder.glob("checkpoint-*")) and time.time() < deadline:
-            time.sleep(0.05)
-        run.send_signal(number)
-        _, errors = run.communicate(timeout=120)
-    assert run.returncode == 128 + number, errors[-2000:]
-    saved = last_checkpoint(folder)
+    run = start_recipe(*flags)
+    deadline = time.time() + 120
+    while not list(folder.glob("checkpoint-*")) and time.time() < deadline:
+        time.sleep(0.01)
+    run.send_signal(number)
+    done = run.wait(timeout=120)
+    errors, saved = done.stderr, last_checkpoint(folder)
+    assert done.returncode == 128 + number, errors[-2000:]
     assert f"Saved {saved}" in errors and "--resume_from_checkpoint true" in errors and "Traceback" not in errors
     assert run_recipe(*flags).returncode == 0
     assert_same_run(uninterrupted, folder)
@@ -117,7 +115,7 @@ def test_a_signal_saves_says_where_and_exits(uninterrupted, chats, tmp_path, num
 def test_the_launchers_end_is_the_runs_end(chats, tmp_path):
     """`accelerate launch` passes no SIGTERM on: the run sees that it is gone, saves and stops."""
     folder = tmp_path / "orphaned"
-    flags = ["--dataset_name", str(chats), *FLAGS, "--num_train_epochs", "60", "--output_dir", str(folder)]
+    flags = ["--dataset_name", str(chats), *FLAGS, "--num_train_epochs", "600", "--output_dir", str(folder)]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", str(ROOT / "recipes" / "sft.py"), *flags]
     log = tmp_path / "log"
     with log.open("w") as stream:

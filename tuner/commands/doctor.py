@@ -41,7 +41,7 @@ def versions() -> list[tuple[str, str, str, str]]:
     """
     from packaging.requirements import Requirement
 
-    about = importlib.metadata.metadata("tuner")
+    about: Any = importlib.metadata.metadata("tuner")
     rows = [("python", *_compare(platform.python_version(), about.get("Requires-Python", "")))]
     for text in about.get_all("Requires-Dist") or []:
         wanted = Requirement(text)

@@ -13,9 +13,10 @@ from tuner.config.arguments import parse_arguments
 from tuner.config.recipes import arguments_of, find_recipe
 from tuner.errors import ModelError
 from tuner.loading.checkpoints import overrides
-from tuner.loading.objective_model import configuration_of
+from tuner.loading.electra import GeneratorAndDiscriminator
+from tuner.loading.models import configuration_of
 from tuner.model import PRESETS
-from tuner.objectives.electra import GeneratorAndDiscriminator
+from tuner.objectives.registry import PRETRAINING
 
 # Dense operations a second in bfloat16, by NVIDIA's data sheets; and the share of them that training is taken to reach.
 DEVICES = {"A100": 312e12, "H100 (SXM)": 989e12}
@@ -63,7 +64,7 @@ def read_training(path: Path) -> Training:
 def _new_config(args: Any, objective: str) -> PreTrainedConfig:
     shape: dict[str, Any] = {**PRESETS[args.preset], **overrides(args.config_overrides or "")}
     shape["vocab_size"] = args.vocab_size or shape["vocab_size"]
-    kind, chosen = configuration_of(objective, shape)
+    kind, chosen = configuration_of(PRETRAINING[objective].model, shape)
     try:
         return kind(**chosen)
     except (ValueError, StrictDataclassError) as error:

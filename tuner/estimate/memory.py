@@ -6,7 +6,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tuner.estimate.operations import attention_layers
-from tuner.ops.chunked_loss import SLICE_ELEMENTS
+from tuner.hardware import device_type
+from tuner.ops.chunked_loss import slice_rows
 
 # The libraries themselves.
 LIBRARIES = 500 * 2**20
@@ -53,7 +54,7 @@ def training_bytes(
     block = tokens * number * (16 * config.hidden_size + 4 * intermediate)
     layers = config.num_hidden_layers
     residual = size * tokens * config.hidden_size
-    part = supervised * min(config.vocab_size, max(SLICE_ELEMENTS // max(supervised, 1), 256))
+    part = supervised * min(config.vocab_size, slice_rows(supervised, device_type()))
     return {
         **state_bytes(model, size, mixed),
         "activations": block + layers * residual if checkpointing else block * layers,

@@ -156,7 +156,8 @@ def attention_layers(model: nn.Module) -> Iterator[AttentionLayer]:
 
 def _window(module: nn.Module, config: Any) -> int | None:
     if hasattr(module, "sliding_window"):
-        return module.sliding_window
+        own: Any = module.sliding_window
+        return own
     kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
     return window if kinds is None or kinds[module.layer_idx] == "sliding_attention" else None
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from tuner.evaluation.samples import SampleCallback
 from tuner.loading.models import build_model
-from tuner.objectives.base import Comparison, Outcome, Rows
+from tuner.objectives.records import Comparison, Outcome, Rows
 from tuner.train.trainer import Trainer
 
 SPEEDS = ("tokens_per_second", "supervised_tokens_per_second", "peak_share")

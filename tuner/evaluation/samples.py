@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from tuner.data.schema import Kind
-from tuner.objectives.base import Objective, Rows
+from tuner.objectives.base import Objective
+from tuner.objectives.records import Rows
 from tuner.text.chat import generation_prompt
 
 # Prompts, and tokens of an answer.

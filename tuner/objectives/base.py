@@ -6,8 +6,7 @@ it, so that DDP, FSDP, autocast and compilation work as with a model's own loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -19,18 +18,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from tuner.config.arguments import RecipeArguments
-from tuner.corpus.clean import CleaningReport
 from tuner.data.collate import IGNORED, pad
 from tuner.data.draws import FILLER, Draws, generator
 from tuner.data.encoding_report import EncodingReport
 from tuner.data.schema import Kind
 from tuner.errors import ArgumentError
 from tuner.model import TunerPreTrainedModel
+from tuner.objectives.records import Comparison, Examples, Layout, Outcome, Rows
 
 # Padded sequences have a length that this divides.
 MULTIPLE = 32
-# Documents of a stream that a tokenizer is trained on.
-TOKENIZER_DOCUMENTS = 20_000
 # Tokens of an example that the dry run shows.
 SHOWN_TOKENS = 160
 
@@ -38,70 +35,6 @@ A = TypeVar("A", bound=RecipeArguments)
 Batch = dict[str, torch.Tensor]
 Row = dict[str, Any]
 Sums = dict[str, torch.Tensor]
-Comparison = dict[str, dict[str, float]]  # metric to {who: how much}
-
-
-@dataclass
-class Rows:
-    """Canonical rows of one kind (`tuner.data.schema`), and what cleaning made of them."""
-
-    kind: Kind
-    train: Any  # a Dataset, or with --streaming an IterableDataset
-    eval: Dataset
-    cleaning: CleaningReport | None = None
-
-    def texts(self) -> Iterator[str]:
-        """Every training text (of a stream the first), for a tokenizer to be trained on."""
-        rows = self.train if isinstance(self.train, Dataset) else self.train.take(TOKENIZER_DOCUMENTS)
-        for batch in rows.iter(batch_size=1000):
-            for value in batch[self.kind]:
-                yield from [value] if self.kind == "text" else (turn["content"] for turn in value)
-
-
-@dataclass
-class Examples:
-    """Rows ready for the trainer, and for both splits the report of how they came to be, where there is one."""
-
-    train: Any  # a Dataset, or with --streaming a TokenStream
-    eval: Dataset
-    reports: tuple[EncodingReport, EncodingReport] | None = None
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a causal model's sequences lie in a batch, and which loss it has; see `tuner.train.prepare.choose_layout`.
-
-    Attributes:
-        packing: several sequences share a row.
-        padding_free: the rows of a batch are joined into one.
-        chunked_loss: the loss is computed without a (tokens x vocabulary) matrix.
-    """
-
-    packing: bool = False
-    padding_free: bool = False
-    chunked_loss: bool = True
-
-
-@dataclass
-class Outcome:
-    """What a run came to, for the comparison with baselines.
-
-    Attributes:
-        after, before: metrics of the saved model's evaluation, and of that before the first step, if there was one.
-        untrained: makes the model that the run began with.
-    """
-
-    model: Any
-    rows: Rows
-    examples: Examples
-    after: dict[str, float]
-    before: dict[str, float]
-    untrained: Callable[[], PreTrainedModel]
-
-    def before_and_after(self, name: str) -> dict[str, float]:
-        """A metric of the untrained and of the trained model, those that were measured."""
-        found = {"untrained": self.before.get(f"eval_{name}"), "trained": self.after.get(f"eval_{name}")}
-        return {who: value for who, value in found.items() if value is not None}
 
 
 class Objective(Generic[A]):

@@ -26,20 +26,8 @@ from tuner.errors import ArgumentError, ModelError
 from tuner.evaluation.baselines.ngrams import KneserNey, perplexity_per_byte
 from tuner.evaluation.baselines.unigram import is_small, unigram_loss
 from tuner.objectives.arguments import TextArguments
-from tuner.objectives.base import (
-    SHOWN_TOKENS,
-    Batch,
-    Comparison,
-    Examples,
-    Objective,
-    Outcome,
-    Row,
-    Rows,
-    Sums,
-    balance,
-    own_class,
-    routed,
-)
+from tuner.objectives.base import SHOWN_TOKENS, Batch, Objective, Row, Sums, balance, own_class, routed
+from tuner.objectives.records import Comparison, Examples, Outcome, Rows
 from tuner.ops.chunked_loss import chunked_cross_entropy, supervised_positions
 from tuner.ops.tied_embeddings import head_weight, share_gradient
 

@@ -20,7 +20,8 @@ from tuner.errors import ArgumentError, ModelError
 from tuner.evaluation.baselines.retrieval import embedding_retrieval_at_1, tfidf_retrieval_at_1
 from tuner.evaluation.baselines.unigram import is_small
 from tuner.objectives.arguments import ContrastiveArguments
-from tuner.objectives.base import Batch, Comparison, Objective, Outcome, Row, Sums, own_class, require_others
+from tuner.objectives.base import Batch, Objective, Row, Sums, own_class, require_others
+from tuner.objectives.records import Comparison, Outcome
 
 # Parts of a batch; their lengths are rounded up to a multiple, so that kernels meet few sizes.
 PARTS, MULTIPLE = 4, 16

@@ -13,8 +13,9 @@ from tuner.data.collate import IGNORED
 from tuner.errors import ModelError
 from tuner.evaluation.baselines.spans import copy_spans, count_matches, spans_of, wanted_spans
 from tuner.objectives.arguments import DenoiseArguments
-from tuner.objectives.base import Batch, Comparison, Layout, Outcome, Row
+from tuner.objectives.base import Batch, Row
 from tuner.objectives.masked_lm import BlockObjective
+from tuner.objectives.records import Comparison, Layout, Outcome
 
 # Rows that are generated for in the comparison.
 GENERATED = 256

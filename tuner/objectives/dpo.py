@@ -19,8 +19,9 @@ from tuner.data.encoding_report import EncodingReport
 from tuner.data.preferences import encode_pairs, encode_unpaired
 from tuner.errors import DataError
 from tuner.objectives.arguments import PreferenceArguments
-from tuner.objectives.base import Batch, Comparison, Outcome, Row, Sums, own_class
+from tuner.objectives.base import Batch, Row, Sums, own_class
 from tuner.objectives.causal_lm import NextToken
+from tuner.objectives.records import Comparison, Outcome
 from tuner.ops.chunked_loss import chunked_cross_entropy, supervised_positions
 from tuner.ops.tied_embeddings import head_weight
 

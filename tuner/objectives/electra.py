@@ -12,8 +12,9 @@ from tuner.data.collate import IGNORED
 from tuner.data.draws import generator
 from tuner.errors import ArgumentError
 from tuner.loading.electra import GeneratorAndDiscriminator
-from tuner.objectives.base import Batch, Comparison, Outcome, Row, Sums
+from tuner.objectives.base import Batch, Row, Sums
 from tuner.objectives.masked_lm import MaskedLM
+from tuner.objectives.records import Comparison, Outcome
 
 # Scores are counted in so many bins; those beyond the largest as it.
 BINS, LARGEST = 4001, 20.0

@@ -19,18 +19,8 @@ from tuner.data.tokens import token_blocks
 from tuner.evaluation.baselines.ngrams import MaskedBigram, most_frequent_token
 from tuner.evaluation.baselines.unigram import is_small
 from tuner.objectives.arguments import MaskedLMArguments, TextArguments
-from tuner.objectives.base import (
-    Batch,
-    Comparison,
-    Layout,
-    Objective,
-    Outcome,
-    Row,
-    Sums,
-    balance,
-    require_others,
-    routed,
-)
+from tuner.objectives.base import Batch, Objective, Row, Sums, balance, require_others, routed
+from tuner.objectives.records import Comparison, Layout, Outcome
 from tuner.ops.chunked_loss import chunked_cross_entropy
 
 A = TypeVar("A", bound=TextArguments)

@@ -9,22 +9,12 @@ once, where going by slices of tokens would add to all of it every time.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
-
-from tuner.model import TunerPreTrainedModel
-from tuner.ops.tied_embeddings import head_weight, share_gradient
-
-# Fields of other families' configurations that change the logits after the head.
-LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -46,7 +36,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             log_sum = torch.logaddexp(log_sum, logits.logsumexp(dim=-1))
         if smoothing:
             wanted = torch.lerp(wanted, everything / len(weight), smoothing)
-        return (log_sum - wanted).sum() + z_loss * log_sum.square().sum(), log_sum
+        losses = log_sum - wanted
+        return (losses + z_loss * log_sum.square() if z_loss else losses), log_sum
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -62,6 +53,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_grad = torch.zeros_like(hidden, dtype=torch.float32) if need_hidden else None
         weight_grad = torch.empty_like(weight) if need_weight else None
         bias_grad = torch.empty_like(bias) if need_bias and bias is not None else None
+        scale = scale[:, None]
         scaled = hidden * scale.to(hidden.dtype)
         for rows, logits, inside, column in _slices(hidden, weight, bias, targets):
             # d loss / d logits = softmax - onehot, in place of the logits; d log_sum² / d logits = 2 log_sum softmax.
@@ -72,7 +64,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad -= ctx.smoothing / len(weight)
             grad.scatter_add_(1, column, inside[:, None] * -(1.0 - ctx.smoothing))
             if bias_grad is not None:
-                bias_grad[rows] = grad.sum(dim=0) * scale
+                bias_grad[rows] = (grad * scale).sum(dim=0)
             grad = grad.to(hidden.dtype)
             if hidden_grad is not None:
                 hidden_grad += grad @ weight[rows]
@@ -113,8 +105,9 @@ def chunked_cross_entropy(
     bias: torch.Tensor | None = None,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
+    reduction: Literal["sum", "none"] = "sum",
 ) -> torch.Tensor:
-    """Sum over tokens of `logsumexp(W h) - (W h)[target]`, in nats.
+    """`logsumexp(W h) - (W h)[target]` in nats, the sum over tokens or each token's.
 
     Args:
         hidden: `(tokens, hidden_size)`.
@@ -127,14 +120,16 @@ def chunked_cross_entropy(
             2015, section 7, https://arxiv.org/abs/1512.00567): `(1 - e) (W h)[target] + e mean(W h)` is subtracted.
 
     Returns:
-        A float32 scalar. Products run in the autocast dtype where autocast is on; the softmax is always float32.
+        A float32 scalar, or `(tokens,)`. Products run in the autocast dtype where autocast is on; the softmax is always
+        float32.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     cast = None if bias is None else bias.to(dtype)
     with torch.autocast(device, enabled=False):
-        loss, _ = _ChunkedCrossEntropy.apply(hidden.to(dtype), weight.to(dtype), cast, targets, z_loss, label_smoothing)
-    return loss
+        options = (z_loss, label_smoothing)
+        losses, _ = _ChunkedCrossEntropy.apply(hidden.to(dtype), weight.to(dtype), cast, targets, *options)
+    return losses.sum() if reduction == "sum" else losses
 
 
 def supervised_positions(hidden_states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,53 +145,3 @@ def supervised_positions(hidden_states: torch.Tensor, labels: torch.Tensor) -> t
     shifted = F.pad(labels, (0, 1), value=-100)[:, 1:].reshape(-1)
     where = (shifted != -100).nonzero().squeeze(1)
     return hidden_states.reshape(-1, hidden_states.shape[-1]).index_select(0, where), shifted.index_select(0, where)
-
-
-def can_be_chunked(model: PreTrainedModel) -> bool:
-    """Whether a causal model's logits are its head's, and its loss their cross-entropy."""
-    config = model.config.get_text_config()
-    transformed = any(getattr(config, name, None) not in (None, 1, 1.0) for name in LOGIT_TRANSFORMS)
-    if not isinstance(model, TunerPreTrainedModel):
-        transformed |= bool(getattr(config, "output_router_logits", False))  # its loss has a second term
-    return not transformed and isinstance(model.get_output_embeddings(), nn.Linear) and model.base_model is not model
-
-
-def use_chunked_loss(model: PreTrainedModel) -> bool:
-    """Give a causal language model a `forward` that, called with labels, returns the loss and no logits.
-
-    Works on any transformers causal model that is a backbone and a linear head, ours or another's, bare or in a PEFT
-    wrapper; without labels its own `forward` runs. A model that transforms its logits after the head keeps its loss.
-
-    Returns:
-        Whether the loss is now chunked.
-    """
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not can_be_chunked(causal_lm):
-        return False
-    head, balances = causal_lm.get_output_embeddings(), isinstance(causal_lm, TunerPreTrainedModel)
-    own_forward = causal_lm.forward
-
-    def forward(
-        self: PreTrainedModel,
-        *args: Any,
-        labels: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        if labels is None:
-            return own_forward(*args, **kwargs)
-        if balances:
-            kwargs = self.with_router(labels, kwargs)
-        outputs = self.base_model(*args, use_cache=False, **kwargs)
-        hidden, targets = supervised_positions(outputs.last_hidden_state, labels)
-        total = chunked_cross_entropy(hidden, head_weight(self), targets, head.bias)
-        count = num_items_in_batch if num_items_in_batch is not None else max(len(targets), 1)
-        loss = total / count
-        if balances:
-            balance = self.balance(outputs.get("router_logits"), kwargs.get("attention_mask"), labels, count)
-            loss = loss if balance is None else loss + balance
-        return CausalLMOutputWithPast(loss=loss)
-
-    causal_lm.forward = types.MethodType(forward, causal_lm)
-    share_gradient(causal_lm)
-    return True

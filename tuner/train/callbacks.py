@@ -19,6 +19,7 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from tuner.estimate.operations import Operations
 from tuner.hardware import KeptMemory, measure_peak
 
 
@@ -108,23 +109,26 @@ class StopOnRequest(TrainerCallback):
         self.received = number
 
 
+def count_batch(inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Tokens of a batch without padding, those with a label, and the pairs of tokens in one sequence."""
+    lengths, positions = inputs["tokens"], inputs.get("position_ids")
+    # A token at position p makes 2 p + 1 pairs with itself and with those before it.
+    pairs = (lengths**2).sum() if positions is None else 2 * positions.sum() + lengths.sum()
+    return [lengths.sum(), (inputs["labels"] != -100).sum(), pairs]
+
+
 class Throughput(TrainerCallback):
     """Tokens a second, and the share of the machine's measured peak that the model's products reach.
 
-    Counted are the products a forward and backward pass cannot do without: 6 operations a token for each weight of a
-    linear layer in the blocks, 6 for the head where there is a label, and the attention scores (Chowdhery et al. 2022,
-    appendix B, https://arxiv.org/abs/2204.02311). The clock runs from step to step, without evaluations and saves.
+    The clock runs from step to step, without evaluations and saves.
 
     Args:
-        weights: parameters of the linear layers in the blocks.
-        head: parameters of the output head.
-        attention: operations a token and a position of context costs in the scores, forward and backward.
+        operations: of the model; those that a pass cannot do without are counted.
         dtype: of the products, to measure the peak in.
     """
 
-    def __init__(self, weights: int, head: int, attention: int, dtype: torch.dtype):
-        self.weights, self.head, self.attention = weights, head, attention
-        self.dtype, self.peak = dtype, 0.0
+    def __init__(self, operations: Operations, dtype: torch.dtype):
+        self.operations, self.dtype, self.peak = operations, dtype, 0.0
         self._reset()
         self._started = 0.0
 
@@ -139,10 +143,7 @@ class Throughput(TrainerCallback):
     def count(self, inputs: dict[str, torch.Tensor]) -> None:
         """Count a batch of `labels` and, maybe, `position_ids` `(batch, time)`; padding is no token. The numbers are
         looked at when a line is logged: on an accelerator each look waits for it."""
-        lengths, positions = inputs["tokens"], inputs.get("position_ids")
-        # The keys that tokens see before them: as many as their positions say, the rest is masked.
-        seen = positions.sum() if positions is not None else (lengths**2).sum() // 2
-        self._counted.append(torch.stack([lengths.sum(), (inputs["labels"] != -100).sum(), seen]))
+        self._counted.append(torch.stack(count_batch(inputs)))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         now = time.perf_counter()
@@ -160,8 +161,8 @@ class Throughput(TrainerCallback):
         if not self.seconds or not self.peak or not self._counted:
             return {}
         scale = PartialState().num_processes / self.seconds
-        tokens, labels, seen = torch.stack(self._counted).sum(dim=0).tolist()
-        operations = 6 * (tokens * self.weights + labels * self.head) + seen * self.attention
+        tokens, labels, pairs = torch.stack(self._counted).sum(dim=0).tolist()
+        operations = self.operations.training(tokens, labels, pairs)
         rates = {
             "tokens_per_second": round(tokens * scale, 1),
             "supervised_tokens_per_second": round(labels * scale, 1),

@@ -16,10 +16,14 @@ from transformers import PreTrainedModel
 
 from tuner.corpus.stream import TokenStream
 from tuner.data.draws import Draws
-from tuner.estimate.sizes import linear_sizes, parameters_by_component, training_bytes
+from tuner.estimate.memory import training_bytes
+from tuner.estimate.operations import Operations
+from tuner.estimate.parameters import parameters_by_component
 from tuner.hardware import measure_peak, memory_bytes
-from tuner.objectives.base import Examples, Objective, Rows
+from tuner.objectives.base import Objective
+from tuner.objectives.records import Examples, Rows
 from tuner.text.train_tokenizer import measure
+from tuner.train.callbacks import count_batch
 from tuner.train.run import Run, product_dtype
 
 # Share of the measured peak that training steps were seen to reach on CPUs (0.2 to 0.5).
@@ -101,13 +105,10 @@ def _estimates(run: Run, objective: Objective, examples: Examples, model: PreTra
     steps = training.max_steps if training.max_steps > 0 else math.ceil(an_epoch * training.num_train_epochs)
     draws = examples.train if streamed else Draws(examples.train)
     batch = objective(list(islice(iter(draws), per_device)))
-    tokens, width = float(batch["tokens"].sum()), batch["input_ids"].numel()
-    labels = int(objective.counts(batch).reshape(-1)[0])
-    memory = training_bytes(model, width, labels, training.bf16, bool(training.activation_checkpointing))
-    weights, head, attention = linear_sizes(model)
-    positions = batch.get("position_ids")
-    seen = float(positions.sum() if positions is not None else (batch["tokens"] ** 2).sum() // 2)
-    operations = steps * (per_step / per_device) * (6 * (tokens * weights + labels * head) + seen * attention)
+    width = batch["input_ids"].numel()
+    tokens, labels, pairs = (float(count) for count in count_batch(batch))
+    memory = training_bytes(model, width, int(labels), training.bf16, bool(training.activation_checkpointing))
+    operations = steps * (per_step / per_device) * Operations.of(model).training(tokens, labels, pairs)
     peak = measure_peak(product_dtype(training, model)) * ASSUMED_PEAK_SHARE * training.world_size
     table = _table("Estimates", "what", "how much")
     for name, size in memory.items():

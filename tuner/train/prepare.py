@@ -24,8 +24,9 @@ from tuner.loading.checkpoints import resolve
 from tuner.loading.models import build_model
 from tuner.model import PRESETS
 from tuner.objectives.arguments import TextArguments
-from tuner.objectives.base import Examples, Layout, Objective, Rows
+from tuner.objectives.base import Objective
 from tuner.objectives.causal_lm import NextToken, has_linear_head
+from tuner.objectives.records import Examples, Layout, Rows
 from tuner.text.load_tokenizer import load_pretrained_tokenizer, use_chat_template
 from tuner.text.train_tokenizer import train_tokenizer
 from tuner.train.run import Run, say

@@ -25,10 +25,11 @@ from transformers.trainer_utils import SchedulerType
 from tuner.corpus.stream import TokenStream
 from tuner.data.draws import Draws
 from tuner.errors import ArgumentError, Interrupted, NonFiniteError
-from tuner.estimate.sizes import linear_sizes
+from tuner.estimate.operations import Operations
 from tuner.hardware import keep_freed_memory, release_unused_memory
 from tuner.hub.push import HubRepository
-from tuner.objectives.base import Examples, Objective, use_objective
+from tuner.objectives.base import Objective, use_objective
+from tuner.objectives.records import Examples
 from tuner.optim.split_adamw import own_optimizer
 from tuner.train.callbacks import BoundMemory, Guarded, StepSeed, StopOnRequest, Throughput
 from tuner.train.checkpoint import last_checkpoint
@@ -76,7 +77,7 @@ class Trainer(SavingTrainer):
             self.train_dataset, self.eval_dataset = Draws(self.examples.train), Draws(self.examples.eval)
         self.model_accepts_loss_kwargs = True  # the objective's loss divides by the global batch's count
         self._unit = "rows" if objective.keeps_rows and not streams else "examples"
-        self._throughput = Throughput(*linear_sizes(self.model), product_dtype(self.args, self.model))
+        self._throughput = Throughput(Operations.of(self.model), product_dtype(self.args, self.model))
         self.stop = StopOnRequest(run.args.max_minutes)
         self.guard = SpikeGuard() if run.args.skip_spikes else None
         if self.guard is not None:

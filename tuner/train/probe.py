@@ -91,8 +91,8 @@ def probe(model: nn.Module, causal: bool = True, autocast: torch.dtype | None = 
             trial = _Trial(model, device, causal)
             for check in ("noise", "packing", "leak", "padding", *(("chunked_loss",) if causal else ())):
                 found[check] = _tried(result, check, getattr(trial, check))
-    limit = max(8 * torch.finfo(dtype).eps, 4 * min(found["noise"], MOST_NOISE))
-    sealed = found["leak"] <= max(8 * torch.finfo(torch.float32).eps, 4 * min(trial.beside, MOST_NOISE))
+    limit = max(8 * torch.finfo(dtype).eps, 1e-5, 4 * min(found["noise"], MOST_NOISE))
+    sealed = found["leak"] <= max(16 * torch.finfo(torch.float32).eps, 4 * min(trial.beside, MOST_NOISE))
     result.packing, result.padding = sealed and found["packing"] <= limit, found["padding"] <= limit
     result.chunked_loss = found.get("chunked_loss", float("inf")) <= limit
     found["packing"] = _largest([found["packing"], found.pop("leak")])

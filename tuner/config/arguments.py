@@ -84,7 +84,9 @@ class DataArguments:
     test_split_size: float = flag(0.05, "Rows set aside for validation: a share below 1, or a number of rows.", least=0)
     dataset_num_proc: int | None = flag(None, "Processes that tokenize.", least=1)
     max_length: int = flag(1024, "Longest sequence, in tokens; with packing, the size of a block.", least=2)
-    packing: bool = flag(True, "Pack whole conversations into blocks, none seeing another; otherwise pad.")
+    packing: bool | None = flag(
+        None, "Pack whole conversations into blocks, none seeing another. Without it: where the model can; else padded."
+    )
     padding_free: bool | None = flag(
         None, "Join a batch's sequences instead of padding them. Without it: on where attention is blocked or flash."
     )

@@ -26,7 +26,7 @@ class DocumentFlags(Protocol):
     dataset_num_proc: int | None
     test_split_size: float
     max_steps: int
-    packing: bool
+    packing: bool | None
     truncation_mode: Any
     train_sampling_strategy: Any
     clean: Any
@@ -46,7 +46,7 @@ def open_documents(args: DocumentFlags) -> tuple[IterableDataset, Dataset]:
         raise ArgumentError("--streaming true needs --max_steps, and --test_split_size as a number of documents.")
     if args.extra.get("dataloader_num_workers"):  # its place would be known in another process
         raise ArgumentError("--streaming true is read by the trainer itself: leave out --dataloader_num_workers.")
-    if not args.packing or args.truncation_mode != "split":
+    if args.packing is False or args.truncation_mode != "split":
         raise ArgumentError("--streaming true cuts the text into blocks: leave out --packing and --truncation_mode.")
     if args.train_sampling_strategy != "random":
         raise ArgumentError("--streaming true shuffles in --shuffle_buffer: leave out --train_sampling_strategy.")

@@ -10,7 +10,6 @@ import torch
 from datasets import Dataset
 from rich.table import Table
 from rich.text import Text
-from torch import nn
 from transformers import PreTrainedModel
 
 from tuner.config.arguments import RecipeArguments
@@ -44,7 +43,10 @@ class NextToken(Objective[A]):
         blank = [
             {**row, "labels": np.full_like(row["labels"], IGNORED)} if row["draw"] == FILLER else row for row in rows
         ]
-        return collate_causal(blank, self.tokenizer.pad_token_id, self.layout.padding_free)
+        batch = collate_causal(blank, self.tokenizer.pad_token_id, self.layout.padding_free)
+        if self.layout.masks and not self.layout.padding_free and not self.layout.packing:
+            batch["attention_mask"] = (torch.arange(batch["labels"].shape[1]) < batch["tokens"][:, None]).long()
+        return batch
 
     def counts(self, batch: Batch) -> torch.Tensor:
         return (batch["labels"][:, 1:] != IGNORED).sum()
@@ -212,8 +214,3 @@ def _sequences(blocks: Dataset) -> Iterator[np.ndarray]:
     for block in blocks.with_format("numpy"):
         starts = np.flatnonzero(block["position_ids"] == 0) if "position_ids" in block else [0]
         yield from np.split(block["input_ids"], starts[1:])
-
-
-def has_linear_head(model: PreTrainedModel) -> bool:
-    """Whether a causal model is a backbone and a linear head, as the chunked loss needs it."""
-    return isinstance(model.get_output_embeddings(), nn.Linear) and model.base_model is not model

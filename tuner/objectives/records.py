@@ -53,11 +53,13 @@ class Layout:
         packing: several sequences share a row.
         padding_free: the rows of a batch are joined into one.
         chunked_loss: the loss is computed without a (tokens x vocabulary) matrix.
+        masks: the model needs an attention mask beside padding on the right.
     """
 
     packing: bool = False
     padding_free: bool = False
     chunked_loss: bool = True
+    masks: bool = False
 
 
 @dataclass

@@ -153,4 +153,4 @@ def locked(folder: Path) -> Iterator[None]:
 
 def plain(args: RecipeArguments) -> dict[str, Any]:
     """The arguments as YAML gives them back; what is None is left out."""
-    return {k: v for k, v in yaml.safe_load(yaml.safe_dump(args.values())).items() if v is not None}
+    return {k: v for k, v in yaml.safe_load(yaml.safe_dump(args.saved())).items() if v is not None}

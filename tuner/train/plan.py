@@ -63,7 +63,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def _arguments(run: Run) -> Table:
     table = _table("Resolved arguments", "flag", "value")
-    for name, value in {**run.args.values(), "bf16": run.training.bf16, "use_cpu": run.training.use_cpu}.items():
+    for name, value in {**run.args.shown(), "bf16": run.training.bf16, "use_cpu": run.training.use_cpu}.items():
         if value is not None:
             table.add_row(name, Text(str(value)))
     table.add_row("continues from", str(run.checkpoint or "nothing: starts at step 0"))

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,10 +26,12 @@ from tuner.loading.models import build_model
 from tuner.model import PRESETS
 from tuner.objectives.arguments import TextArguments
 from tuner.objectives.base import Objective
-from tuner.objectives.causal_lm import NextToken, has_linear_head
+from tuner.objectives.causal_lm import NextToken
 from tuner.objectives.records import Examples, Layout, Rows
+from tuner.ops.block_attention import BLOCK_ATTENTION
 from tuner.text.load_tokenizer import load_pretrained_tokenizer, use_chat_template
 from tuner.text.train_tokenizer import train_tokenizer
+from tuner.train.probe import probe
 from tuner.train.run import Run, say
 
 EVALUATED = "(validation)"
@@ -174,18 +177,24 @@ def _streamed(args: Any, rows: Rows, objective: Any) -> Examples:
 
 
 def choose_layout(run: Run, model: PreTrainedModel) -> Layout:
-    """How sequences lie in a batch of a causal model, and which loss it has: as asked, or what is fast here.
+    """How sequences lie in a batch of a causal model, and which loss it has: as asked, or as a probe of the model and
+    its attention finds that they can.
 
     Raises:
-        ModelError: packing asked of attention that cannot tell sequences in one row apart.
+        ModelError: packing or joining asked by hand of a model that lets sequences of one row see each other.
     """
     args = run.args
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    kind = getattr(model.config, "attention_type", "softmax")  # a field of ours
-    if kind != "softmax" and (args.packing or args.padding_free):
-        raise ModelError(f"{kind} attention cannot tell sequences in one row apart: pass --packing false.")
+    if not run.training.fsdp and not run.training.deepspeed:
+        model.to(run.training.device)  # flash attention runs nowhere else
+    found = probe(model, autocast=torch.bfloat16 if run.training.bf16 else None)
     # Attention that skips what another sequence of the row holds, instead of masking it.
-    skips = model.config._attn_implementation in ("block_attention", "flash_attention_2", "flash_attention_3")
-    joins = skips and run.training.n_gpu <= 1 and not args.torch_compile
+    skips = str(model.config._attn_implementation).startswith((BLOCK_ATTENTION, "flash"))
+    joins = found.joining and skips and run.training.n_gpu <= 1 and not args.torch_compile
     joins = joins if args.padding_free is None else args.padding_free
-    return Layout(args.packing, joins, has_linear_head(causal_lm))
+    packs = (found.joining if joins else found.packing) if args.packing is None else args.packing
+    for asked, flag, works in ((packs and not joins, "packing", found.packing), (joins, "padding_free", found.joining)):
+        if asked and not works:
+            raise ModelError(f"--{flag} true: {found.reason('packing')}. Leave it out: each sequence gets its own row.")
+    for line in found.say(packing=not joins and args.packing is None):
+        say(line)
+    return Layout(packs, joins, found.chunked_loss, masks=not found.padding)

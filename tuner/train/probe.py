@@ -43,25 +43,32 @@ class Probe:
     """What was found, of which model under which attention.
 
     Attributes:
-        packing: sequences of one row, told apart by `position_ids` alone, come out as each alone.
+        joining: sequences of the only row of a batch, told apart by `position_ids` alone, come out as each alone.
+        packing: so do those of a batch of several rows.
         padding: what is added on the right leaves the real positions alone, without a mask in a causal model.
         chunked_loss: the cross-entropy of the head over the backbone's output is the model's own loss.
-        differences: the largest relative difference behind each of the three, infinite where the model raised, and
+        differences: the largest relative difference behind each of the four, infinite where the model raised, and
             `noise`: that between computations that differ only in shape.
         errors: what the model raised, by the name of the check.
     """
 
     model: str
     attention: str
+    joining: bool = False
     packing: bool = False
     padding: bool = False
     chunked_loss: bool = False
     differences: dict[str, float] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
-    def say(self) -> list[str]:
-        """One line for each check that failed, and what follows from it."""
-        return [f"{self.reason(check)}: {then}." for check, then in CONSEQUENCES.items() if not getattr(self, check)]
+    def say(self, packing: bool = True) -> list[str]:
+        """One line for each check that failed, and what follows from it.
+
+        Args:
+            packing: whether that sequences cannot share a row changes anything.
+        """
+        asked = [check for check in CONSEQUENCES if check != "packing" or packing]
+        return [f"{self.reason(check)}: {CONSEQUENCES[check]}." for check in asked if not getattr(self, check)]
 
     def reason(self, check: str) -> str:
         """What was found, without a full stop, to be followed by what is done about it."""
@@ -89,11 +96,12 @@ def probe(model: nn.Module, causal: bool = True, autocast: torch.dtype | None = 
         warnings.simplefilter("ignore")
         with torch.autocast(device.type, autocast) if autocast is not None else nullcontext():
             trial = _Trial(model, device, causal)
-            for check in ("noise", "packing", "leak", "padding", *(("chunked_loss",) if causal else ())):
+            for check in ("noise", "joining", "packing", "leak", "padding", *(("chunked_loss",) if causal else ())):
                 found[check] = _tried(result, check, getattr(trial, check))
     limit = max(8 * torch.finfo(dtype).eps, 1e-5, 4 * min(found["noise"], MOST_NOISE))
     sealed = found["leak"] <= max(16 * torch.finfo(torch.float32).eps, 4 * min(trial.beside, MOST_NOISE))
-    result.packing, result.padding = sealed and found["packing"] <= limit, found["padding"] <= limit
+    result.joining, result.padding = sealed and found["joining"] <= limit, found["padding"] <= limit
+    result.packing = result.joining and found["packing"] <= limit
     result.chunked_loss = found.get("chunked_loss", float("inf")) <= limit
     found["packing"] = _largest([found["packing"], found.pop("leak")])
     return result
@@ -150,15 +158,24 @@ class _Trial:
         first = self.alone[0]
         return _difference(twice[:, : first.shape[1]], first)
 
+    def joining(self) -> float:
+        """A row of one, each sequence against itself alone."""
+        row, positions = self._row([0, 1, 2])
+        return self._against_alone([0, 1, 2], self.run(row, position_ids=positions))
+
     def packing(self) -> float:
-        """Rows of one and of two, each sequence against itself alone."""
+        """Rows of two, each sequence against itself alone."""
         orders = ([0, 1, 2], [2, 0, 1])
-        rows = [torch.cat([self.sequences[i] for i in order], dim=1) for order in orders]
-        positions = [torch.cat([torch.arange(self.lengths[i]) for i in order])[None] for order in orders]
-        one = self.run(rows[0], position_ids=positions[0])
-        two = self.run(torch.cat(rows), position_ids=torch.cat(positions))
-        packed = ((orders[0], one), (orders[0], two[:1]), (orders[1], two[1:]))
-        return _largest([_difference(p, torch.cat([self.alone[i] for i in order], dim=1)) for order, p in packed])
+        rows, positions = zip(*map(self._row, orders), strict=True)
+        found = self.run(torch.cat(rows), position_ids=torch.cat(positions))
+        return _largest([self._against_alone(order, found[i : i + 1]) for i, order in enumerate(orders)])
+
+    def _row(self, order: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        row = torch.cat([self.sequences[i] for i in order], dim=1)
+        return row, torch.cat([torch.arange(self.lengths[i]) for i in order])[None]
+
+    def _against_alone(self, order: list[int], found: torch.Tensor) -> float:
+        return _difference(found, torch.cat([self.alone[i] for i in order], dim=1))
 
     def leak(self) -> float:
         """A sequence amid others of its row against itself amid others of the same lengths.

@@ -19,6 +19,7 @@ from tuner.config.arguments import RecipeArguments
 from tuner.errors import ArgumentError, nearest
 from tuner.hardware import device_type, has_fast_bf16, use_all_cores
 from tuner.objectives.base import Objective
+from tuner.optim.check import check_training
 from tuner.train.folder import check_folder, find_checkpoint, prepare_folder
 
 A = TypeVar("A", bound=RecipeArguments)
@@ -56,6 +57,7 @@ def open_run(args: A, method: type[Objective[Any]]) -> Run[A]:
     use_all_cores()
     method.check(args, PartialState(cpu=args.use_cpu).num_processes)
     training = _resolved(args)
+    check_training(training)
     set_seed(args.seed)
     chosen = " (the hardware is fast in it; --bf16 false turns it off)" if training.bf16 and args.bf16 is None else ""
     say(

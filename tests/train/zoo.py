@@ -84,6 +84,13 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma4_text": {"num_kv_shared_layers": 0, "vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8},
     "gemma4_unified_text": {"num_kv_shared_layers": 0},
     "cohere_compass_text": {"layer_types": ["full_attention", "sliding_attention"]},
+    "falcon_h1": {
+        "mamba_d_ssm": 64,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 16,
+    },
     "axk2": {"num_key_value_heads": 4},
     "glm_moe_dsa": {"num_key_value_heads": 4},
     "dots3_note_text": {"num_key_value_heads": 4},

@@ -27,13 +27,14 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tuner.objectives.pretraining import CausalLM
-
 from benchmarks.harness import finish, spread
 from tuner.corpus.segments import to_documents
 from tuner.data.schema import canonicalize
 from tuner.data.sources import load_splits
 from tuner.data.tokens import token_blocks
+from tuner.objectives.arguments import TextArguments
+from tuner.objectives.causal_lm import CausalLM
+from tuner.objectives.records import Layout
 from tuner.text.train_tokenizer import train_tokenizer
 
 
@@ -95,7 +96,8 @@ def as_the_example_does(
 
 def packed_documents(rows: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
     """Our next-token objective."""
-    return CausalLM(tokenizer, length, 0).rows(rows, os.cpu_count())
+    args = TextArguments(max_length=length, dataset_num_proc=os.cpu_count())
+    return CausalLM(args, tokenizer, Layout(packing=True)).examples(rows, "rows")[0]
 
 
 def one_stream(rows: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:

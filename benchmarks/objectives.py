@@ -24,8 +24,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import ROOT
-from tuner.evaluation.pretraining import Comparison, show_comparison
-from tuner.objectives.pretraining import OBJECTIVES
+from tuner.evaluation.report import show_comparison
+from tuner.objectives.records import Comparison
+from tuner.objectives.registry import PRETRAINING as OBJECTIVES
 
 RUNS = ROOT / "runs" / "eval-pretrain"
 MINILM, ADAMW = "--model_name_or_path builtin:minilm-l6", "--optim adamw_torch_fused"

@@ -21,7 +21,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import ROOT, finish
 from benchmarks.objectives import run
-from tuner.objectives.pretraining import OBJECTIVES
+from tuner.objectives.registry import PRETRAINING as OBJECTIVES
 
 RUNS = ROOT / "runs" / "rates"
 TRIED = [("adamw_torch_fused", rate) for rate in ("1e-3", "3e-3")]

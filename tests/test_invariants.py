@@ -1,15 +1,16 @@
 """What must not change a result: how a batch is cut, packed, padded or spread over processes."""
 
 import shutil
+from functools import partial
 
 import pytest
 import torch
 
+from tests.engine import use_chunked_loss
 from tests.recipes import NANO, SMALL, eval_losses_of, launch_recipe, losses_of, run_recipe
-from tuner.data.collate import CausalCollator
+from tuner.data.collate import collate_causal
 from tuner.data.pack import pack_dataset
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
-from tuner.ops.chunked_loss import use_chunked_loss
 
 EXACT = [*SMALL, *NANO, "--bf16", "false", "--max_steps", "6", "--logging_steps", "1", "--save_strategy", "no"]
 
@@ -41,7 +42,7 @@ def test_packed_equals_padded_joined_and_alone(encoded, attn_implementation):
         num_key_value_heads=2,
     )
     model = TunerDecoderForCausalLM._from_config(config, attn_implementation=attn_implementation).eval()
-    collate, join = CausalCollator(pad_token_id=0), CausalCollator(pad_token_id=0, padding_free=True)
+    collate, join = (partial(collate_causal, pad_token_id=0, padding_free=joined) for joined in (False, True))
     packed = pack_dataset(encoded, 64)
     batch = collate([packed[i] for i in range(len(packed))])
     with torch.no_grad():

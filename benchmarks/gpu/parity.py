@@ -18,7 +18,7 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from benchmarks.gpu.setting import MINILM, T5, TINY, Finding, Setting
-from tuner.data.collate import CausalCollator
+from tuner.data.collate import collate_causal
 from tuner.data.pack import pack_dataset
 from tuner.model.convert import from_transformers
 from tuner.ops.chunked_loss import chunked_cross_entropy
@@ -131,7 +131,7 @@ def _packed_error(
     """The largest error of a conversation's logits."""
     if not blocks:
         return 0.0
-    batch = CausalCollator(pad_token_id=0, padding_free=joins)(blocks)
+    batch = collate_causal(blocks, pad_token_id=0, padding_free=joins)
     there = {name: batch[name].to(model.device) for name in ("input_ids", "position_ids")}
     together, worst = model(**there).logits, 0.0
     place = 0

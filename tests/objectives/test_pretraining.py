@@ -13,14 +13,13 @@ import torch
 from datasets import Dataset
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
-from tuner.objectives.embed import embed
-from tuner.objectives.pretraining import OBJECTIVES, Contrastive
 
 from tests.model.helpers import scramble
 from tests.text import samples
 from tuner.corpus.corrupt import IGNORED
 from tuner.corpus.segments import to_documents
 from tuner.data.draws import FILLER, Draws
+from tuner.loading.electra import GeneratorAndDiscriminator
 from tuner.model import (
     TunerDecoderConfig,
     TunerDecoderForCausalLM,
@@ -32,7 +31,10 @@ from tuner.model import (
     TunerSeq2SeqForConditionalGeneration,
 )
 from tuner.objectives.base import use_objective
-from tuner.objectives.electra import BINS, GeneratorAndDiscriminator, fill_in, judge
+from tuner.objectives.contrastive import embed
+from tuner.objectives.electra import BINS, fill_in, judge
+from tuner.objectives.records import Layout
+from tuner.objectives.registry import PRETRAINING as OBJECTIVES
 from tuner.ops import chunked_loss as losses
 from tuner.text.train_tokenizer import train_tokenizer
 
@@ -55,11 +57,14 @@ def tokenizer(name: str) -> Any:
 
 @cache
 def rows_of(name: str) -> Draws:
-    return Draws(OBJECTIVES[name](tokenizer(name), LENGTH, 0).rows(documents()))
+    return Draws(objective_of(name).examples(documents(), "documents")[0])
 
 
 def objective_of(name: str, seed: int = 0, **options: Any) -> Any:
-    return OBJECTIVES[name](tokenizer(name), LENGTH, seed, **options)
+    lies = {key: options.pop(key) for key in ("padding_free", "chunked_loss") if key in options}
+    layout = Layout(packing=True, **lies)
+    args = OBJECTIVES[name].arguments(max_length=LENGTH, seed=seed, **options)
+    return OBJECTIVES[name](args, tokenizer(name), layout)
 
 
 def model_of(name: str, **changes: Any) -> Any:
@@ -102,8 +107,18 @@ def inputs_of(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def loss_of(objective: Any, model: Any, rows: list[dict[str, Any]]) -> tuple[torch.Tensor, int]:
-    total, count = objective.loss(model, **inputs_of(objective(rows)))
-    return total, int(count)
+    totals, counts = objective.loss(model.train(), **inputs_of(objective(rows)))
+    return mean_loss(totals, counts) * first(counts), first(counts)
+
+
+def first(counts: Any) -> int:
+    """The count of an objective's first term."""
+    return int(torch.as_tensor(counts).reshape(-1)[0])
+
+
+def mean_loss(totals: torch.Tensor, counts: Any) -> torch.Tensor:
+    """The loss of a batch that is the whole global batch."""
+    return (totals / torch.as_tensor(counts).clamp(min=1)).sum()
 
 
 def own_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -305,12 +320,15 @@ def test_loss_and_gradients_are_the_models_own(name, slices, monkeypatch):
     names, parameters = zip(*model.named_parameters(), strict=True)
     plain = own_loss(model, batch)
     wanted = torch.autograd.grad(plain, parameters, allow_unused=True)
-    total, count = objective.loss(model, **inputs_of(batch))
-    torch.testing.assert_close(total / count, plain, rtol=1e-5, atol=1e-5)
-    assert_gradients_equal(torch.autograd.grad(total / count, parameters, allow_unused=True), wanted, names)
-    use_objective(model, objective)
+    totals, counts = objective.loss(model, **inputs_of(batch))
+    found = mean_loss(totals, counts)
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+    assert_gradients_equal(torch.autograd.grad(found, parameters, allow_unused=True), wanted, names)
+    assert torch.equal(torch.as_tensor(counts), objective.counts(batch)), "known before the forward pass"
+    use_objective(model.train(), objective)
     torch.testing.assert_close(own_loss(model, batch), plain, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(model(**inputs_of(batch), num_items_in_batch=7).loss, total / 7)
+    whole = torch.full_like(objective.counts(batch), 7)
+    torch.testing.assert_close(model(**inputs_of(batch), num_items_in_batch=whole).loss, (totals / 7).sum())
 
 
 def logits_of(name: str, model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -334,19 +352,34 @@ def test_z_loss_is_the_square_of_the_logs_of_the_sums(name):
     names, parameters = zip(*model.named_parameters(), strict=True)
     logits, targets = logits_of(name, model, batch)
     squares = logits.logsumexp(-1).square().sum()
-    total, count = objective_of(name, z_loss=weight).loss(model, **inputs_of(batch))
+    totals, counts = objective_of(name, z_loss=weight).loss(model, **inputs_of(batch))
     without, _ = objective_of(name).loss(model, **inputs_of(batch))
+    count = first(counts)
     assert count == len(targets) and float(squares.detach()) > count
-    torch.testing.assert_close(total - without, weight * squares, rtol=1e-3, atol=1e-3)
-    found = torch.autograd.grad(total, parameters, allow_unused=True)
+    torch.testing.assert_close((totals - without).sum(), weight * squares, rtol=1e-3, atol=1e-3)
+    found = torch.autograd.grad(mean_loss(totals, counts) * count, parameters, allow_unused=True)
     plain = F.cross_entropy(logits, targets, reduction="sum") + weight * squares
     if name == "mlm+nsp":
         relation = model(**{k: v for k, v in inputs_of(batch).items() if k not in ("labels", "next_sentence_label")})
         plain = plain + count * F.cross_entropy(relation.seq_relationship_logits, batch["next_sentence_label"])
     assert_gradients_equal(found, torch.autograd.grad(plain, parameters, allow_unused=True), names)
-    model.eval()
-    total, _ = objective_of(name, z_loss=weight).loss(model, **inputs_of(batch))
-    torch.testing.assert_close(total, without, msg="what is measured is the likelihood alone")
+    sums = [objective_of(name, z_loss=z).sums(model, **inputs_of(batch))["loss"] for z in (weight, 0.0)]
+    torch.testing.assert_close(*sums, msg="what is measured is the likelihood alone")
+
+
+@OF_TOKENS
+def test_label_smoothing_is_that_of_torch(name):
+    """Over the tokens that are asked for, shifted where the model is causal; evaluation is without it."""
+    model = model_of(name)
+    objective = objective_of(name)
+    batch = objective(ragged(name))
+    objective.label_smoothing = 0.1
+    logits, targets = logits_of(name, model, batch)
+    plain = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=0.1)
+    totals, _ = objective.loss(model, **inputs_of(batch))
+    torch.testing.assert_close(totals.reshape(-1)[0], plain, rtol=1e-5, atol=1e-4)
+    sums = [each.sums(model, **inputs_of(batch))["loss"] for each in (objective, objective_of(name))]
+    torch.testing.assert_close(*sums)
 
 
 @OF_TOKENS
@@ -358,15 +391,15 @@ def test_what_evaluation_adds_up(name):
     sums = {key: value.detach().double().numpy() for key, value in objective.sums(model, **inputs_of(batch)).items()}
     assert int(sums["count"]) == len(targets)
     mean = F.cross_entropy(logits, targets)
+    np.testing.assert_allclose(sums["loss"], float(mean.detach()) * len(targets), rtol=1e-5)
     if name == "mlm+nsp":
         inputs = {k: v for k, v in inputs_of(batch).items() if k not in ("labels", "next_sentence_label")}
         relation = model(**inputs).seq_relationship_logits
         mean = mean + F.cross_entropy(relation, batch["next_sentence_label"])
-    np.testing.assert_allclose(sums["loss"], float(mean.detach()) * len(targets), rtol=1e-5)
     twice = {key: value * 2 for key, value in sums.items()}
-    found = objective.summary(dict(sums))
+    found = objective.metrics(dict(sums))
     assert found["loss"] == pytest.approx(float(mean.detach()), rel=1e-5)
-    assert objective.summary(twice) == pytest.approx(found), "metrics are means"
+    assert objective.metrics(twice) == pytest.approx(found), "metrics are means"
     if name != "clm":
         assert found["accuracy"] == pytest.approx(float((logits.argmax(-1) == targets).float().mean()))
     if name == "mlm+nsp":
@@ -387,10 +420,11 @@ SCALE, EXPERTS = {"logit_scale": 0.4}, {"num_local_experts": 4, "router_aux_loss
 
 @pytest.mark.parametrize(("name", "changes"), [("clm", SCALE), ("denoise", SCALE), ("clm", EXPERTS)])
 def test_models_whose_loss_has_more_to_it(name, changes):
-    model, objective = model_of(name, **changes), objective_of(name)
+    how = {"chunked_loss": False} if (name, changes) == ("clm", SCALE) else {}  # as the probe finds
+    model, objective = model_of(name, **changes), objective_of(name, **how)
     batch = objective(ragged(name))
     plain = own_loss(model, batch)
-    use_objective(model, objective)
+    use_objective(model.train(), objective)
     torch.testing.assert_close(own_loss(model, batch), plain, rtol=1e-5, atol=1e-5)
 
 
@@ -410,7 +444,7 @@ def test_masked_tokens_with_experts():
     model, objective = model_of("mlm", **EXPERTS), objective_of("mlm")
     batch = objective(ragged("mlm"))
     plain = own_loss(model, batch)
-    use_objective(model, objective)
+    use_objective(model.train(), objective)
     torch.testing.assert_close(own_loss(model, batch), plain, rtol=1e-5, atol=1e-5)
 
 
@@ -426,9 +460,12 @@ def test_without_labels_it_is_the_models_own_forward(name):
     use_objective(model, objective_of(name))
     found = model(**batch)
     assert type(found) is type(plain) and found.keys() == plain.keys() and "loss" not in found
-    first = next(iter(found))
-    assert torch.equal(found[first], plain[first])
-    assert set(model(**inputs_of(objective_of(name)(ragged(name))))) == {"loss"}
+    output = next(iter(found))
+    assert torch.equal(found[output], plain[output])
+    labelled = inputs_of(objective_of(name)(ragged(name)))
+    assert {"loss", "count"} <= set(model(**labelled)), "sums in evaluation"
+    assert set(model.train()(**labelled)) == {"loss"}
+    assert type(copy.deepcopy(model)).__name__ == type(model).__name__
 
 
 @pytest.mark.parametrize(
@@ -440,9 +477,11 @@ def test_without_labels_it_is_the_models_own_forward(name):
 def test_nothing_to_learn_is_a_loss_of_zero(name):
     """Blocks of special tokens alone, of which none can be hidden."""
     model, objective = model_of(name), objective_of(name)
-    use_objective(model, objective)
+    use_objective(model.train(), objective)
     batch = inputs_of(objective(ragged(name)))
     batch["labels"] = torch.full_like(batch["labels"], IGNORED)
+    if "next_sentence_label" in batch:
+        batch["next_sentence_label"] = torch.full_like(batch["next_sentence_label"], IGNORED)
     loss = model(**batch).loss
     loss.backward()
     assert loss.item() == 0
@@ -465,7 +504,7 @@ def test_padding_has_no_influence(name):
         batch["token_type_ids"] = torch.where(real, batch["token_type_ids"], 1)
     again, same = objective.loss(model, **batch)
     torch.testing.assert_close(again, total, rtol=1e-5, atol=1e-4)
-    assert int(count) == int(same)
+    assert first(count) == first(same)
     for key, value in objective.sums(model, **batch).items():
         torch.testing.assert_close(value, sums[key], rtol=1e-5, atol=1e-4, msg=key)
 
@@ -514,8 +553,7 @@ def test_replaced_tokens_are_where_tokens_were_hidden_and_nowhere_else(monkeypat
     model, objective, seen = model_of("rtd"), objective_of("rtd"), []
     forward = model.discriminator.forward
     monkeypatch.setattr(model.discriminator, "forward", lambda **kwargs: seen.append(kwargs) or forward(**kwargs))
-    sums, scores, is_replaced = objective.both(model, **inputs)
-    total = sums["generator_loss"]
+    total, _, scores, is_replaced = objective.both(model, **inputs)
     [shown] = seen
     filled, mask = shown["input_ids"], shown["attention_mask"].bool()
     assert torch.equal(filled[~hidden], inputs["input_ids"][~hidden])
@@ -530,9 +568,9 @@ def test_replaced_tokens_are_where_tokens_were_hidden_and_nowhere_else(monkeypat
     torch.testing.assert_close(total, wanted, rtol=1e-5, atol=1e-4)
     labels = (filled != original).long().masked_fill(~counts, IGNORED)
     own = model.discriminator(input_ids=filled, attention_mask=mask.long(), labels=labels).loss
-    loss, count = objective.loss(model, **inputs)
-    assert int(count) == int(hidden.sum())
-    torch.testing.assert_close(loss / count, wanted / count + 50 * own, rtol=1e-5, atol=1e-4)
+    totals, found = objective.loss(model, **inputs)
+    assert found.tolist() == [int(hidden.sum()), int(counts.sum())]
+    torch.testing.assert_close(mean_loss(totals, found), wanted / hidden.sum() + 50 * own, rtol=1e-5, atol=1e-4)
 
 
 def test_the_original_drawn_by_luck_is_not_replaced():
@@ -551,8 +589,7 @@ def test_neither_learns_from_the_others_loss_but_through_the_embeddings():
     _, inputs = hidden_and_inputs()
     model = model_of("rtd")
     names, parameters = zip(*model.named_parameters(), strict=True)
-    sums, scores, is_replaced = objective_of("rtd").both(model, **inputs)
-    total = sums["generator_loss"]
+    total, _, scores, is_replaced = objective_of("rtd").both(model, **inputs)
     judged = F.binary_cross_entropy_with_logits(scores, is_replaced.float())
     shared = model.discriminator.model.embed_tokens.weight
     assert shared is model.generator.model.embed_tokens.weight is model.generator.lm_head.weight
@@ -598,15 +635,15 @@ def test_the_area_is_that_of_all_scores_together(centre, monkeypatch):
         wrong = rng.random(size) < 0.2
         scores = rng.normal(centre, 1.5, size) + 1.2 * wrong
         everything.append((scores, wrong))
-        losses = {"loss": torch.tensor(3.0), "count": torch.tensor(size // 2)}
-        made = (losses, torch.tensor(scores), torch.tensor(wrong))
+        made = (torch.tensor(3.0), torch.tensor(2.0), torch.tensor(scores), torch.tensor(wrong))
         monkeypatch.setattr(objective, "both", lambda *_, made=made, **__: made)
-        for key, value in objective.sums(None, torch.empty(0)).items():
+        for key, value in objective.sums(None, torch.zeros(1, size // 2, dtype=torch.long)).items():
             sums[key] = sums.get(key, 0) + value.double().numpy()
     scores, wrong = (np.concatenate(each) for each in zip(*everything, strict=True))
-    found = objective.summary(dict(sums))
+    found = objective.metrics(dict(sums))
     assert found["auc"] == pytest.approx(roc_auc_score(wrong, scores), abs=1e-3)
-    assert found["loss"] == pytest.approx(9 / 4000) and found["replaced"] == pytest.approx(wrong.sum() / 4000)
+    assert found["loss"] == pytest.approx(9 / 4000 + 50 * 6 / 8001)
+    assert found["generator_loss"] == pytest.approx(9 / 4000) and found["replaced"] == pytest.approx(wrong.sum() / 4000)
 
 
 def test_the_area_at_its_ends():
@@ -614,8 +651,9 @@ def test_the_area_at_its_ends():
     bins = np.zeros((3, BINS))
     bins[0, 10], bins[1, 900], bins[2, 10] = 7, 3, 2
     for positive, negative, area in ((1, 0, 1.0), (0, 1, 0.0), (0, 2, 0.5)):
-        sums = {"loss": np.array(1.0), "count": np.array(10), "positive": bins[positive], "negative": bins[negative]}
-        assert objective.summary(sums)["auc"] == area
+        sums = {"loss": np.array(1.0), "count": np.array(10), "judged_loss": np.array(1.0)}
+        sums |= {"positive": bins[positive], "negative": bins[negative]}
+        assert objective.metrics(sums)["auc"] == area
 
 
 # ---- contrastive ----
@@ -692,7 +730,7 @@ def contrast_in_a_process(rank: int, folder: str) -> None:
 def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path):
     model, objective, rows = model_of("contrastive"), objective_of("contrastive"), ragged("contrastive", 6)
     batches = [inputs_of(objective(half)) for half in (rows[:3], rows[3:])]
-    torch.save((model, Contrastive(tokenizer("contrastive"), LENGTH, 0), batches), tmp_path / "given")
+    torch.save((model, objective, batches), tmp_path / "given")
     # A fork imports nothing anew; where there is an accelerator its threads forbid it.
     method = "spawn" if torch.accelerator.is_available() else "fork"
     torch.multiprocessing.start_processes(contrast_in_a_process, (str(tmp_path),), nprocs=2, start_method=method)

@@ -1,17 +1,20 @@
 """The chunked loss is the plain one: value, gradients, and what it refuses to hold."""
 
+import copy
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.trainer_pt_utils import LabelSmoother
 
+from tests.engine import use_chunked_loss
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
 from tuner.ops import chunked_loss as losses
-from tuner.ops.chunked_loss import chunked_cross_entropy, use_chunked_loss
+from tuner.ops.chunked_loss import chunked_cross_entropy
 
 
 def tiny(**changes):
@@ -123,27 +126,27 @@ def test_a_model_gives_the_same_loss_and_gradients(tied):
     plain.backward()
     wanted = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    assert use_chunked_loss(model)
+    use_chunked_loss(model)
     output = model(input_ids=ids, labels=labels, num_items_in_batch=13)
     output.loss.backward()
-    assert output.logits is None
+    assert "logits" not in output
     torch.testing.assert_close(output.loss, plain, rtol=1e-6, atol=1e-6)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-6, msg=name)
     assert model(input_ids=ids).logits.shape == (3, 20, 97), "without labels it is the model's own forward"
 
 
-def test_another_familys_model_and_a_transformed_head():
-    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=16, n_layer=1, n_head=2, n_positions=32)).eval()
+def test_another_familys_model_and_its_copy():
+    none = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=16, n_layer=1, n_head=2, n_positions=32, **none))
     ids = torch.randint(61, (2, 9))
     plain = gpt2(input_ids=ids, labels=ids).loss
-    assert use_chunked_loss(gpt2)
+    use_chunked_loss(gpt2)
     torch.testing.assert_close(gpt2(input_ids=ids, labels=ids).loss, plain, rtol=1e-5, atol=1e-5)
-    capped = Gemma2ForCausalLM(
-        Gemma2Config(vocab_size=61, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-                     num_key_value_heads=1, head_dim=8)
-    )  # fmt: skip
-    assert not use_chunked_loss(capped), "soft-capped logits keep their own loss"
+    copied = copy.deepcopy(gpt2)
+    copied.transformer.wte.weight.data.mul_(3)
+    assert float(copied(input_ids=ids, labels=ids).loss) != float(plain), "a copy computes its own loss"
+    torch.testing.assert_close(gpt2(input_ids=ids, labels=ids).loss, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_a_token_by_vocabulary_matrix_never_exists(monkeypatch):
@@ -164,3 +167,16 @@ def test_a_token_by_vocabulary_matrix_never_exists(monkeypatch):
     with Watch():
         chunked_cross_entropy(hidden, weight, torch.randint(5000, (1000,))).backward()
     assert 0 < seen <= 1000 * 320
+
+
+def test_each_tokens_loss_and_its_gradients():
+    torch.manual_seed(4)
+    hidden, weight = torch.randn(6, 8, requires_grad=True), torch.randn(300, 8, requires_grad=True)
+    targets, by = torch.randint(300, (6,)), torch.randn(6)
+    found = chunked_cross_entropy(hidden, weight, targets, reduction="none")
+    wanted = F.cross_entropy(hidden @ weight.T, targets, reduction="none")
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    for one, other in zip(
+        *(torch.autograd.grad((x * by).sum(), (hidden, weight)) for x in (found, wanted)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState
 
-from tuner.train import guards
-from tuner.train.guards import SpikeGuard, TimeLimit
+from tuner.train import callbacks
+from tuner.train.callbacks import StopOnRequest
+from tuner.train.guards import SpikeGuard
 
 seeded = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 norms = st.floats(0, 1e30, allow_nan=False)
@@ -100,70 +102,64 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(guards.time, "monotonic", clock)
+    monkeypatch.setattr(callbacks.time, "monotonic", clock)
     return clock
 
 
-def arguments(world_size=1, save_strategy="steps"):
-    return SimpleNamespace(world_size=world_size, save_strategy=save_strategy, device="cpu")
-
-
-def after_step(limit, args):
+def after_step(limit, save_strategy="steps"):
     control = TrainerControl()
-    limit.on_step_end(args, TrainerState(), control)
+    limit.on_step_end(SimpleNamespace(save_strategy=save_strategy), TrainerState(), control)
     return control.should_training_stop, control.should_save
 
 
-def begun(minutes, args):
-    limit = TimeLimit(minutes)
-    limit.on_train_begin(args, TrainerState(), TrainerControl())
-    limit.on_step_begin(args, TrainerState(), TrainerControl())
+def begun(minutes):
+    limit = StopOnRequest(minutes)
+    limit.on_step_begin(SimpleNamespace(), TrainerState(), TrainerControl())
     return limit
 
 
 def test_it_ends_at_the_minute_with_a_checkpoint(clock):
-    limit = begun(2, arguments())
+    limit = begun(2)
     for seconds, ends in ((0, False), (119.9, False), (120, True), (500, True)):
         clock.now = 1000 + seconds
-        assert after_step(limit, arguments()) == (ends, ends) and limit.reached == ends
+        assert after_step(limit) == (ends, ends) and limit.out_of_time == ends
 
 
 def test_an_earlier_part_of_the_run_does_not_count(clock):
-    limit = begun(1, arguments())
+    limit = begun(1)
     clock.now += 3600
-    assert after_step(begun(1, arguments()), arguments()) == (False, False)
-    assert after_step(limit, arguments()) == (True, True)
+    assert after_step(begun(1)) == (False, False)
+    assert after_step(limit) == (True, True)
 
 
 @pytest.mark.parametrize("strategy", ["no", "steps", "epoch"])
-def test_no_checkpoint_where_none_is_wanted(clock, tmp_path, strategy):
-    args = TrainingArguments(str(tmp_path), save_strategy=strategy, use_cpu=True, report_to=[])
-    limit = begun(1, args)
+def test_no_checkpoint_where_none_is_wanted(clock, strategy):
+    limit = begun(1)
     clock.now += 61
-    assert after_step(limit, args) == (True, strategy != "no")
+    assert after_step(limit, strategy) == (True, strategy != "no")
 
 
-@pytest.mark.parametrize("other", [False, True])
-def test_processes_stop_at_the_same_step(clock, monkeypatch, other):
-    """One whose clock is behind stops with the one whose clock is not."""
-    asked = []
+def test_without_minutes_it_never_ends(clock):
+    limit = begun(None)
+    clock.now += 1e9
+    assert after_step(limit) == (False, False)
 
-    def all_reduce(flag, op):
-        asked.append(op)
-        flag.copy_(torch.maximum(flag, torch.tensor(int(other))))
 
-    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
-    limit = begun(1, arguments(world_size=2))
-    assert after_step(limit, arguments(world_size=2)) == (other, other)
+def test_processes_stop_at_the_same_step(clock):
+    """What any of them wants counts, not what this one wants."""
+    limit = begun(1)
+    limit.agreed = torch.tensor([signal.SIGTERM, 0])
+    assert after_step(limit) == (True, True) and limit.received == signal.SIGTERM
+    limit = begun(1)
     clock.now += 60
-    assert after_step(limit, arguments(world_size=2)) == (True, True)
-    assert asked == [torch.distributed.ReduceOp.MAX] * 2, "asked at every step, on every process"
+    assert limit.wanted().tolist() == [0, 1]
+    limit.agreed = torch.tensor([0, 0])
+    assert after_step(limit) == (False, False)
 
 
 def test_what_comes_before_the_first_step_does_not_count(clock):
-    limit = TimeLimit(1)
-    limit.on_train_begin(arguments(), TrainerState(), TrainerControl())
+    limit = StopOnRequest(1)
     clock.now += 61  # an evaluation, rows that a resumed run skips
-    limit.on_step_begin(arguments(), TrainerState(), TrainerControl())
+    limit.on_step_begin(SimpleNamespace(), TrainerState(), TrainerControl())
     clock.now += 1
-    assert after_step(limit, arguments()) == (False, False)
+    assert after_step(limit) == (False, False)

@@ -198,7 +198,7 @@ class _Trial:
         return _largest([_difference(padded[i : i + 1, :n], self.alone[i]) for i, n in enumerate(self.lengths)])
 
     def chunked_loss(self) -> float:
-        """The loss as `use_chunked_loss` computes it against the model's own.
+        """The loss as the objective computes it against the model's own.
 
         Once as the model is, and once with large made-up logits out of the head: a model as initialised has logits so
         near 0 that a soft cap leaves them alone.

@@ -1,4 +1,4 @@
-"""The steps of the pretraining recipe: what they refuse before anything is trained, and what a stream is made of."""
+"""The steps of a recipe: what they refuse before anything is trained, and what a stream is made of."""
 
 from __future__ import annotations
 
@@ -17,17 +17,44 @@ from tests.objectives.test_pretraining import model_of, tokenizer
 from tests.recipes import ROOT
 from tuner.config.arguments import parse_arguments
 from tuner.errors import ArgumentError, CheckpointError, DataError, ModelError, TunerError
-from tuner.evaluation.samples import sample_conversations
-from tuner.loading.objective_model import load_pretraining_model
+from tuner.evaluation.samples import prompts_of
+from tuner.loading.models import build_model
+from tuner.objectives.registry import PRETRAINING
 from tuner.optim.muon import muon_groups
-from tuner.train.pretraining import load_documents, load_objective, make_examples
-from tuner.train.run import Run, _check_folder, _plain
+from tuner.train import prepare
+from tuner.train.folder import check_folder, plain
+from tuner.train.prepare import make_objective
+from tuner.train.run import Run
 
 Recipe = runpy.run_path(str(ROOT / "recipes" / "pretrain.py"))["PretrainArguments"]
 
 
 def arguments(*flags: Any) -> Any:
     return parse_arguments(Recipe, [str(flag) for flag in flags])
+
+
+def run_of(args: Any) -> Run[Any]:
+    return Run(args, PRETRAINING[args.objective], None)  # type: ignore[arg-type]
+
+
+def load_documents(args: Any) -> Any:
+    return prepare.load_documents(run_of(args))
+
+
+def make_examples(args: Any, rows: Any, objective: Any) -> Any:
+    return prepare.make_examples(run_of(args), rows, objective)
+
+
+def load_objective(args: Any, which: Any) -> Any:
+    return PRETRAINING[args.objective](args, which)
+
+
+def load_model(args: Any, which: Any) -> Any:
+    """The model, once its method has looked at it."""
+    model, new = build_model(args, PRETRAINING[args.objective].model, which)
+    make_objective(run_of(args), which, model)
+    print(new)
+    return model
 
 
 def texts_in(folder: Path, *texts: str) -> Path:
@@ -56,7 +83,7 @@ SENTENCES = [f"The {n} rivers of the north were {n * 7} miles long, and {n * 3} 
 def test_what_an_objective_cannot_use(flags, message):
     args = arguments(*flags)
     with pytest.raises(ArgumentError, match=message):
-        load_objective(args, tokenizer(args.objective))
+        PRETRAINING[args.objective].check(args, processes=1)
 
 
 @pytest.mark.parametrize("objective", ["clm", "mlm", "mlm+nsp", "rtd", "denoise", "contrastive"])
@@ -82,19 +109,19 @@ def test_the_shortest_length_is_enough(objective, tmp_path):
 def test_what_a_model_lacks(flags, message):
     args = arguments(*flags)
     with pytest.raises(ModelError, match=message):
-        load_pretraining_model(args, tokenizer(args.objective))
+        load_model(args, tokenizer(args.objective))
 
 
 def test_two_views_under_dropout():
     args = arguments("--objective", "contrastive", "--views", "dropout", "--dropout", 0.1)
-    assert load_pretraining_model(args, tokenizer("contrastive")).config.hidden_dropout == 0.1
+    assert load_model(args, tokenizer("contrastive")).config.hidden_dropout == 0.1
 
 
 def test_a_second_segment_gets_a_row_of_its_own(tmp_path, capsys):
     saved = model_of("mlm", type_vocab_size=1)
     saved.save_pretrained(tmp_path)
     args = arguments("--objective", "mlm+nsp", "--model_name_or_path", tmp_path, "--max_length", 32)
-    model: Any = load_pretraining_model(args, tokenizer("mlm"))
+    model: Any = load_model(args, tokenizer("mlm"))
     table = model.model.embed_types.weight
     assert table.shape[0] == 2 and torch.equal(table[0], saved.model.embed_types.weight[0])
     assert "1 of embed_types" in capsys.readouterr().out
@@ -114,11 +141,11 @@ def test_muon_takes_the_matrices_of_any_models_blocks():
 @pytest.mark.parametrize("changed", [["--objective", "mlm"], ["--streaming", "true"], ["--clean", "web"]])
 def test_another_objective_is_another_run(changed, tmp_path):
     first = arguments("--output_dir", tmp_path)
-    (tmp_path / "run.yaml").write_text(json.dumps(_plain(first)), encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(json.dumps(plain(first)), encoding="utf-8")
     more = ["--output_dir", tmp_path, "--resume_from_checkpoint", "true"]
-    _check_folder(Run(arguments(*more, "--max_minutes", 3), None, None))
+    check_folder(arguments(*more, "--max_minutes", 3))
     with pytest.raises(CheckpointError, match="another run"):
-        _check_folder(Run(arguments(*more, *changed), None, None))
+        check_folder(arguments(*more, *changed))
 
 
 # ---- cleaning ----
@@ -126,24 +153,24 @@ def test_another_objective_is_another_run(changed, tmp_path):
 
 def test_short_documents_are_cleaned_without_looking_for_them(tmp_path, capsys):
     file = texts_in(tmp_path, *(f"line {n}\u200b" for n in range(20)), "line 1", "line 2")
-    documents = load_documents(arguments("--clean", "light", "--dataset_name", file, "--test_split_size", 4))
+    rows = load_documents(arguments("--clean", "light", "--dataset_name", file, "--test_split_size", 4))
     assert "No validation document has 13 words" in capsys.readouterr().out
-    assert len(documents.train) + len(documents.eval) < 22, "repeated ones are gone"
-    assert not any("\u200b" in text for text in [*documents.train["text"], *documents.eval["text"]])
+    assert len(rows.train) + len(rows.eval) < 22, "repeated ones are gone"
+    assert not any("\u200b" in text for text in [*rows.train["text"], *rows.eval["text"]])
 
 
 def test_light_cleaning_keeps_what_is_long(tmp_path):
     long = " ".join(f"word{n}" for n in range(100_001))
     file = texts_in(tmp_path, *SENTENCES, long, long + " again")
-    documents = load_documents(arguments("--clean", "light", "--dataset_name", file, "--test_split_size", 5))
-    kept = [text for split in (documents.train, documents.eval) for text in split["text"]]
+    rows = load_documents(arguments("--clean", "light", "--dataset_name", file, "--test_split_size", 5))
+    kept = [text for split in (rows.train, rows.eval) for text in split["text"]]
     assert any(len(text) > 500_000 for text in kept)
 
 
 def test_what_cleaning_leaves_nothing_of_is_not_validated_on(tmp_path):
     file = texts_in(tmp_path, *SENTENCES, *["\u200b"] * 10)
-    documents = load_documents(arguments("--clean", "light", "--dataset_name", file, "--test_split_size", 20))
-    assert 10 <= len(documents.eval) < 20 and all(documents.eval["text"])
+    rows = load_documents(arguments("--clean", "light", "--dataset_name", file, "--test_split_size", 20))
+    assert 10 <= len(rows.eval) < 20 and all(rows.eval["text"])
 
 
 # ---- streams ----
@@ -189,9 +216,9 @@ def test_one_token_for_beginning_and_end_stands_once(tmp_path):
 def test_a_folders_test_file_is_validated_on(tmp_path):
     for name, texts in (("train", SENTENCES[:20]), ("test", SENTENCES[20:])):
         texts_in(tmp_path, *texts).rename(tmp_path / f"{name}.jsonl")
-    documents = load_documents(streamed("clm", tmp_path))
-    assert list(documents.eval["text"]) == SENTENCES[20:28]
-    assert [row["text"] for row in documents.train] == SENTENCES[:20]
+    rows = load_documents(streamed("clm", tmp_path))
+    assert list(rows.eval["text"]) == SENTENCES[20:28]
+    assert [row["text"] for row in rows.train] == SENTENCES[:20]
 
 
 @pytest.mark.parametrize(
@@ -218,5 +245,12 @@ def test_a_stream_that_cleaning_leaves_nothing_of(tmp_path):
 
 def test_a_blank_text_is_no_prompt():
     rows = Dataset.from_dict({"text": ["", "  ", "a word and more", "another word"]})
-    samples = sample_conversations(model_of("clm"), tokenizer("clm"), rows, "text", count=2, max_new_tokens=2)
-    assert [sample["prompt"] for sample in samples] == ["a word and more", "another word"]
+    found = prompts_of(rows, "text", tokenizer("clm"), count=2)
+    assert [shown for shown, _, _ in found] == ["a word and more", "another word"]
+
+
+def test_a_conversation_that_the_assistant_opens_is_no_prompt():
+    turns = [{"role": "assistant", "content": "hello"}, {"role": "user", "content": "hi"}]
+    rows = Dataset.from_list([{"messages": turns}, {"messages": [*turns[::-1]]}])
+    [(shown, reference, _)] = prompts_of(rows, "messages", tokenizer("clm"))
+    assert (shown, reference) == ("hi", "hello")

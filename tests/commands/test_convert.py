@@ -113,7 +113,7 @@ def test_minilm(tmp_path):
     assert near > 0.6 > 0.2 > far
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_smollm2_comes_in_from_its_gguf_and_goes_out(tmp_path):
     convert("builtin:smollm2-135m-instruct", "tuner", tmp_path / "ours")
     convert(str(tmp_path / "ours"), "llama", tmp_path / "llama")

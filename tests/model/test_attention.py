@@ -63,7 +63,7 @@ def test_eager_is_sdpa(overrides: dict, side: str) -> None:
     assert greatest_difference(eager[real], sdpa[real]) <= TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_flex_attention() -> None:
     """Compiled by torch for the CPU, which takes most of this test's time."""
     flex, sdpa, ids = tiny_decoder("flex_attention"), tiny_decoder("sdpa"), token_ids(3, TIME)

@@ -112,7 +112,7 @@ def test_compiled_in_one_graph(shape: Shape, fields: dict[str, Any]) -> None:
     torch.testing.assert_close(actual.loss, expected.loss, rtol=1e-5, atol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.xfail(strict=True, reason="transformers takes a lock where it first records outputs; torch traces none")
 def test_experts_compiled_before_their_first_loss() -> None:
     model = built(decoder, num_local_experts=4)
@@ -130,7 +130,7 @@ def test_static_cache_is_dynamic_cache(shape: Shape, fields: dict[str, Any]) -> 
     assert len(expected[:, -NEW_TOKENS:].unique()) > 3, "the same token for ever would hide a fault"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @GENERATING
 @variants("defaults", "relative positions")
 def test_compiled_generation_is_eager_generation(shape: Shape, fields: dict[str, Any]) -> None:
@@ -158,7 +158,7 @@ def test_assisted_generation_is_greedy(shape: Shape, fields: dict[str, Any]) -> 
     assert len(calls) < 2 * NEW_TOKENS, "no proposal was ever accepted"
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kernel", ["sdpa", pytest.param("flex_attention", marks=pytest.mark.long)])
 @EVERY_SHAPE
 @variants("defaults", "alibi", "relative positions", "sliding alibi", "multi query")
 def test_every_kernel_computes_the_same(shape: Shape, fields: dict[str, Any], kernel: str) -> None:

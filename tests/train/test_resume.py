@@ -120,7 +120,7 @@ def test_the_launchers_end_is_the_runs_end(chats, tmp_path):
     log = tmp_path / "log"
     with log.open("w") as stream:
         launcher = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=stream, stderr=subprocess.STDOUT)
-        deadline = time.time() + 120
+        deadline = time.time() + 400
         while not list(folder.glob("checkpoint-*")) and time.time() < deadline:
             time.sleep(0.05)
         launcher.terminate()

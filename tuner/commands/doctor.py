@@ -42,7 +42,7 @@ def versions() -> list[tuple[str, str, str, str]]:
     from packaging.requirements import Requirement
 
     about = importlib.metadata.metadata("tuner")
-    rows = [("python", *_compare(platform.python_version(), about.get("Requires-Python", "")))]
+    rows = [("python", *_compare(platform.python_version(), about["Requires-Python"]))]
     for text in about.get_all("Requires-Dist") or []:
         wanted = Requirement(text)
         needed = wanted.marker is None or wanted.marker.evaluate({"extra": ""})

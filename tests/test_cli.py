@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.processes import ROOT, environment, run_fresh, run_python
+from tuner import cli
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
 from tuner.text.train_tokenizer import train_bpe_tokenizer
 
@@ -44,13 +45,87 @@ def test_help_lists_the_commands():
         (["generate", "/no/such/folder", "hi"], "no such folder"),
         (["generate", "builtin:nope", "hi"], "builtin:smollm2-135m-instruct"),
         (["chat", "builtin:smolm2-135m-instruct"], "Did you mean"),
-        (["frobnicate"], "invalid choice"),
-        (["generate", "x", "hi", "--max_new_tokens", "0"], "at least 1"),
     ],
 )
 def test_mistakes_are_one_message(words, message):
     done = call(*words)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+ORDERS = [
+    ["MODEL", "--temperature", "0", "one", "two"],
+    ["MODEL", "one", "--temperature", "0", "two"],
+    ["--temperature", "0", "MODEL", "one", "two"],
+    ["--temperature=0", "MODEL", "one", "--raw", "two"],
+    ["MODEL", "one", "two", "--temperature", "0"],
+    ["--raw", "MODEL", "--temperature", "0", "one", "--seed", "1", "two"],
+]
+
+
+@pytest.fixture
+def answered(monkeypatch):
+    """Calls `tuner`, and gives what `tuner generate` was asked."""
+    seen = []
+    monkeypatch.setattr("tuner.commands.generate.main", seen.append)
+
+    def call_main(*words):
+        seen.clear()
+        cli.main(["generate", *words])
+        return seen[0]
+
+    return call_main
+
+
+@pytest.mark.parametrize("words", ORDERS, ids=" ".join)
+def test_options_and_prompts_in_any_order(answered, words):
+    args = answered(*words)
+    assert (args.model, args.prompt, args.temperature) == ("MODEL", ["one", "two"], 0)
+    assert args.raw == ("--raw" in words)
+
+
+def test_prompts_that_look_like_options(answered):
+    assert answered("MODEL", "--seed", "1", "--", "-5 degrees", "--raw").prompt == ["-5 degrees", "--raw"]
+    assert answered("MODEL").prompt == []
+    assert answered("MODEL", "--seed", "1", "").prompt == [""]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate"], "required: MODEL"),
+        (["generate", "--seed", "1"], "required: MODEL"),
+        (["generate", "x", "--temperature", "nan"], "--temperature: expected a number of at least 0, not nan"),
+        (["generate", "x", "--temperature", "-1"], "--temperature: expected a number of at least 0, not -1"),
+        (["generate", "x", "--temperature", "hot"], "--temperature: invalid float value: 'hot'"),
+        (["generate", "x", "--top_p", "2"], "--top_p: expected a number of at least 0 and of at most 1, not 2"),
+        (["generate", "x", "--top_p", "0"], "--top_p must be above 0"),
+        (["generate", "x", "--top_k", "-1"], "--top_k: expected a number of at least 0, not -1"),
+        (["generate", "x", "--max_new_tokens", "0"], "--max_new_tokens: expected a number of at least 1, not 0"),
+        (["generate", "x", "--seed", "-1"], "--seed: expected a number of at least 0"),
+        (["generate", "x", "--seed", str(2**32)], "--seed: expected a number of at least 0 and of at most 4294967295"),
+        (["generate", "x", "--nope", "1"], "unrecognized arguments: --nope"),
+        (["plan", "tiny", "--context", "0"], "--context: expected a number of at least 1, not 0"),
+        (["plan", "tiny", "--processes", "x"], "--processes: invalid int value: 'x'"),
+        (["convert", "x"], "required: --to"),
+        (["convert", "x", "--to", "llama"], "required: OUT"),
+        (["doctor", "x"], "unrecognized arguments: x"),
+        (["frobnicate"], "invalid choice"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_odd_values_are_one_message(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help_and_loads_no_torch(name):
+    check = "import atexit, sys; atexit.register(lambda: sys.stderr.write(str('torch' in sys.modules)))"
+    code = f"{check}\nfrom tuner.cli import main\nmain([{name!r}, '--help'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "False")
+    assert done.stdout.startswith(f"usage: tuner {name}")
 
 
 @pytest.mark.slow
@@ -59,7 +134,7 @@ def test_generate_answers_each_prompt_and_repeats_itself(model):
     assert first.returncode == 0, first.stderr
     again = call("generate", model, "--seed", "3", "--max_new_tokens", "5", stdin="hello\nthere\n")
     assert first.stdout == again.stdout and len(first.stdout.splitlines()) >= 2
-    raw = call("generate", model, "hello", "--raw", "--temperature", "0", "--max_new_tokens", "5")
+    raw = call("generate", model, "--raw", "--temperature", "0", "--max_new_tokens", "5", "hello")
     assert raw.returncode == 0, raw.stderr
     bad = call("generate", model, "hello", "--top_p", "2")
     assert bad.returncode == 2 and "--top_p" in bad.stderr

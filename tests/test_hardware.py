@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from tuner import hardware
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks for glibc")
@@ -30,3 +33,17 @@ print(*seen)
     before, after = sizes[::2], sizes[1::2]
     assert before[3] > 2 * before[2] and after[3] < before[3] - 800, "it had doubled"
     assert all(after[step] > before[step] - 100 for step in (0, 1, 2, 4, 5, 6)), "it takes that much now"
+
+
+def test_cores_where_the_system_does_not_say(monkeypatch):
+    """macOS and Windows have no `os.sched_getaffinity`."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert hardware.cpu_cores() == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert hardware.cpu_cores() == 1
+
+
+def test_the_machine_has_memory_and_cores():
+    assert hardware.cpu_cores() >= 1
+    assert hardware.memory_bytes() > 2**28

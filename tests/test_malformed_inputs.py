@@ -15,6 +15,7 @@ from tests.config.test_arguments import arguments_of
 from tests.recipes import ROOT, run_recipe
 from tests.text import samples
 from tests.text.samples import talk
+from tuner.config.recipes import arguments_of
 from tuner.text.chat import TUNER_TEMPLATE
 
 SFT = arguments_of(ROOT / "recipes" / "sft.py")

@@ -115,7 +115,7 @@ def test_a_configuration_begins_with_its_recipe(tmp_path):
     with pytest.raises(ArgumentError, match=r"run.yaml, line 1: its first line names no recipe. Expected .* sft"):
         read_training(path)
     path.write_text("# accelerate launch recipes/pretrian.py --config run.yaml\nmax_steps: 3\n")
-    with pytest.raises(ArgumentError, match=r"no recipe 'pretrian'. Did you mean pretrain. Expected"):
+    with pytest.raises(ArgumentError, match=r"no recipe 'pretrian'\. Did you mean pretrain\? Expected"):
         read_training(path)
     folder = tmp_path / "configs" / "pretrain"
     folder.mkdir(parents=True)

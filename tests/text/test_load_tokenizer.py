@@ -168,3 +168,27 @@ def test_chat_template_of_a_folder_without_one(tmp_path):
     folder = bare_tokenizer(tmp_path, "</s>", "<pad>", eos_token="</s>", pad_token="<pad>")
     with pytest.raises(ModelError, match="has no chat template"):
         read_chat_template(folder)
+
+
+def save_with_templates(folder, templates):
+    """A tokenizer with named chat templates, as several on the Hub have (`tool_use`, `rag`)."""
+    tokenizer = train_bpe_tokenizer(["some text"] * 9, SMALLEST)
+    tokenizer.chat_template = templates
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_of_named_templates_the_default_is_taken(tmp_path):
+    folder = save_with_templates(tmp_path, {"default": CHATML_TEMPLATE, "tool_use": "tools"})
+    assert load_pretrained_tokenizer(folder).chat_template == CHATML_TEMPLATE
+    assert read_chat_template(folder) == CHATML_TEMPLATE
+    assert load_pretrained_tokenizer(folder, "chatml").chat_template == CHATML_TEMPLATE
+
+
+def test_named_templates_without_a_default_are_listed(tmp_path):
+    folder = save_with_templates(tmp_path, {"rag": CHATML_TEMPLATE, "tool_use": "tools"})
+    with pytest.raises(ModelError, match=r"has the chat templates rag, tool_use and none called default\. Pass"):
+        load_pretrained_tokenizer(folder)
+    assert load_pretrained_tokenizer(folder, "chatml").chat_template == CHATML_TEMPLATE
+    with pytest.raises(ModelError, match=f"--chat_template_path {folder} has the chat templates rag, tool_use"):
+        read_chat_template(folder)

@@ -154,7 +154,7 @@ def attention_layers(model: nn.Module) -> Iterator[AttentionLayer]:
         )
 
 
-def _window(module: nn.Module, config: Any) -> int | None:
+def _window(module: Any, config: Any) -> int | None:
     if hasattr(module, "sliding_window"):
         own: Any = module.sliding_window
         return own

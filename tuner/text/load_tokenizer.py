@@ -94,8 +94,8 @@ def _default_template(template: str | dict[str, str], origin: str) -> str:
         return template
     if "default" not in template:
         raise ModelError(
-            f"{origin} has the chat templates {', '.join(template)} and none called default. Pass the one to use as a "
-            "Jinja file with --chat_template_path."
+            f"{origin} has the chat templates {', '.join(sorted(template))} and none called default. "
+            "Pass the one to use as a Jinja file with --chat_template_path."
         )
     return template["default"]
 

@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, TrainingArguments
 from transformers import Trainer as TransformersTrainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.trainer_utils import SchedulerType
 
 from tuner.corpus.stream import TokenStream
 from tuner.data.draws import Draws
@@ -30,6 +29,7 @@ from tuner.hardware import keep_freed_memory, release_unused_memory
 from tuner.hub.push import HubRepository
 from tuner.objectives.base import Objective, use_objective
 from tuner.objectives.records import Examples
+from tuner.optim.check import schedule_kwargs
 from tuner.optim.split_adamw import own_optimizer
 from tuner.train.callbacks import BoundMemory, Guarded, StepSeed, StopOnRequest, Throughput
 from tuner.train.checkpoint import last_checkpoint
@@ -40,9 +40,6 @@ from tuner.train.run import Run, product_dtype, say
 from tuner.train.saving import SavingTrainer
 from tuner.train.streaming import StreamPlace
 
-# Share of the steps in which `warmup_stable_decay` decays (Hu et al. 2024, https://arxiv.org/abs/2404.06395: a tenth is
-# enough; Hägele et al. 2024, https://arxiv.org/abs/2405.18392: up to a fifth helps).
-DECAY = 0.2
 # Steps in a row that fp16's loss scaling may leave out: from 2^16 it has halved to less than 2^-14 then.
 OVERFLOWS = 30
 
@@ -131,9 +128,7 @@ class Trainer(SavingTrainer):
         return own_optimizer(args, model) or TransformersTrainer.get_optimizer_cls_and_kwargs(args, model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
-            given = self.args.lr_scheduler_kwargs or {}
-            self.args.lr_scheduler_kwargs = {"num_decay_steps": round(DECAY * num_training_steps), **given}
+        self.args.lr_scheduler_kwargs = schedule_kwargs(self.args, num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
 
     def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs: Any) -> Any:

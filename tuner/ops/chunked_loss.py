@@ -21,7 +21,6 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tuner.model import TunerPreTrainedModel
-from tuner.ops.tied_embeddings import head_weight, share_gradient
 
 # Fields of other families' configurations that change the logits after the head.
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
@@ -173,7 +172,7 @@ def use_chunked_loss(model: PreTrainedModel) -> bool:
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not can_be_chunked(causal_lm):
         return False
-    head, balances = causal_lm.get_output_embeddings(), isinstance(causal_lm, TunerPreTrainedModel)
+    balances = isinstance(causal_lm, TunerPreTrainedModel)
     own_forward = causal_lm.forward
 
     def forward(
@@ -189,7 +188,8 @@ def use_chunked_loss(model: PreTrainedModel) -> bool:
             kwargs = self.with_router(labels, kwargs)
         outputs = self.base_model(*args, use_cache=False, **kwargs)
         hidden, targets = supervised_positions(outputs.last_hidden_state, labels)
-        total = chunked_cross_entropy(hidden, head_weight(self), targets, head.bias)
+        head = self.get_output_embeddings()
+        total = chunked_cross_entropy(hidden, head.weight, targets, head.bias)
         count = num_items_in_batch if num_items_in_batch is not None else max(len(targets), 1)
         loss = total / count
         if balances:
@@ -198,5 +198,4 @@ def use_chunked_loss(model: PreTrainedModel) -> bool:
         return CausalLMOutputWithPast(loss=loss)
 
     causal_lm.forward = types.MethodType(forward, causal_lm)
-    share_gradient(causal_lm)
     return True

@@ -64,7 +64,7 @@ class TunerPreTrainedModel(PreTrainedModel):
 
     # A class method there, which looks for a decorator in the file of the class; only models are asked, and of ours
     # the configuration says whether there are experts.
-    def _can_set_experts_implementation(self) -> bool:  # type: ignore[override]
+    def _can_set_experts_implementation(self) -> bool:
         parts = [self.config, *(getattr(self.config, name) for name in self.config.sub_configs)]
         return any(getattr(part, "num_local_experts", 0) for part in parts)
 

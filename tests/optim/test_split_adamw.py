@@ -66,9 +66,9 @@ def test_rounding_is_alike_whatever_torchs_generator_has_drawn():
 
 
 @pytest.mark.slow
-def test_two_processes_keep_the_same_weights(tmp_path):
+def test_two_processes_keep_the_same_weights(chats, tmp_path):
     flags = [*SMALL, "--max_steps", 6, "--save_strategy", "no", "--eval_strategy", "no", "--dtype", "bfloat16"]
-    flags += ["--max_labels_lost", 1]
+    flags += ["--eval_on_start", "false", "--dataset_name", chats]
     done = launch_recipe(2, *flags, "--output_dir", tmp_path, recipe="../tests/optim/weights_worker.py")
     assert done.returncode == 0, done.stderr[-3000:]
     one, other = (tmp_path.joinpath(f"weights-{rank}.txt").read_text(encoding="ascii") for rank in (0, 1))

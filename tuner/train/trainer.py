@@ -33,10 +33,10 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from tuner.data.collate import CausalCollator
 from tuner.errors import ArgumentError, Interrupted, NonFiniteError
 from tuner.estimate.sizes import linear_sizes
-from tuner.hardware import keep_freed_memory, release_unused_memory
+from tuner.hardware import release_unused_memory
 from tuner.ops.chunked_loss import use_chunked_loss
 from tuner.optim.split_adamw import own_optimizer
-from tuner.train.callbacks import BoundMemory, Guarded, StepSeed, StopOnSignal, Throughput
+from tuner.train.callbacks import Guarded, StepSeed, StopOnSignal, Throughput
 from tuner.train.checkpoint import commit, discard_staging, last_checkpoint, reporting_failures, staging_folder
 from tuner.train.order import EpochOrder
 from tuner.train.run import Run, joins_rows, product_dtype, say
@@ -56,7 +56,7 @@ class ExactTrainerMixin(Trainer):
         trackers = tuple(INTEGRATION_TO_CALLBACK.values())
         handler = self.callback_handler
         handler.callbacks = [Guarded(c) if isinstance(c, trackers) else c for c in handler.callbacks]
-        for callback in (StepSeed(), _Restore(self), self._throughput, self._stop, BoundMemory()):
+        for callback in (StepSeed(), _Restore(self), self._throughput, self._stop):
             self.add_callback(callback)
         self._checkpoint: Path | None = None
         self._staging: Path | None = None
@@ -98,7 +98,6 @@ class ExactTrainerMixin(Trainer):
                 say(f"{self._checkpoint} is the end of this run: nothing is left to train.")
                 return self._load_finished(self._checkpoint)
         release_unused_memory()
-        keep_freed_memory()
         try:
             result = super().train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None, **kwargs)
         finally:

@@ -23,7 +23,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import finish, spread
-from tuner.hardware import keep_freed_memory
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
 from tuner.model.convert import from_transformers
 from tuner.ops.block_attention import BLOCK_ATTENTION
@@ -41,7 +40,6 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
     args = parser.parse_args()
-    keep_freed_memory()
     ratios: dict[str, dict[str, float]] = {}
     differences = {}
     for name in args.dtype:

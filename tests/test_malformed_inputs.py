@@ -11,7 +11,6 @@ import datasets
 import pytest
 
 import tuner
-from tests.config.test_arguments import arguments_of
 from tests.recipes import ROOT, run_recipe
 from tests.text import samples
 from tests.text.samples import talk

@@ -6,7 +6,6 @@ import ctypes.util
 import gc
 import os
 import time
-from pathlib import Path
 
 import psutil
 import pyarrow
@@ -66,55 +65,6 @@ def measure_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 3) -> floa
         if attempt:
             best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
-
-
-def use_huge_pages() -> None:
-    """Let torch ask for pages of 2 MiB on CPUs, where the system gives them when asked (Linux: madvise).
-
-    Fewer faults and fewer holes between tensors: less time and less memory. torch reads the variable at its first
-    allocation, so this must be called before anything makes a tensor; a value that is set already stays.
-    """
-    try:
-        offered = "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii")
-    except OSError:
-        offered = False
-    if offered:
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-
-def keep_freed_memory() -> None:
-    """Let C's allocator keep what training frees, because the next step takes as much again.
-
-    Otherwise glibc gives large blocks back to the system at once and gets them again page by page, each zeroed anew.
-    """
-    libc = _libc("mallopt")
-    if libc is not None:
-        trim_threshold, mmap_threshold = -1, -3
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-
-
-class KeptMemory:
-    """Bounds what C's allocator keeps at twice what a step takes.
-
-    Where no two steps have the same sizes, what was freed is not used again, and what is kept grew with every step.
-    """
-
-    MEASURED = 3  # checks that say how much is usual, at the start and after each trim
-
-    def __init__(self) -> None:
-        self._libc = _libc("malloc_trim")
-        self._usual, self._to_measure = 0, self.MEASURED
-
-    def check(self) -> None:
-        """Call after each step: gives memory back where it has doubled."""
-        resident = psutil.Process().memory_info().rss
-        if self._to_measure:
-            self._usual = max(self._usual, resident)
-            self._to_measure -= 1
-        elif resident > 2 * self._usual and self._libc is not None:
-            self._libc.malloc_trim(0)
-            self._to_measure = self.MEASURED
 
 
 def release_unused_memory() -> None:

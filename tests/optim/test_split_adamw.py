@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.recipes import SMALL, equal, launch_recipe
+from tuner.optim import split_adamw
 from tuner.optim.rounding import join
 from tuner.optim.split_adamw import SplitAdamW, halve_parameters
 
@@ -64,8 +66,9 @@ def test_rounding_is_alike_whatever_torchs_generator_has_drawn():
 
 
 @pytest.mark.slow
-def test_two_processes_keep_the_same_weights(tmp_path):
+def test_two_processes_keep_the_same_weights(chats, tmp_path):
     flags = [*SMALL, "--max_steps", 6, "--save_strategy", "no", "--eval_strategy", "no", "--dtype", "bfloat16"]
+    flags += ["--eval_on_start", "false", "--dataset_name", chats]
     done = launch_recipe(2, *flags, "--output_dir", tmp_path, recipe="../tests/optim/weights_worker.py")
     assert done.returncode == 0, done.stderr[-3000:]
     one, other = (tmp_path.joinpath(f"weights-{rank}.txt").read_text(encoding="ascii") for rank in (0, 1))
@@ -100,6 +103,48 @@ def test_large_and_small_parameters_and_groups():
     for parameter, old in zip((large, small), before, strict=True):
         assert (join(parameter.data, optimizer.state[parameter]["low"]) != old.float()).float().mean() > 0.99
     assert torch.equal(frozen.data, torch.ones(2).bfloat16()), "no gradient, no step"
+
+
+def test_small_parameters_together_are_each_alone(monkeypatch):
+    """Of every kind: several in one bucket, one larger than a chunk, one whose size is no multiple of a block."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(torch, "randint", lambda most, size, **_: torch.full(size, most // 2, dtype=torch.int32))
+    shapes = ((64, 10), (128,), (65,), (65,), (600, 600), (64,))
+    starts = [torch.randn(shape).bfloat16() for shape in shapes]
+    gradients = [torch.randn(shape).bfloat16() for shape in shapes]
+
+    def after(groups, parameters):
+        optimizer = SplitAdamW([{"params": group} for group in groups], lr=0.1)
+        for _ in range(3):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient.clone()
+            optimizer.step()
+        return [[parameter.data, optimizer.state[parameter]] for parameter in parameters]
+
+    one, other = ([torch.nn.Parameter(start.clone()) for start in starts] for _ in range(2))
+    assert equal(after([one], one), after([[parameter] for parameter in other], other))
+
+
+def test_an_accelerator_gets_few_operations(monkeypatch):
+    of_device = split_adamw.chunk_size
+    monkeypatch.setattr(split_adamw, "chunk_size", lambda device: of_device("cuda"))
+    layer = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 64), (1536, 64), (64, 1536)]
+    parameters = [torch.nn.Parameter(torch.zeros(shape).bfloat16()) for shape in layer * 8]
+    parameters += [torch.nn.Parameter(torch.zeros(576).bfloat16()) for _ in range(17)]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = SplitAdamW(parameters)
+    launches = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal launches
+            launches += not function.is_view and function.namespace == "aten"
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        optimizer.step()
+    assert 0 < launches <= 150, launches
 
 
 def test_a_first_small_step_shows_as_it_would_in_float32():

@@ -126,6 +126,7 @@ class RunArguments:
     activation_checkpointing: bool = flag(
         False, "Recompute activations in the backward pass: less memory, a quarter slower."
     )
+    fast_ops: bool = flag(True, "false: plain attention, loss and norms, to compare with.")
     torch_compile: bool = flag(False, "Compile the model: a minute at the start, faster steps after it.")
     train_sampling_strategy: Literal["random", "group_by_length", "sequential"] = flag(
         "random", "Order of the training sequences; group_by_length wastes less on padding."

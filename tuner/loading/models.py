@@ -48,6 +48,7 @@ from tuner.model import (
 )
 from tuner.model.convert import from_transformers
 from tuner.ops.block_attention import BLOCK_ATTENTION, can_use_block_attention
+from tuner.ops.plain import use_plain_ops
 from tuner.optim.split_adamw import halve_parameters
 
 # What each kind of model is: our class, and the Auto class that finds a checkpoint for it.
@@ -112,7 +113,9 @@ def prepare_model(args: RecipeArguments, model: PreTrainedModel) -> PreTrainedMo
     """
     require_positions(model, args.max_length)
     on_cpu = args.use_cpu or device_type() == "cpu"
-    if on_cpu and not args.attn_implementation and can_use_block_attention(model):
+    if not args.fast_ops:
+        use_plain_ops(model)
+    elif on_cpu and not args.attn_implementation and can_use_block_attention(model):
         model.set_attn_implementation(BLOCK_ATTENTION)
     if args.dtype == "bfloat16":
         halve_parameters(model)

@@ -66,6 +66,8 @@ class TunerAttention(nn.Module):
     Cross-attention is the same with keys and values from another sequence, and knows no positions.
     """
 
+    recompute = True
+
     def __init__(self, config: TunerConfig, layer_idx: int, is_causal: bool, is_cross: bool = False):
         super().__init__()
         self.config = config
@@ -114,7 +116,7 @@ class TunerAttention(nn.Module):
             key, value = self._keys_and_values(hidden_states)
             if position_embeddings is not None:
                 cos, sin = (table.unsqueeze(1) for table in position_embeddings)
-                query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+                query, key = (rotate(heads, cos, sin, self.recompute) for heads in (query, key))
             cache = own_cache(past_key_values)
             if cache is not None:
                 key, value = cache.update(key, value, self.layer_idx)

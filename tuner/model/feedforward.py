@@ -14,6 +14,8 @@ from .recompute import silu_product
 class TunerGatedMLP(nn.Module):
     """`down(act(gate(x)) * up(x))`; SwiGLU with `hidden_act="silu"`. `(batch, time, hidden_size)` in and out."""
 
+    recompute = True
+
     def __init__(self, config: TunerConfig):
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
@@ -24,7 +26,7 @@ class TunerGatedMLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
-        return self.down_proj(silu_product(gate, up) if self.is_silu else self.act_fn(gate) * up)
+        return self.down_proj(silu_product(gate, up, self.recompute) if self.is_silu else self.act_fn(gate) * up)
 
 
 class TunerMLP(nn.Module):

@@ -18,6 +18,8 @@ class TunerRMSNorm(nn.Module):
     feed-forward) would otherwise each cast it for themselves.
     """
 
+    recompute = True
+
     def __init__(self, size: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
@@ -26,7 +28,7 @@ class TunerRMSNorm(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         device = hidden_states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
-        return rms_norm(hidden_states, self.weight, self.eps, dtype)
+        return rms_norm(hidden_states, self.weight, self.eps, dtype, self.recompute)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.eps}"

@@ -2,7 +2,7 @@
 
 Autograd keeps every factor of every product: a good third of what a block remembers of a token, in float32 where the
 norm went through it. All of it follows from the inputs in a few cheap passes. A compiler finds this for itself, so that
-a compiled model takes the plain formulas.
+a compiled model takes the plain formulas. So does a module whose attribute `recompute` is false.
 """
 
 from __future__ import annotations
@@ -10,18 +10,26 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
+    def forward(
+        x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         normed, scale = _normed(x, weight, eps)
-        ctx.save_for_backward(x, weight, scale)
-        return normed.to(dtype)
+        return normed.to(dtype), scale
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs[:2], output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         normed = x * scale
         wide = grad.to(normed.dtype)
@@ -33,11 +41,15 @@ class _RMSNorm(torch.autograd.Function):
 
 class _SiluProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(gate, up)
+    def forward(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return F.silu(gate).mul_(up)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gate, up = ctx.saved_tensors
         gate_grad = grad * up
@@ -47,11 +59,15 @@ class _SiluProduct(torch.autograd.Function):
 
 class _Rotation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(cos, sin)
+    def forward(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         return _rotated(heads, cos, sin)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         return _rotated(grad, cos, -sin), None, None  # back by the same angle
@@ -78,27 +94,29 @@ def learns(*tensors: torch.Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype, recompute: bool = True
+) -> torch.Tensor:
     """`x / sqrt(mean(x²) + eps) * weight` over the last dimension, computed in float32 or better, given in `dtype`."""
-    if torch.compiler.is_compiling():
+    if not recompute or torch.compiler.is_compiling():
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return F.rms_norm(wide, weight.shape, weight.to(wide.dtype), eps).to(dtype)
-    return _RMSNorm.apply(x, weight, eps, dtype) if learns(x, weight) else _normed(x, weight, eps)[0].to(dtype)
+    return _RMSNorm.apply(x, weight, eps, dtype)[0] if learns(x, weight) else _normed(x, weight, eps)[0].to(dtype)
 
 
-def silu_product(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+def silu_product(gate: torch.Tensor, up: torch.Tensor, recompute: bool = True) -> torch.Tensor:
     """`silu(gate) * up`, elementwise."""
-    if torch.compiler.is_compiling() or not learns(gate, up):
+    if not recompute or torch.compiler.is_compiling() or not learns(gate, up):
         return F.silu(gate) * up
     return _SiluProduct.apply(gate, up)
 
 
-def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, recompute: bool = True) -> torch.Tensor:
     """Turn dimension `i` of the last `d` together with `i + d / 2` by an angle whose cosine and sine stand at both.
 
     `heads` and, broadcast to it, `cos` and `sin` are `(..., d)`.
     """
-    if torch.compiler.is_compiling():
+    if not recompute or torch.compiler.is_compiling():
         first, second = heads.chunk(2, dim=-1)
         return heads * cos + torch.cat((-second, first), dim=-1) * sin
     return _Rotation.apply(heads, cos, sin) if learns(heads) else _rotated(heads, cos, sin)

@@ -28,7 +28,6 @@ from tuner.objectives.arguments import TextArguments
 from tuner.objectives.base import SHOWN_TOKENS, Batch, Objective, Row, Sums, balance, own_class, routed
 from tuner.objectives.records import Comparison, Examples, Outcome, Rows
 from tuner.ops.chunked_loss import chunked_cross_entropy, supervised_positions
-from tuner.ops.tied_embeddings import head_weight, share_gradient
 
 A = TypeVar("A", bound=RecipeArguments)
 
@@ -52,9 +51,7 @@ class NextToken(Objective[A]):
         return (batch["labels"][:, 1:] != IGNORED).sum()
 
     def prepare(self, model: PreTrainedModel) -> None:
-        if self.layout.chunked_loss:
-            share_gradient(model)
-        elif self.label_smoothing:
+        if self.label_smoothing and not self.layout.chunked_loss:
             raise ArgumentError(f"--label_smoothing_factor: {own_class(model).__name__} keeps its own loss.")
 
     def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor | int]:
@@ -83,8 +80,8 @@ class NextToken(Objective[A]):
     def _cross_entropy(
         model: Any, hidden: torch.Tensor, targets: torch.Tensor, z_loss: float = 0.0, smoothing: float = 0.0
     ) -> torch.Tensor:
-        bias = model.get_output_embeddings().bias
-        return chunked_cross_entropy(hidden, head_weight(model), targets, bias, z_loss, smoothing)
+        head = model.get_output_embeddings()
+        return chunked_cross_entropy(hidden, head.weight, targets, head.bias, z_loss, smoothing)
 
     @staticmethod
     def _own_loss(model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:

@@ -23,7 +23,6 @@ from tuner.objectives.base import Batch, Row, Sums, own_class
 from tuner.objectives.causal_lm import NextToken
 from tuner.objectives.records import Comparison, Outcome
 from tuner.ops.chunked_loss import chunked_cross_entropy, supervised_positions
-from tuner.ops.tied_embeddings import head_weight
 
 # The sequences of one example: those that a pair compares; an unpaired completion, and one that belongs to another
 # prompt, from which KTO estimates how far the model is from the reference.
@@ -105,8 +104,8 @@ class DPO(NextToken[PreferenceArguments]):
         if self.layout.chunked_loss:
             outputs = model.base_model(**inputs, use_cache=False)
             hidden, targets = supervised_positions(outputs.last_hidden_state, labels)
-            bias = model.get_output_embeddings().bias
-            losses = chunked_cross_entropy(hidden, head_weight(model), targets, bias, reduction="none")
+            head = model.get_output_embeddings()
+            losses = chunked_cross_entropy(hidden, head.weight, targets, head.bias, reduction="none")
         else:
             logits = own_class(model).forward(model, **inputs, use_cache=False).logits
             hidden, targets = supervised_positions(logits, labels)

@@ -24,8 +24,6 @@ from transformers import TrainingArguments
 from tuner.optim.muon import MuonWithAdamW, muon_groups
 from tuner.optim.rounding import compress, expand, join, round_stochastically, split
 
-# Elements updated at once: few enough that the float32 temporaries stay in the cache.
-CHUNK = 2**18
 # Numbers of the first moment that share a scale; fewer where a parameter's size is no multiple.
 BLOCK = 64
 
@@ -72,31 +70,52 @@ class SplitAdamW(torch.optim.Optimizer):
         run must round alike, or their weights drift apart."""
         loss = None if closure is None else closure()
         step = 1 + max(state["step"] for state in self.state.values())
-        noise = {
-            device: torch.randint(
-                2**16, (CHUNK,), dtype=torch.int32, device=device, generator=torch.Generator(device).manual_seed(step)
-            )
-            for device in {p.device for p in self._parameters()}
-        }
+        noise: dict[torch.device, torch.Tensor] = {}
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad.reshape(-1), group, noise[parameter.device])
+            for bucket in self._buckets(group["params"]):
+                device = bucket[0].device
+                if device not in noise:
+                    generator = torch.Generator(device).manual_seed(step)
+                    size = (chunk_size(device.type),)
+                    noise[device] = torch.randint(2**16, size, dtype=torch.int32, device=device, generator=generator)
+                self._update(bucket, group, noise[device])
         return loss
 
-    def _update(
-        self, parameter: torch.Tensor, gradients: torch.Tensor, group: dict[str, Any], noise: torch.Tensor
-    ) -> None:
-        state = self.state[parameter]
-        state["step"] += 1
+    def _buckets(self, parameters: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+        """Those with a gradient, small neighbours together: one launch of each operation for them all."""
+        bucket: list[torch.Tensor] = []
+        kind: Any = None
+        for parameter in parameters:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            same = parameter.device, state["step"], parameter.numel() // len(state["exp_avg_scale"])
+            if bucket and (
+                same != kind or sum(p.numel() for p in bucket) + parameter.numel() > chunk_size(parameter.device.type)
+            ):
+                yield bucket
+                bucket = []
+            bucket.append(parameter)
+            kind = same
+        if bucket:
+            yield bucket
+
+    def _update(self, bucket: list[torch.Tensor], group: dict[str, Any], noise: torch.Tensor) -> None:
+        states = [self.state[parameter] for parameter in bucket]
+        step = states[0]["step"] + 1
         beta1, beta2 = group["betas"]
-        step_size = group["lr"] / (1 - beta1 ** state["step"])
-        correction = (1 - beta2 ** state["step"]) ** 0.5
-        flat = [t.view(-1) for t in (parameter, state["low"], state["exp_avg"], state["exp_avg_sq"])]
-        scales = state["exp_avg_scale"].split(CHUNK * len(state["exp_avg_scale"]) // parameter.numel())
-        chunks = zip(*(t.split(CHUNK) for t in (*flat, gradients)), scales, strict=True)
-        for high, low, first, second, part, scale in chunks:
-            gradient = part.float()
+        step_size = group["lr"] / (1 - beta1**step)
+        correction = (1 - beta2**step) ** 0.5
+        held = [[p.detach().view(-1) for p in bucket]]
+        held += [[state[name].view(-1) for state in states] for name in ("low", "exp_avg", "exp_avg_sq")]
+        held += [[state["exp_avg_scale"].view(-1) for state in states]]
+        joined = [torch.cat(parts) if len(bucket) > 1 else parts[0] for parts in held]
+        grads = [p.grad.reshape(-1) for p in bucket if p.grad is not None]
+        gradients = torch.cat(grads) if len(bucket) > 1 else grads[0]
+        block = len(gradients) // len(joined[-1])
+        cuts = [t.split(len(noise) // (block if t is joined[-1] else 1)) for t in (*joined, gradients)]
+        for high, low, first, second, scale, part in zip(*cuts, strict=True):
+            gradient, scale = part.float(), scale.unsqueeze(1)
             mean = expand(first, scale).lerp_(gradient, 1 - beta1)
             square = second.float().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             weight = join(high, low).mul_(1 - group["lr"] * group["weight_decay"])
@@ -105,6 +124,11 @@ class SplitAdamW(torch.optim.Optimizer):
             compress(mean, first, scale, bits)
             second.copy_(round_stochastically(square, bits))
             split(weight, high, low, bits)
+        for state in states:
+            state["step"] = step
+        if len(bucket) > 1:
+            for parts, whole in zip(held, joined, strict=True):
+                torch._foreach_copy_(parts, whole.split([len(part) for part in parts]))
 
     def _parameters(self) -> Iterator[torch.Tensor]:
         return (parameter for group in self.param_groups for parameter in group["params"])
@@ -118,6 +142,12 @@ class SplitAdamW(torch.optim.Optimizer):
             self.state[parameters[index]] = {
                 name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in state.items()
             }
+
+
+def chunk_size(device: str) -> int:
+    """Elements updated at once: on a CPU few enough that the float32 temporaries, 1 MB each, stay in its cache; on an
+    accelerator, where every operation costs a launch, 32 MB each."""
+    return 2**18 if device == "cpu" else 2**23
 
 
 def halve_parameters(model: nn.Module) -> None:

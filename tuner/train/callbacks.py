@@ -20,7 +20,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from tuner.estimate.operations import Operations
-from tuner.hardware import KeptMemory, measure_peak
+from tuner.hardware import measure_peak
 
 
 class StepSeed(TrainerCallback):
@@ -30,21 +30,6 @@ class StepSeed(TrainerCallback):
         # An odd multiplier spreads neighbouring seeds apart; torch mixes the bits further.
         step_and_process = state.global_step * args.world_size + args.process_index
         set_seed((args.seed * 0x9E3779B1 + step_and_process) % 2**32)
-
-
-class BoundMemory(TrainerCallback):
-    """Keeps what C's allocator holds within bounds in training and evaluation; see `KeptMemory`."""
-
-    def __init__(self) -> None:
-        self._kept = KeptMemory()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._kept.check()
-
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._kept.check()
 
 
 class StopOnRequest(TrainerCallback):

@@ -197,4 +197,4 @@ def choose_layout(run: Run, model: PreTrainedModel) -> Layout:
             raise ModelError(f"--{flag} true: {found.reason('packing')}. Leave it out: each sequence gets its own row.")
     for line in found.say(packing=not joins and args.packing is None):
         say(line)
-    return Layout(packs, joins, found.chunked_loss, masks=not found.padding)
+    return Layout(packs, joins, found.chunked_loss and args.fast_ops, masks=not found.padding)

@@ -25,13 +25,13 @@ from tuner.corpus.stream import TokenStream
 from tuner.data.draws import Draws
 from tuner.errors import ArgumentError, Interrupted, NonFiniteError
 from tuner.estimate.operations import Operations
-from tuner.hardware import keep_freed_memory, release_unused_memory
+from tuner.hardware import release_unused_memory
 from tuner.hub.push import HubRepository
 from tuner.objectives.base import Objective, use_objective
 from tuner.objectives.records import Examples
 from tuner.optim.check import schedule_kwargs
 from tuner.optim.split_adamw import own_optimizer
-from tuner.train.callbacks import BoundMemory, Guarded, StepSeed, StopOnRequest, Throughput
+from tuner.train.callbacks import Guarded, StepSeed, StopOnRequest, Throughput
 from tuner.train.checkpoint import last_checkpoint
 from tuner.train.folder import locked
 from tuner.train.guards import SpikeGuard
@@ -85,7 +85,7 @@ class Trainer(SavingTrainer):
         trackers = tuple(INTEGRATION_TO_CALLBACK.values())
         handler = self.callback_handler
         handler.callbacks = [Guarded(c) if isinstance(c, trackers) else c for c in handler.callbacks]
-        for callback in (StepSeed(), self._throughput, self.stop, BoundMemory()):
+        for callback in (StepSeed(), self._throughput, self.stop):
             self.add_callback(callback)
         self._step: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each micro-batch: source rows, loss
         self._overflows = 0
@@ -150,7 +150,6 @@ class Trainer(SavingTrainer):
             if self._stream is not None:
                 self._stream.go_to(self._checkpoint)
         release_unused_memory()
-        keep_freed_memory()
         try:
             with locked(self.folder) if self.args.should_save else nullcontext():
                 result = super().train(resume_from_checkpoint=self._checkpoint and str(self._checkpoint), **kwargs)

@@ -191,8 +191,8 @@ def _check_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int], labels: list
 
 
 def generation_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Any:
-    """A conversation that ends where the assistant is to speak, as tensors `(1, time)` for `generate`."""
-    if not quoted_tokens(tokenizer).quoted(messages):
+    """A conversation, or none yet, that ends where the assistant is to speak, as tensors `(1, time)` for `generate`."""
+    if messages and not quoted_tokens(tokenizer).quoted(messages):
         return tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
         )

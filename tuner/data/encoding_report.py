@@ -22,6 +22,7 @@ class EncodingReport:
     lost_tokens: int
     lost_supervised: int
     unlabelled: int = 0
+    identical: int = 0  # preference rows whose two answers are the same
 
     @property
     def share_truncated(self) -> float:

@@ -434,21 +434,18 @@ def test_nothing_cannot_be_measured(texts):
         measure(trained("bpe"), texts)
 
 
-THAI = (
-    "\u0e20\u0e32\u0e29\u0e32\u0e44\u0e17\u0e22\u0e44\u0e21\u0e48\u0e40\u0e27\u0e49\u0e19\u0e27\u0e23\u0e23\u0e04\u0e23\u0e30\u0e2b\u0e27\u0e48\u0e32\u0e07\u0e04\u0e33"
-    * 12
-)
-KANA = "\u3072\u3089\u304c\u306a\u3068\u30ab\u30bf\u30ab\u30ca\u3067\u304b\u304d\u307e\u3059\u3002" * 20
+THAI = "ภาษาไทยไม่เว้นวรรคระหว่างคำ" * 12
+KANA = "ひらがなとカタカナでかきます。" * 20
 
 
 def test_wordpiece_knows_scripts_without_spaces():
     """Sentences of more than 200 characters, and of a few characters that were never met."""
     tokenizer = train_tokenizer([THAI, KANA, "and some English words"] * 3, "wordpiece", 400, "mlm")
-    rare = "\u0e5b\u30f6"
+    rare = "๛ヶ"
     found = measure(tokenizer, [THAI + rare[0] + THAI, KANA + rare[1] + KANA])
     assert found["coverage"] > 0.99
     assert coverage_warning(tokenizer, [THAI, KANA]) is None
-    ids, lengths = tokenize(tokenizer, [THAI + " " + KANA, "words"])
+    ids, _ = tokenize(tokenizer, [THAI + " " + KANA, "words"])
     rows = tokenizer([THAI + " " + KANA, "words"], add_special_tokens=False)["input_ids"]
     assert ids.tolist() == rows[0] + rows[1] and WordTokenizer(tokenizer).words
 

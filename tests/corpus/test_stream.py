@@ -98,6 +98,35 @@ def test_the_second_epoch_begins_where_the_first_ends(tokenizer):
     assert draws == list(range(700)), "masks are drawn anew"
 
 
+@pytest.mark.parametrize("buffer_size", [1, 20])
+def test_every_epoch_of_a_shuffled_stream_has_its_own_order(tokenizer, tmp_path, buffer_size):
+    """A function of seed and epoch; validation documents stay out of it; and a place in any epoch is gone on from."""
+    for file in range(3):
+        rows = [json.dumps({"text": f"word{file} word{row}"}) + "\n" for row in range(30)]
+        (tmp_path / f"{file}.jsonl").write_text("".join(rows))
+
+    def opened():
+        documents, held_out = set_aside(open_stream(str(tmp_path), None, ("train", "test"), 3, buffer_size)[0], 5, "x")
+        return TokenStream(documents, tokenizer, 16, after=2), held_out
+
+    stream, held_out = opened()
+    found = list(islice(stream._tokenized(0, 0), 3 * 85))
+    epochs = [[ids for epoch, _, ids in found if epoch == number] for number in range(3)]
+    assert [len(epoch) for epoch in epochs] == [85, 85, 85]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert (epochs[0] == epochs[1]) == (epochs[1] == epochs[2]) == (buffer_size == 1)
+    aside = [[*tokenizer(text, add_special_tokens=False)["input_ids"], 2] for text in held_out["text"]]
+    assert not any(ids in epoch for ids in aside for epoch in epochs)
+    whole, _ = opened()
+    blocks = list(islice(whole, 150))
+    assert whole.place(120)["epoch"] > 1
+    for number in (40, 90, 120):
+        later, _ = opened()
+        later.go_to(whole.place(number))
+        rest = list(islice(later, 20))
+        assert all(np.array_equal(a["input_ids"], b["input_ids"]) for a, b in zip(rest, blocks[number:], strict=False))
+
+
 @pytest.mark.parametrize("texts", [["", ""], ["left out"]])
 def test_a_stream_without_a_token_says_so(tokenizer, texts):
     documents = Dataset.from_dict({"text": texts}).to_iterable_dataset()

@@ -70,7 +70,14 @@ def test_labels_lie_on_their_tokens(name, mode, max_length):
         assert 0 < len(row["input_ids"]) == len(row["labels"]) <= max_length
         assert row["labels"][0] == -100
         assert all(label in (-100, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
-    assert sorted({row["rows"][0] for row in dataset}) == list(range(30))
+        assert row["labels"].count(-100) < len(row["labels"])
+    opens_late = {
+        i
+        for i, row in enumerate(encode_conversations(samples.tokenizer_called(name), conversations))
+        if mode == "keep_start" and set(row["labels"][:max_length]) == {-100}
+    }
+    assert mode == "split" or {row["rows"][0] for row in dataset} == set(range(30)) - opens_late
+    assert mode == "split" or report.unlabelled == len(opens_late)
     check_account(dataset, report, 30)
 
 
@@ -143,8 +150,8 @@ def test_keep_start_counts_what_it_cuts():
     tokenizer, conversations = samples.small(), samples.conversations()[:60]
     whole, _ = encode(conversations, tokenizer, LONG)
     cut, report = encode(conversations, tokenizer, 50, "keep_start")
-    for row, all_of_it in zip(cut, whole, strict=True):
-        first = {k: all_of_it[k][:50] for k in ("input_ids", "labels")}
+    for row in cut:
+        first = {k: whole[row["rows"][0]][k][:50] for k in ("input_ids", "labels")}
         assert {k: row[k] for k in first} == until_learnt(first)
     uncut = encode_conversations(tokenizer, conversations)
     assert report.lost_tokens == sum(max(len(row["input_ids"]) - 50, 0) for row in uncut)
@@ -271,3 +278,29 @@ def test_batches_do_not_matter():
     for start in (490, 990):
         some, _ = encode(conversations[start : start + 20], samples.small(), 128)
         assert dataset["input_ids"][start : start + 20] == some["input_ids"][:]
+
+
+@BOTH
+def test_a_piece_without_a_label_is_left_out_and_counted(name):
+    """A prompt longer than `max_length`: a batch of it alone would have a loss of 0 / 0."""
+    tokenizer = samples.tokenizer_called(name)
+    conversations = [talk("word " * 100, "lost"), talk("hi", "there")] * 2
+    for mode in ("split", "keep_start"):
+        dataset, report = encode(conversations, tokenizer, 40, mode)
+        assert dataset["rows"][:] == [[1], [3]]
+        assert all(set(row["labels"]) != {-100} for row in dataset)
+        assert (report.sequences, report.unlabelled, report.to_dict()["unlabelled"]) == (2, 2, 2)
+        assert report.lost_supervised > 2, "what was cut is counted as before"
+        check_account(dataset, report, 4)
+    (row,) = encode([[{"role": "assistant", "content": "first"}]], tokenizer, 40)[0]
+    assert set(row["labels"]) != {-100}, "a row with an answer alone is fine"
+
+
+def test_a_piece_of_one_token_is_left_out_and_counted():
+    tokenizer = samples.small()
+    texts = ["", "word", samples.texts()[0] * 5]
+    whole, _ = encode_dataset(Dataset.from_dict({"text": texts}), "text", tokenizer, LONG)
+    length = len(whole[2]["input_ids"]) - 1
+    dataset, report = encode_dataset(Dataset.from_dict({"text": texts}), "text", tokenizer, length)
+    assert dataset["rows"][:] == [[0], [1], [2]] and report.unlabelled == 1
+    check_account(dataset, report, 3)

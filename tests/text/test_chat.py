@@ -248,3 +248,11 @@ def test_refused_conversation_is_named(template, reason):
 def test_template_that_is_not_jinja_is_named_with_its_line(broken):
     with pytest.raises(ModelError, match=r"--chat_template_path my\.jinja, line 3: not Jinja: "):
         encode_conversations(with_template(f"one\ntwo\n{broken}", path="my.jinja"), [talk("a", "b")])
+
+
+@BOTH
+def test_the_assistant_may_open_a_conversation(name):
+    tokenizer = samples.tokenizer_called(name)
+    (row,) = encode_conversations(tokenizer, [[{"role": "assistant", "content": "first"}]])
+    prompt = generation_prompt(tokenizer, [])["input_ids"][0].tolist()
+    assert row["input_ids"][: len(prompt)] == prompt and row["labels"][len(prompt)] != -100

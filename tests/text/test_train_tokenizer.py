@@ -21,7 +21,17 @@ from tests.text import samples
 from tuner.errors import DataError, ModelError
 from tuner.text.chat import TUNER_TEMPLATE, encode_conversations
 from tuner.text.load_tokenizer import BOS, EOS, PAD, ROLES
-from tuner.text.train_tokenizer import BYTES, ESCAPE, OBJECTIVES, SPACE, Algorithm, measure, train_tokenizer
+from tuner.text.train_tokenizer import (
+    BYTES,
+    ESCAPE,
+    OBJECTIVES,
+    SPACE,
+    Algorithm,
+    coverage_warning,
+    measure,
+    train_tokenizer,
+)
+from tuner.text.word_cache import WordTokenizer, tokenize
 
 ALGORITHMS = get_args(Algorithm)
 EVERY_ALGORITHM = pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -425,3 +435,27 @@ def test_a_loaded_tokenizer_is_measured():
 def test_nothing_cannot_be_measured(texts):
     with pytest.raises(DataError, match="There is nothing to measure"):
         measure(trained("bpe"), texts)
+
+
+THAI = "ภาษาไทยไม่เว้นวรรคระหว่างคำ" * 12
+KANA = "ひらがなとカタカナでかきます。" * 20
+
+
+def test_wordpiece_knows_scripts_without_spaces():
+    """Sentences of more than 200 characters, and of a few characters that were never met."""
+    tokenizer = train_tokenizer([THAI, KANA, "and some English words"] * 3, "wordpiece", 400, "mlm")
+    rare = "๛ヶ"
+    found = measure(tokenizer, [THAI + rare[0] + THAI, KANA + rare[1] + KANA])
+    assert found["coverage"] > 0.99
+    assert coverage_warning(tokenizer, [THAI, KANA]) is None
+    ids, _ = tokenize(tokenizer, [THAI + " " + KANA, "words"])
+    rows = tokenizer([THAI + " " + KANA, "words"], add_special_tokens=False)["input_ids"]
+    assert ids.tolist() == rows[0] + rows[1] and WordTokenizer(tokenizer).words
+
+
+def test_a_tokenizer_that_does_not_know_the_texts_is_said():
+    tokenizer = train_tokenizer(["only plain English words here"] * 3, "wordpiece", 100, "mlm")
+    assert "does not know 100% of the characters" in coverage_warning(tokenizer, [THAI, ""])
+    assert coverage_warning(tokenizer, ["plain words"]) is None
+    assert coverage_warning(tokenizer, ["", " "]) is None
+    assert coverage_warning(train_tokenizer(["only words"], "bpe", 300, "clm"), [THAI]) is None

@@ -85,3 +85,13 @@ def test_which_tokenizers_are_taken_word_by_word():
     ids, lengths = tokenize(minilm, texts)
     assert (ids.tolist(), lengths.tolist()) == plainly(minilm, texts)
     assert ids.dtype == np.int32
+
+
+def test_tokens_that_are_added_later_are_known():
+    tokenizer = train_tokenizer(TEXTS * 2, "bpe", 320, "clm")
+    tokenize(tokenizer, ["the fox<new> and the <|x|>"])
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.add_tokens(["fox"])  # also one that changes no size, where the vocabulary has it
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|x|>"]})
+    ids, _ = tokenize(tokenizer, ["the fox<new> and the <|x|>"])
+    assert ids.tolist() == tokenizer("the fox<new> and the <|x|>", add_special_tokens=False)["input_ids"]

@@ -37,9 +37,9 @@ def open_stream(
     found = _splits(name, config, splits)
     train = found[require_split(found, splits[0], name)]
     test = held_out_split(found, splits, name)
-    return train.shuffle(seed=seed, buffer_size=buffer_size) if buffer_size > 1 else train, found[
-        test
-    ] if test else None
+    # Without a shuffle an epoch would still have an order of the files of its own; `skip` keeps it.
+    ordered = train.shuffle(seed=seed, buffer_size=buffer_size) if buffer_size > 1 else train.skip(0)
+    return ordered, found[test] if test else None
 
 
 def _splits(name: str, config: str | None, splits: tuple[str, str]) -> dict[str, IterableDataset]:
@@ -85,10 +85,19 @@ def _text(row: dict[str, Any], name: str) -> str:
 def set_aside(documents: IterableDataset, count: int, name: str) -> tuple[IterableDataset, Dataset]:
     """The documents without the first `count`, and those, in memory, to validate on.
 
+    They are known by their texts, for another epoch has them elsewhere.
+
     Raises:
         DataError: there are no more.
     """
     first = list(documents.take(count + 1))
     if len(first) <= count:
         raise DataError(f"{name} has {len(first)} documents: --test_split_size {count} would set all of them aside.")
-    return documents.skip(count), Dataset.from_list(first[:count])
+    held_out = Dataset.from_list(first[:count])
+    return documents.filter(
+        _is_other, input_columns=["text"], fn_kwargs={"texts": frozenset(held_out["text"])}
+    ), held_out
+
+
+def _is_other(text: str, texts: frozenset[str]) -> bool:
+    return text not in texts

@@ -1,6 +1,7 @@
 """A corpus larger than the disk: cleaned, tokenized and cut into blocks on the way.
 
-The stream has no end: after its last document comes the first again, with other draws. A place in it is three numbers,
+The stream has no end: after its last document begins the next epoch, with other draws and, where the documents are
+shuffled, in an order of its own, which is a function of their seed and the epoch. A place in it is three numbers,
 the epoch, the documents of it that were read before a block, and the tokens used of the next one. A checkpoint keeps
 them, and a resumed run reads on from there: reading to that document costs time, but no tokenizing.
 """
@@ -95,9 +96,12 @@ class TokenStream(IterableDataset[dict[str, Any]]):
             DataError: no document has any.
         """
         while True:
-            number, found = skipped, skipped  # before a place there was something
-            for batch in self.documents.skip(skipped).iter(batch_size=BATCH):
-                texts = [text if self.clean is None else self.clean(text) for text in batch["text"]]
+            number, found, passed = skipped, skipped, 0  # before a place there was something
+            self.documents.set_epoch(epoch)
+            for batch in self.documents.iter(batch_size=BATCH):
+                left = batch["text"][max(skipped - passed, 0) :]  # `skip` would keep the order of the files
+                passed += len(batch["text"])
+                texts = [text if self.clean is None else self.clean(text) for text in left]
                 ids, lengths = tokenize(self.tokenizer, [text for text in texts if text])
                 encoded = iter(np.split(ids, np.cumsum(lengths)[:-1]))
                 missing = iter(missing_ends(self.tokenizer, [text for text in texts if text], self.before, self.after))
@@ -109,8 +113,8 @@ class TokenStream(IterableDataset[dict[str, Any]]):
                     yield epoch, number, tokens
                     number, found = number + 1, found + len(tokens)
             if not found:
-                left = "cleaning leaves" if self.clean else "it has"
-                raise DataError(f"The stream has come to its end, and not one token is in what {left} of it.")
+                what = "cleaning leaves" if self.clean else "it has"
+                raise DataError(f"The stream has come to its end, and not one token is in what {what} of it.")
             epoch, skipped = epoch + 1, 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -44,7 +45,7 @@ def encode_dataset(
 
     Returns:
         Rows of `input_ids`, `labels` (-100 where nothing is learnt, always at the first token, which nothing precedes)
-        and `rows` (the source row), and the account.
+        and `rows` (the source row), every one with a label, and the account.
 
     Raises:
         DataError: rows that are too long, or no supervised token at all.
@@ -69,14 +70,23 @@ def encode_dataset(
         },
         desc="Tokenizing",
     )
-    counts = encoded.select_columns(["tokens", "supervised", "lost_tokens", "lost_supervised"]).with_format("numpy")
-    sums = {column: int(counts[:][column].sum()) for column in counts.column_names} if len(counts) else {}
-    report = EncodingReport(rows=len(rows), sequences=len(encoded), **(sums or dict.fromkeys(counts.column_names, 0)))
+    encoded, report = _labelled(encoded, len(rows))
     if report.supervised == 0:
         raise nothing_to_learn(name, report.tokens)
     if report.share_labels_lost > max_labels_lost:
         raise too_much_lost(name, max_length, report.share_labels_lost, max_labels_lost, truncation_mode)
     return encoded.select_columns(["input_ids", "labels", "rows"]), report
+
+
+def _labelled(encoded: Dataset, rows: int) -> tuple[Dataset, EncodingReport]:
+    """The sequences that have a label, and the account: a batch without one would have a loss of 0 / 0."""
+    names = ["tokens", "supervised", "lost_tokens", "lost_supervised"]
+    counts = encoded.select_columns(names).with_format("numpy")
+    tokens, supervised, lost, lost_supervised = (counts[:][n] if len(counts) else np.zeros(0, int) for n in names)
+    kept = np.flatnonzero(supervised)
+    found = int(tokens[kept].sum()), int(supervised.sum()), int(lost.sum()), int(lost_supervised.sum())
+    report = EncodingReport(rows, len(kept), *found, len(encoded) - len(kept))
+    return (encoded.select(kept) if report.unlabelled else encoded), report
 
 
 def _encode_batch(

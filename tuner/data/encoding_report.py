@@ -9,7 +9,11 @@ from tuner.errors import DataError
 
 @dataclass
 class EncodingReport:
-    """What encoding made of a split. Tokens are counted after encoding; `lost` ones were cut off."""
+    """What encoding made of a split. Tokens are counted after encoding; `lost` ones were cut off.
+
+    `unlabelled` sequences had no supervised token, nearly always because of a prompt that is longer than `max_length`:
+    they are left out, and are none of `sequences`.
+    """
 
     rows: int
     sequences: int
@@ -17,6 +21,8 @@ class EncodingReport:
     supervised: int
     lost_tokens: int
     lost_supervised: int
+    unlabelled: int = 0
+    identical: int = 0  # preference rows whose two answers are the same
 
     @property
     def share_truncated(self) -> float:

@@ -90,6 +90,8 @@ def whole_documents(
         raise nothing_to_learn(name, int(kept.sum()))
     if lost > max_labels_lost * (supervised + lost):
         raise too_much_lost(name, max_length, lost / (supervised + lost), max_labels_lost, truncation_mode)
+    labelled = kept > 1  # of a single token nothing is learnt
+    starts, rows, kept = starts[labelled], rows[labelled], kept[labelled]
     offsets = np.concatenate([[0], np.cumsum(kept)])
     taken = ids[np.repeat(starts - offsets[:-1], kept) + np.arange(offsets[-1])]
     labels = taken.copy()
@@ -97,7 +99,8 @@ def whole_documents(
     columns = {"input_ids": taken, "labels": labels}
     lists = {key: pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(found)) for key, found in columns.items()}
     table = pa.table({**lists, "rows": pa.FixedSizeListArray.from_arrays(pa.array(rows, pa.int64()), 1)})
-    return Dataset(table), EncodingReport(len(documents), len(rows), int(kept.sum()), supervised, lost, lost)
+    counts = int(kept.sum()), supervised, lost, lost, int((~labelled).sum())
+    return Dataset(table), EncodingReport(len(documents), len(rows), *counts)
 
 
 def tokens_of(

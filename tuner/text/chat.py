@@ -90,6 +90,7 @@ def encode_conversations(
     conversations: Sequence[Sequence[Message]],
     eos_required: bool = True,
     names: Sequence[str] | None = None,
+    prompts: Sequence[int] | None = None,
 ) -> list[dict[str, list[int]]]:
     """Encode whole conversations.
 
@@ -98,6 +99,7 @@ def encode_conversations(
         conversations: each a list of `{"role": ..., "content": ...}`.
         eos_required: refuse a template that does not close the assistant's last turn with a supervised end token.
         names: what to call each conversation in an error.
+        prompts: how many messages of each conversation are its prompt, in which nothing is labelled.
 
     Returns:
         For each: `input_ids`, and `labels` of the same length: the id where the assistant speaks, else -100.
@@ -108,6 +110,11 @@ def encode_conversations(
     """
     names = names or [f"conversation {number}" for number in range(len(conversations))]
     encoded, spans = _encode(tokenizer, conversations, names)
+    if prompts is not None:  # the template marks one span for each of the assistant's turns
+        spans = [
+            found[sum(m["role"] == "assistant" for m in conversation[:count]) :]
+            for found, conversation, count in zip(spans, conversations, prompts, strict=True)
+        ]
     rows = []
     for encoding, row_spans in zip(encoded, spans, strict=True):
         ids = encoding.ids
@@ -191,8 +198,8 @@ def _check_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int], labels: list
 
 
 def generation_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Any:
-    """A conversation that ends where the assistant is to speak, as tensors `(1, time)` for `generate`."""
-    if not quoted_tokens(tokenizer).quoted(messages):
+    """A conversation, or none yet, that ends where the assistant is to speak, as tensors `(1, time)` for `generate`."""
+    if messages and not quoted_tokens(tokenizer).quoted(messages):
         return tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
         )

@@ -24,9 +24,8 @@ PRIVATE, STRETCH = range(0x100000, 0x10FF00), 0x100
 class QuotedTokens:
     """The special tokens of a tokenizer, as messages may quote them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, names: tuple[str, ...]):
         self.backend: Any = tokenizer.backend_tokenizer if tokenizer.is_fast else None
-        names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self.names = sorted(filter(None, names), key=lambda name: (-len(name), name))
         self.pattern = re.compile("|".join(map(re.escape, self.names)) or r"(?!)")
         self.firsts = sorted({name[0] for name in self.names})
@@ -50,7 +49,7 @@ class QuotedTokens:
         marked = self._rename(rendered, start + len(self.firsts))
         for number, first in enumerate(self.firsts):
             marked = marked.replace(chr(start + number), first)
-        return _twin(self.backend, tuple(self.names), tuple(self.firsts), start + len(self.firsts)).encode(
+        return _twin(self.backend.to_str(), tuple(self.names), tuple(self.firsts), start + len(self.firsts)).encode(
             marked, add_special_tokens=False
         )
 
@@ -63,13 +62,13 @@ class QuotedTokens:
 
 def quoted_tokens(tokenizer: PreTrainedTokenizerBase) -> QuotedTokens:
     """The `QuotedTokens` of a tokenizer as it now is."""
-    return _quoted_tokens(tokenizer, len(tokenizer), tuple(tokenizer.all_special_tokens))
+    names = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return _quoted_tokens(tokenizer, names)
 
 
 @lru_cache(maxsize=4)
-def _quoted_tokens(tokenizer: PreTrainedTokenizerBase, size: int, special: tuple[str, ...]) -> QuotedTokens:
-    """`size` and `special` are for the cache alone."""
-    return QuotedTokens(tokenizer)
+def _quoted_tokens(tokenizer: PreTrainedTokenizerBase, names: tuple[str, ...]) -> QuotedTokens:
+    return QuotedTokens(tokenizer, names)
 
 
 def _renamed(name: str, firsts: Sequence[str], start: int) -> str:
@@ -77,10 +76,10 @@ def _renamed(name: str, firsts: Sequence[str], start: int) -> str:
 
 
 @lru_cache(maxsize=4)
-def _twin(backend: Tokenizer, names: tuple[str, ...], firsts: tuple[str, ...], start: int) -> Tokenizer:
+def _twin(backend: str, names: tuple[str, ...], firsts: tuple[str, ...], start: int) -> Tokenizer:
     """A tokenizer whose special tokens are called otherwise."""
     new = {name: _renamed(name, firsts, start) for name in names}
-    parts = json.loads(backend.to_str())
+    parts = json.loads(backend)
     for token in parts["added_tokens"]:
         token["content"] = new.get(token["content"], token["content"])
     model = parts["model"]

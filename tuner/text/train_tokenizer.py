@@ -14,10 +14,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Literal, get_args
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tuner.errors import DataError, ModelError, nearest
@@ -29,6 +29,11 @@ Algorithm = Literal["bpe", "wordpiece", "unigram"]
 COVERAGE = 0.9995
 # Longer words are unknown. Of BERT's first tokenizer; transformers' 100 is short for scripts without spaces.
 LONGEST_WORD = 200
+# Scripts without spaces between words, of which each character is a word to WordPiece, as Chinese ones are to BERT's:
+# Thai, Lao, Tibetan, Myanmar, Khmer, kana. Else a sentence is one word, and unknown with its first rare character.
+SPACELESS = "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f]"
+# Share of characters that no unknown token may stand for without a warning.
+LEAST_COVERAGE = 0.99
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 SPACE = "▁"
 # Stands before "0" for itself and before "1" for the character that Metaspace takes for a space. Unicode keeps this
@@ -148,6 +153,20 @@ def measure(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[st
     return {"bytes_per_token": size / tokens, "coverage": 1 - lost / characters, "exact": exact / len(texts)}
 
 
+def coverage_warning(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | None:
+    """What to say before a run whose tokenizer does not know the texts (the first 1,000 are looked at), or None."""
+    sample = [text for text in islice(texts, 1000) if text.strip()]
+    if tokenizer.unk_token_id is None or not sample:
+        return None
+    coverage = measure(tokenizer, sample)["coverage"]
+    if coverage >= LEAST_COVERAGE:
+        return None
+    return (
+        f"The tokenizer does not know {1 - coverage:.0%} of the characters of the validation texts: the model will see "
+        f"{tokenizer.unk_token} in their place. Use a tokenizer of bytes (bpe, unigram) or one made for these texts."
+    )
+
+
 def _train_bpe(texts: Iterable[str], size: int, marks: list[str]) -> Tokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     _require(size, len(marks) + len(alphabet), "the bytes and special tokens")
@@ -164,10 +183,11 @@ def _train_wordpiece(texts: Iterable[str], size: int, marks: list[str], unknown:
     # BERT's puts spaces around Chinese characters. NFC: an accent is the same however it was typed.
     normalizer = normalizers.BertNormalizer(strip_accents=False, lowercase=lowercase)
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizer])
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    spaceless = pre_tokenizers.Split(Regex(SPACELESS), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([spaceless, pre_tokenizers.BertPreTokenizer()])
     tokenizer.decoder = decoders.WordPiece(cleanup=False)  # what is shown is what the model wrote
 
-    def goes_on(character: str) -> bool:  # punctuation and Chinese characters are words
+    def goes_on(character: str) -> bool:  # punctuation and characters of scripts without spaces are words
         return len(tokenizer.pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(f"a{character}"))) == 1
 
     counts = Counter(chain.from_iterable("".join(tokenizer.normalizer.normalize_str(t).split()) for t in texts))

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from tuner.text.train_tokenizer import SPACELESS
+
 # Unicode's white space, which is what `\s` means to the tokenizers library; Python's is a little wider.
 SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 # By the kind of pre-tokenizer. GPT-2's takes a space along with the word behind it, and of several all but the last.
@@ -106,7 +108,7 @@ class WordTokenizer:
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """As `WordTokenizer`, of which that of the last tokenizers is kept."""
-    return _word_tokenizer(tokenizer)(texts)
+    return _word_tokenizer(tokenizer, frozenset(tokenizer.get_added_vocab()))(texts)
 
 
 def missing_ends(
@@ -125,7 +127,8 @@ def missing_ends(
 
 
 @lru_cache(maxsize=2)
-def _word_tokenizer(tokenizer: PreTrainedTokenizerBase) -> WordTokenizer:
+def _word_tokenizer(tokenizer: PreTrainedTokenizerBase, added: frozenset[str]) -> WordTokenizer:
+    """`added` is for the cache alone: tokens that are added later are other words."""
     return WordTokenizer(tokenizer)
 
 
@@ -139,7 +142,11 @@ def _words_of(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
     if not tokenizer.is_fast:
         return None
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
-    kind = (parts["pre_tokenizer"] or {}).get("type")
+    before_words = parts["pre_tokenizer"] or {}
+    if before_words.get("type") == "Sequence":  # that of `train_tokenizer`, which cuts words further
+        first, *rest = before_words["pretokenizers"]
+        before_words = rest[0] if len(rest) == 1 and first.get("pattern") == {"Regex": SPACELESS} else {}
+    kind = before_words.get("type")
     before = parts["normalizer"]
     steps = [] if before is None else before["normalizers"] if before["type"] == "Sequence" else [before]
     steps = [step["type"] for step in steps]

@@ -97,8 +97,8 @@ def environment() -> dict[str, str]:
     """This process's, with the repository to import from, and never asking the Hub."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "PYTEST_"))}
-    fixed = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-    return {**kept, **fixed, "PYTHONPATH": os.pathsep.join(paths)}
+    fixed = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    return {"OMP_NUM_THREADS": "4", **kept, **fixed}  # many run at a time
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -64,7 +64,7 @@ def sft(setting: Setting) -> Finding:
         return Side(name, command, _read_ours, profile)
 
     def trl(name: str, profile: bool = False, **settings: Any) -> Side:
-        settings = {**theirs, "bf16": True, "gradient_checkpointing": False, **settings}
+        settings = {**theirs, "bf16": setting.on_card, "gradient_checkpointing": False, **settings}
         arguments = [str(model), str(rows / "train.jsonl"), str(STEPS), json.dumps(settings)]
         return Side(name, ["benchmarks/peers/trl_sft.py", *arguments], _read_trl, profile)
 

@@ -32,7 +32,9 @@ class StepProfile:
         seconds = time.perf_counter() - self.started
         self.profile.__exit__(None, None, None)
         events = list(self.profile.events())
-        kernels = [event for event in events if event.device_type == DeviceType.CUDA]
+        on_card = (event for event in events if event.device_type == DeviceType.CUDA)
+        # What somebody named on the host spans its kernels on the card too.
+        kernels = [event for event in on_card if not event.is_user_annotation]
         busy = sum(event.time_range.elapsed_us() for event in kernels) / 1e6
         names = Counter(event.name for event in events)
         longest: Counter[str] = Counter()

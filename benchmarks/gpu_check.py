@@ -58,7 +58,7 @@ LIBRARIES = ("torch", "transformers", "trl", "accelerate", "liger-kernel", "flas
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8, help="for all checks together (default: 8)")
+    parser.add_argument("--minutes", type=float, help="for all checks together (default: 8 on a card, 40 without)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for gpu.json, gpu.md and log.txt")
     parser.add_argument("--docs", type=Path, help="Markdown file whose table is replaced")
     parser.add_argument("--only", nargs="+", choices=[check.name for check in CHECKS], help="which checks")
@@ -72,7 +72,7 @@ def main() -> None:
         print("No GPU: a rehearsal on the CPU in tiny sizes. Its figures say nothing.", flush=True)
     with tempfile.TemporaryDirectory() as work:
         setting = Setting(Path(work), "cuda" if on_card else "cpu", small=not on_card)
-        schedule = Schedule(setting, ledger, args.minutes, args.jobs or (8 if on_card else 2))
+        schedule = Schedule(setting, ledger, args.minutes or (8 if on_card else 40), args.jobs or (8 if on_card else 2))
         schedule.run([check for check in CHECKS if not args.only or check.name in args.only], first=PREPARE)
     print(f"\n{ledger.markdown()}\nWritten to {args.output}: gpu.json, gpu.md, log.txt", flush=True)
     if ledger.failed:

@@ -54,8 +54,9 @@ def alternate(sides: list[Side], work: Path, patience: float) -> None:
         order = list(enumerate(sides))
         for number, side in order if turn % 2 == 0 else order[::-1]:
             folder = _folder(work, number)
-            if not all(_ready(other, _folder(work, n), turn, patience) for n, other in order if not other.fault):
-                continue  # a side that fell out disturbs nobody any more
+            for other_number, other in order:  # who still prepares would disturb
+                if not other.fault:
+                    _appears(other, _folder(work, other_number) / f"ready-{turn}", patience)
             if side.fault:
                 continue
             (folder / f"go-{turn}").touch()
@@ -84,10 +85,6 @@ def _start(side: Side, folder: Path) -> None:
             [word.replace("FOLDER", str(folder)) for word in command], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,
             stderr=log,
         )  # fmt: skip
-
-
-def _ready(side: Side, folder: Path, turn: int, patience: float) -> bool:
-    return _appears(side, folder / f"ready-{turn}", patience)
 
 
 def _appears(side: Side, path: Path, patience: float) -> bool:

@@ -65,7 +65,7 @@ class Schedule:
         # A rehearsal runs on a few cores, maybe beside other work.
         allowed = min(check.seconds * (5 if self.setting.device == "cpu" else 1), end - begun)
         if allowed < 1:
-            self.ledger.record(check.name, "skip", "no time was left", 0.0, "", {})
+            self.ledger.record(check.name, "no time", "the budget was used up", 0.0, "", {})
             return
         number = [entry["name"] for entry in self.ledger.entries].index(check.name)
         result, log = (self.setting.work / f"check-{number}.{ending}" for ending in ("json", "log"))

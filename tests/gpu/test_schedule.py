@@ -66,7 +66,7 @@ def test_without_time_nothing_starts(tmp_path):
     Schedule(Setting(tmp_path, "cpu", small=True), ledger, minutes=0, jobs=1).run(
         [Check("works", f"{FAULTY}:works", 60)], first=Check("first", f"{FAULTY}:works", 60)
     )
-    assert [entry["status"] for entry in ledger.entries] == ["skip", "skip"]
+    assert [entry["status"] for entry in ledger.entries] == ["no time", "no time"]
 
 
 @pytest.mark.skipif("CUDA_VISIBLE_DEVICES" in os.environ, reason="asks for the rehearsal")

@@ -50,7 +50,9 @@ def test_the_folder_holds_what_the_readme_says(finished):
         assert (folder / name).stat().st_size > 0, name
     metrics = metrics_of(folder)
     assert eval_loss_of(folder) < untrained_loss_of(folder)
-    assert metrics["steps"] == 12 and metrics["tokens_per_second"] > 0 and 0 < metrics["peak_share"] < 1
+    assert (
+        metrics["steps"] == 12 and metrics["speed"]["tokens_per_second"] > 0 and 0 < metrics["speed"]["peak_share"] < 1
+    )
     assert "untrained" in done.stdout and "unigram" in done.stdout and f"tuner chat {folder}" in done.stdout
 
 

@@ -78,6 +78,18 @@ def run(main: Callable[[], None]) -> None:
     except TunerError as error:
         notice(f"error: {error}")
         sys.exit(EXIT_USAGE)
+    except RuntimeError as error:
+        if not _peer_left(error):
+            raise
+        sys.exit(EXIT_USAGE)
+
+
+def _peer_left(error: RuntimeError) -> bool:
+    """Whether another process of the run has ended, which says why, while this one was waiting for it."""
+    torch = sys.modules.get("torch")
+    waiting = torch is not None and isinstance(error, torch.distributed.DistError)
+    closed = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "failed to recv", "recvValue")
+    return (waiting or "gloo" in str(error)) and any(text in str(error) for text in closed)
 
 
 def _leave_process_group() -> None:

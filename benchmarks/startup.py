@@ -35,11 +35,11 @@ def main() -> None:
         ratios[name] = spread([a / b for a, b in runs])
         seconds[name] = {"ours": spread([a for a, _ in runs]), "theirs": spread([b for _, b in runs])}
     work = Path(tempfile.mkdtemp())
-    config = ["--config", "recipes/configs/sft/tiny.yaml", "--max_steps", "1", "--save_strategy", "no"]
+    config = ["--preset", "tiny", "--max_length", "512", "--max_steps", "1", "--save_strategy", "no"]
     launch = [str(BIN / "accelerate"), "launch", "--quiet", "recipes/sft.py", *config]
     first = [measure([*launch, "--output_dir", str(work / str(i))]).seconds for i in range(3)]
     shutil.rmtree(work)
-    seconds["make sft with one step, report included"] = spread(first)
+    seconds["recipes/sft.py --preset tiny with one step, report included"] = spread(first)
     finish("startup", ratios, seconds=seconds)
 
 

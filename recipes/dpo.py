@@ -2,7 +2,7 @@
 
 The loss raises the likelihood of the chosen answer over the rejected one, both relative to the model as it began.
 
-    accelerate launch recipes/dpo.py --config recipes/configs/dpo/tiny.yaml
+    accelerate launch recipes/dpo.py --config recipes/configs/dpo/smollm2.yaml
     accelerate launch recipes/dpo.py --dataset_name my_pairs.jsonl --model_name_or_path runs/sft/smollm2
 
 Rafailov et al. 2023, "Direct Preference Optimization: Your Language Model is Secretly a Reward Model"
@@ -23,7 +23,7 @@ class DPOArguments(tuner.PreferenceArguments):
     )
     dataset_name: str = tuner.flag("builtin:chitchat-pairs", "A Hub id, a local file or folder, or builtin:<name>.")
     output_dir: str = tuner.flag("runs/dpo/run", "Folder for checkpoints, the model and the report.")
-    learning_rate: float = tuner.flag(1e-6, "Peak learning rate (TRL's default).")
+    learning_rate: float | None = tuner.flag(1e-6, "Peak learning rate (TRL's default).")
 
 
 def main() -> None:

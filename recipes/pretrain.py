@@ -16,11 +16,13 @@ import tuner
 class PretrainArguments(tuner.MaskedLMArguments, tuner.DenoiseArguments, tuner.ContrastiveArguments):
     """Pretraining from raw text."""
 
+    RATES = (1e-4, 1e-3)
+
     objective: Literal["clm", "mlm", "mlm+nsp", "rtd", "denoise", "contrastive"] = tuner.flag(
         "clm", "Next token, masked tokens, those and next sentence, replaced tokens, spans or neighbours."
     )
     output_dir: str = tuner.flag("runs/pretrain/run", "Folder for checkpoints, the model and the report.")
-    learning_rate: float = tuner.flag(1e-3, "Peak learning rate.")
+    learning_rate: float | None = tuner.flag(None, "Peak learning rate. Without it: 1e-3, or 1e-4 for a checkpoint.")
 
 
 def main() -> None:

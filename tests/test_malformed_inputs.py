@@ -15,6 +15,7 @@ from tests.recipes import ROOT, run_recipe
 from tests.text import samples
 from tests.text.samples import talk
 from tuner.config.recipes import arguments_of
+from tuner.objectives.records import Layout
 from tuner.text.chat import TUNER_TEMPLATE
 
 SFT = arguments_of(ROOT / "recipes" / "sft.py")
@@ -106,11 +107,12 @@ def _quiet(tmp_path_factory, monkeypatch):
 
 def sequences(*flags):
     """What a recipe does up to its sequences."""
-    argv = ["--dry_run", "--use_cpu", "--vocab_size", "300", "--output_dir", "nowhere/at/all", *map(str, flags)]
+    new = [] if "--tokenizer_name_or_path" in flags else ["--vocab_size", "300"]
+    argv = ["--dry_run", "--use_cpu", *new, "--output_dir", "nowhere/at/all", *map(str, flags)]
     args = tuner.parse_arguments(SFT, argv)
-    run = tuner.open_run(args)
-    rows = tuner.load_rows(args)
-    return tuner.encode_rows(args, rows, tuner.load_tokenizer(run, rows))
+    run = tuner.open_run(args, tuner.SFT)
+    rows = tuner.load_rows(run)
+    return tuner.make_examples(run, rows, tuner.SFT(args, tuner.load_tokenizer(run, rows), Layout()))
 
 
 @pytest.fixture
@@ -146,7 +148,7 @@ def test_a_good_file_passes(good, tmp_path):
     config = write(tmp_path / "a.yaml", "seed: 3\n")
     template = write(tmp_path / "a.jinja", TUNER_TEMPLATE)
     data = sequences("--dataset_name", good, "--config", config, "--chat_template_path", template)
-    assert (data.train_report.rows, data.eval_report.rows) == (3, 1)
+    assert [report.rows for report in data.reports] == [3, 1]
     assert not (tmp_path / "nowhere").exists()
 
 

@@ -90,7 +90,8 @@ def test_a_long_line_is_cut_after_sentences_and_nowhere_else():
 @example(["hello", "", "", "you"], 2, True, True)
 def test_blocks_are_the_stream_and_the_remainder_goes(rows, length, has_start, has_end):
     start, end = (2 if has_start else None), (3 if has_end else None)
-    stream = [token for text in rows for token in [*plain_ids(text), *([end] if has_end else [])]]
+    ids = [plain_ids(text) for text in rows]
+    stream = [token for row in ids for token in [*row, *([end] if has_end and row[-1:] != [end] else [])]]
     width = length - has_start
     if len(stream) < width:
         with pytest.raises(DataError, match=rf"the rows has {len(stream)} tokens.*--max_length {length}"):
@@ -236,17 +237,19 @@ def test_whole_documents_are_their_tokens_in_pieces(mode, numbered):
     texts = ["", "one", "two words", "many more words than one block of them holds", "a b c d e f g h", "x" * 40] * 3
     columns = {"text": texts} | ({"source_row": list(range(100, 118))} if numbered else {})
     documents, which = Dataset.from_dict(columns), train_tokenizer(texts, "bpe", 300, "clm")
-    pieces, lost = [], 0
+    pieces, lost, alone = [], 0, 0
     for number, text in enumerate(texts, 100 * numbered):
         ids = [which.bos_token_id, *which(text, add_special_tokens=False)["input_ids"], which.eos_token_id]
         starts = range(0, len(ids), 7) if mode == "split" else [0]
         cut = [ids[start : start + 7] for start in starts]
+        cut, short = [piece for piece in cut if piece[1:]], sum(not piece[1:] for piece in cut)
         pieces += [{"input_ids": piece, "labels": [-100, *piece[1:]], "rows": [number]} for piece in cut]
+        alone += short
         lost += 0 if mode == "split" else max(len(ids) - 7, 0)
     found, report = whole_documents(documents, which, 7, mode, max_labels_lost=1)
     assert found.to_list() == pieces
     tokens = sum(len(piece["input_ids"]) for piece in pieces)
-    assert report == EncodingReport(len(texts), len(pieces), tokens, tokens - len(pieces), lost, lost)
+    assert report == EncodingReport(len(texts), len(pieces), tokens, tokens - len(pieces), lost, lost, alone)
 
 
 @pytest.mark.parametrize(
@@ -273,5 +276,5 @@ def test_documents_that_are_refused(texts, options, wrong):
 
 def test_no_documents_are_refused():
     tokenizer = train_tokenizer(["one two three four five"], "bpe", 300, "clm")
-    with pytest.raises(DataError, match="mine: none of its 0 tokens"):
+    with pytest.raises(DataError, match="mine: no token within --max_length is supervised"):
         whole_documents(Dataset.from_dict({"text": []}), tokenizer, 4, name="mine")

@@ -24,6 +24,7 @@ def test_unseen_tokens_are_possible():
 
 
 def test_the_plot_is_a_picture(tmp_path):
-    plot_losses(tmp_path / "loss.png", [(1, 8.0), (2, 7.0)], [(0, 8.3), (2, 7.1)], unigram=6.5)
+    log = [{"step": 0, "eval_loss": 8.3}, {"step": 1, "loss": 8.0}, {"step": 2, "loss": 7.0, "eval_loss": 7.1}]
+    plot_losses(tmp_path / "loss.png", {"log": log, "comparison": {"nats": {"unigram model": 6.5}}}, "nats")
     assert (tmp_path / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    plot_losses(tmp_path / "empty.png", [], [])
+    plot_losses(tmp_path / "empty.png", {"log": [], "comparison": {}}, "nats")

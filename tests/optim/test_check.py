@@ -76,7 +76,7 @@ def test_good_ones_pass():
 
 def test_the_decay_of_a_stable_schedule():
     arguments = training("--lr_scheduler_type", "warmup_stable_decay")
-    assert schedule_kwargs(arguments, 70) == {"num_decay_steps": 7}
+    assert schedule_kwargs(arguments, 70) == {"num_decay_steps": 14}, "a fifth"
     given = training("--lr_scheduler_type", "warmup_stable_decay", "--lr_scheduler_kwargs", '{"num_decay_steps": 3}')
     assert schedule_kwargs(given, 70) == {"num_decay_steps": 3}
     assert schedule_kwargs(training(), 70) == {}

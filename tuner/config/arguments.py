@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from tuner.config.flags import read_flags
 from tuner.errors import ArgumentError
@@ -47,8 +47,8 @@ class ModelArguments:
     model_name_or_path: str | None = flag(
         None, "Model to continue from: a folder, a Hub id or builtin:<name>. Without it, a new one."
     )
-    preset: Literal["tiny", "small", "base"] = flag(
-        "tiny", "Size of a new model: tiny (5 M parameters), small (30 M) or base (125 M)."
+    preset: Literal["tiny", "small", "base"] | None = flag(
+        None, "Size of a new model: tiny (5 M parameters, where nothing is said), small (30 M) or base (125 M)."
     )
     config_overrides: str | None = flag(
         None, "Fields of a new model's configuration beside the preset's: hidden_act=relu2,mlp_type=plain,..."
@@ -114,7 +114,7 @@ class RunArguments:
     per_device_train_batch_size: int = flag(8, "Sequences a device computes at once in training.", least=1)
     per_device_eval_batch_size: int = flag(8, "Sequences a device computes at once in evaluation.", least=1)
     gradient_accumulation_steps: int = flag(1, "Batches that make one optimizer step.", least=1)
-    learning_rate: float = flag(2e-5, "Peak learning rate.")
+    learning_rate: float | None = flag(None, "Peak learning rate. Without it: 2e-5, or 1e-3 for a new model.")
     lr_scheduler_type: str = flag("cosine", "Schedule of the learning rate: linear, cosine, constant_with_warmup, ...")
     warmup_steps: float = flag(0.03, "Steps of linear warm-up; below 1, a share of all steps.")
     weight_decay: float = flag(0.0, "AdamW's weight decay, not applied to norms and biases.", least=0)
@@ -151,8 +151,13 @@ class RunArguments:
 class RecipeArguments(RunArguments, DataArguments, ModelArguments):
     """What every recipe understands. A recipe subclasses it and adds or redefines what is its own."""
 
+    # Peak learning rates of a pretrained and of a new model.
+    RATES: ClassVar[tuple[float, float]] = (2e-5, 1e-3)
+
     def __post_init__(self) -> None:
         self.extra: dict[str, Any] = {}
+        if self.learning_rate is None:
+            self.learning_rate = self.RATES[self.model_name_or_path is None]
 
     def values(self) -> dict[str, Any]:
         """Every resolved argument by name, those passed on to transformers included."""

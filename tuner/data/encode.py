@@ -72,7 +72,7 @@ def encode_dataset(
     )
     encoded, report = _labelled(encoded, len(rows))
     if report.supervised == 0:
-        raise nothing_to_learn(name, report.tokens)
+        raise nothing_to_learn(name)
     if report.share_labels_lost > max_labels_lost:
         raise too_much_lost(name, max_length, report.share_labels_lost, max_labels_lost, truncation_mode)
     return encoded.select_columns(["input_ids", "labels", "rows"]), report

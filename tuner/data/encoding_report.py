@@ -49,9 +49,9 @@ def too_long(row: str, tokens: int, max_length: int) -> DataError:
     return DataError(f"{row}: {tokens} tokens, longer than --max_length {max_length} (--truncation_mode error).")
 
 
-def nothing_to_learn(name: str, tokens: int) -> DataError:
+def nothing_to_learn(name: str) -> DataError:
     """No token has a label."""
-    return DataError(f"{name}: none of its {tokens} tokens is supervised, so there is nothing to learn.")
+    return DataError(f"{name}: no token within --max_length is supervised, so there is nothing to learn.")
 
 
 def too_much_lost(name: str, max_length: int, share: float, allowed: float, truncation_mode: str) -> DataError:

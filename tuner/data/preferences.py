@@ -87,7 +87,7 @@ def encode_preferences(
         identical=int(counts["identical"].sum()),
     )
     if not len(kept):
-        raise nothing_to_learn(name, int(counts["tokens"].sum()))
+        raise nothing_to_learn(name)
     if report.share_labels_lost > max_labels_lost:
         raise too_much_lost(name, max_length, report.share_labels_lost, max_labels_lost, "split")
     encoded = encoded.remove_columns(list(COUNTS))

@@ -87,7 +87,7 @@ def whole_documents(
     kept = np.minimum(lengths, max_length)
     supervised, lost = int((kept - 1).sum()), int((lengths - kept).sum())
     if supervised == 0:
-        raise nothing_to_learn(name, int(kept.sum()))
+        raise nothing_to_learn(name)
     if lost > max_labels_lost * (supervised + lost):
         raise too_much_lost(name, max_length, lost / (supervised + lost), max_labels_lost, truncation_mode)
     labelled = kept > 1  # of a single token nothing is learnt

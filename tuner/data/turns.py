@@ -64,7 +64,8 @@ def messages_of(turns: Any, column: str, unused: set[str], answered: bool = True
         content = turn["content"] if turn.get("content") is not None else turn.get("value")
         where = f"column {column!r}, turn {number}"
         if speaker is None:
-            raise DataError(f"{where} has neither 'role' nor 'from': {shown(turn)}.")
+            given = {name: value for name, value in turn.items() if value is not None}  # Arrow adds the others' keys
+            raise DataError(f"{where} has neither 'role' nor 'from': {shown(given)}.")
         role = ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
         if role is None:
             raise _unknown_role(speaker, where)

@@ -62,7 +62,7 @@ def read_training(path: Path) -> Training:
 
 
 def _new_config(args: Any, objective: str) -> PreTrainedConfig:
-    shape: dict[str, Any] = {**PRESETS[args.preset], **overrides(args.config_overrides or "")}
+    shape: dict[str, Any] = {**PRESETS[args.preset or "tiny"], **overrides(args.config_overrides or "")}
     shape["vocab_size"] = args.vocab_size or shape["vocab_size"]
     kind, chosen = configuration_of(PRETRAINING[objective].model, shape)
     try:

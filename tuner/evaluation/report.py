@@ -136,6 +136,7 @@ def plot_losses(path: Path, metrics: dict[str, Any], unit: str) -> None:
             axes.axhline(value, linestyle="--", color="gray", label=f"{who} ({value:.2f})")
     axes.set(xlabel="optimizer step", ylabel=f"loss, {unit}")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

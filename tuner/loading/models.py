@@ -80,12 +80,13 @@ def build_model(args: RecipeArguments, kind: str, tokenizer: PreTrainedTokenizer
         ModelError: see `tuner.loading.checkpoints`; a checkpoint without a counterpart, or of another shape; flags that
             only a new model takes, with a checkpoint.
     """
-    if args.model_name_or_path and args.config_overrides:
-        raise ModelError("--config_overrides is for a new model: a checkpoint's configuration is its own.")
+    for name in ("preset", "config_overrides", "dropout") if args.model_name_or_path else ():
+        if getattr(args, name):
+            raise ModelError(f"--{name} is for a new model: a checkpoint's configuration is its own.")
     new = ""
     if not args.model_name_or_path:
         set_seed(args.seed)
-        fields = new_shape(args.preset, tokenizer, args.max_length, args.dropout, args.config_overrides)
+        fields = new_shape(args.preset or "tiny", tokenizer, args.max_length, args.dropout, args.config_overrides)
         class_ = TunerDecoderForCausalLM if kind == "decoder" else CLASSES[kind][0]
         model = new_model(class_, *configuration_of(kind, fields), args.attn_implementation)
     elif kind == "decoder":

@@ -31,6 +31,9 @@ from tuner.ops.chunked_loss import chunked_cross_entropy, supervised_positions
 
 A = TypeVar("A", bound=RecipeArguments)
 
+# What the dry run shows of the data only where there is some of it.
+RARE = {"left out: nothing to learn": "unlabelled", "the same answer twice": "identical"}
+
 
 class NextToken(Objective[A]):
     """`-log p(token | those before it)` over the tokens that have a label, for any causal model of transformers, bare
@@ -108,8 +111,11 @@ class NextToken(Objective[A]):
         for name, form in (
             *(("rows", "{0.rows:,}"), ("sequences", "{0.sequences:,}"), ("tokens", "{0.tokens:,}")),
             *(("truncated", "{0.share_truncated:.1%}"), ("labels lost", "{0.share_labels_lost:.1%}")),
-            ("supervised", "{0.share_supervised:.1%}"),
+            *(("supervised", "{0.share_supervised:.1%}"), ("left out: nothing to learn", "{0.unlabelled:,}")),
+            ("the same answer twice", "{0.identical:,}"),
         ):
+            if name in RARE and not any(getattr(report, RARE[name]) for report in examples.reports):
+                continue
             table.add_row(name, *(form.format(report) for report in examples.reports))
         if self.layout.packing:
             table.add_row("blocks", f"{len(examples.train):,}", f"{len(examples.eval):,}")

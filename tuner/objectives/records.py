@@ -15,6 +15,8 @@ from tuner.data.schema import Kind
 
 # Documents of a stream that a tokenizer is trained on.
 TOKENIZER_DOCUMENTS = 20_000
+# Columns of canonical rows that hold text or messages.
+WRITTEN = ("text", "messages", "prompt", "chosen", "rejected", "completion")
 
 Comparison = dict[str, dict[str, float]]  # metric to {who: how much}
 
@@ -30,10 +32,18 @@ class Rows:
 
     def texts(self) -> Iterator[str]:
         """Every training text (of a stream the first), for a tokenizer to be trained on."""
-        rows = self.train if isinstance(self.train, Dataset) else self.train.take(TOKENIZER_DOCUMENTS)
-        for batch in rows.iter(batch_size=1000):
-            for value in batch[self.kind]:
-                yield from [value] if self.kind == "text" else (turn["content"] for turn in value)
+        return _texts(self.train if isinstance(self.train, Dataset) else self.train.take(TOKENIZER_DOCUMENTS))
+
+    def held_out_texts(self) -> Iterator[str]:
+        """Every validation text."""
+        return _texts(self.eval)
+
+
+def _texts(rows: Any) -> Iterator[str]:
+    for batch in rows.iter(batch_size=1000):
+        for column in WRITTEN:
+            for value in batch.get(column, ()):
+                yield from [value] if isinstance(value, str) else (turn["content"] for turn in value)
 
 
 @dataclass

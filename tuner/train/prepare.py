@@ -30,7 +30,7 @@ from tuner.objectives.causal_lm import NextToken
 from tuner.objectives.records import Examples, Layout, Rows
 from tuner.ops.block_attention import BLOCK_ATTENTION
 from tuner.text.load_tokenizer import load_pretrained_tokenizer, use_chat_template
-from tuner.text.train_tokenizer import train_tokenizer
+from tuner.text.train_tokenizer import coverage_warning, train_tokenizer
 from tuner.train.probe import probe
 from tuner.train.run import Run, say
 
@@ -90,6 +90,8 @@ def load_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
     """
     args, folder, method = run.args, run.folder, run.method
     if args.tokenizer_name_or_path or args.model_name_or_path:
+        if args.vocab_size:
+            raise ModelError("--vocab_size is for a tokenizer that is trained here: this one's size is its own.")
         name, how = resolve(args.tokenizer_name_or_path or args.model_name_or_path or "")
         how["trust_remote_code"] = args.trust_remote_code
         if args.tokenizer_name_or_path is None:  # it is the model's
@@ -105,12 +107,15 @@ def load_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
     missing = [name for name in method.tokens if getattr(tokenizer, name) is None]
     if missing:
         raise ModelError(f"{method.name} needs a tokenizer with {', '.join(missing)}; this one has none.")
+    unknown = coverage_warning(tokenizer, rows.held_out_texts())
+    if unknown:
+        say(unknown)
     return tokenizer
 
 
 def _train_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
     args, method = run.args, run.method
-    size = args.vocab_size or PRESETS[args.preset]["vocab_size"]
+    size = args.vocab_size or PRESETS[args.preset or "tiny"]["vocab_size"]
     algorithm = args.train_tokenizer if isinstance(args, TextArguments) else "bpe"
     longest = max(args.max_length, 2048)
     tokenizer = train_tokenizer(rows.texts(), algorithm, size, method.vocabulary, longest)

@@ -36,7 +36,7 @@ def _chitchat(folder: Path) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def _chitchat_small(folder: Path, count: int = 300) -> Dataset:
+def _chitchat_small(folder: Path, count: int = 200) -> Dataset:
     """The first of those conversations that are short: what two CPU cores fine-tune a 135 M model on in minutes."""
     rows = _chitchat(folder)
     short = (i for i, row in enumerate(rows) if sum(len(m["content"]) for m in row["messages"]) <= SHORT)

@@ -52,7 +52,7 @@ def check_training(training: TrainingArguments) -> None:
     if training.fsdp and training.parallel_mode != ParallelMode.DISTRIBUTED:
         raise ArgumentError("--fsdp needs several processes: start them with accelerate launch --num_processes N.")
     if training.torch_compile:
-        known = torch._dynamo.list_backends(exclude_tags=())
+        known = torch.compiler.list_backends(exclude_tags=())
         backend = training.torch_compile_backend
         if backend not in known:
             raise ArgumentError(f"--torch_compile_backend {backend}: not here.{nearest(str(backend), known)}")

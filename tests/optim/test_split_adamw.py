@@ -7,11 +7,12 @@ import sys
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainingArguments
 
 from tests.recipes import ROOT, environment, equal
 from tuner.optim import split_adamw
 from tuner.optim.rounding import join
-from tuner.optim.split_adamw import SplitAdamW, halve_parameters
+from tuner.optim.split_adamw import SplitAdamW, halve_parameters, own_optimizer
 
 
 def train(optimizer, parameter, steps, seed=0):
@@ -164,3 +165,14 @@ def test_a_first_small_step_shows_as_it_would_in_float32():
 def test_other_dtypes_are_refused():
     with pytest.raises(ValueError, match=r"torch\.float32"):
         SplitAdamW([torch.nn.Parameter(torch.ones(2))])
+
+
+def test_an_adapter_over_bfloat16_weights_gets_torchs_adamw(tmp_path):
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    model = torch.nn.ModuleDict({"base": torch.nn.Linear(4, 4), "adapter": torch.nn.Linear(4, 4)})
+    model["base"].requires_grad_(False).bfloat16()
+    assert own_optimizer(arguments, model) is None, "the adapter is in float32"
+    model.requires_grad_(True)
+    assert own_optimizer(arguments, model) is None
+    model.bfloat16()
+    assert own_optimizer(arguments, model)[0] is SplitAdamW

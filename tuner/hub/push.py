@@ -53,6 +53,7 @@ class HubRepository:
                 folder_path=str(folder),
                 commit_message=message,
                 allow_patterns=PUSHED,
+                ignore_patterns=["*/*"],  # the patterns above match in folders too
                 revision=self.revision,
             )
         except Exception as error:  # as above

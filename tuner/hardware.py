@@ -46,10 +46,10 @@ def use_all_cores() -> None:
         torch.set_num_threads(max(cpu_cores() // processes, 1))
 
 
-def measure_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 3) -> float:
+def measure_peak(dtype: torch.dtype, size: int = 2048) -> float:
     """Floating-point operations a second of a large square product in `dtype`: the ceiling that a share is quoted of.
 
-    The best of `repeats`, after one product to warm up. Takes under a second on two CPU cores.
+    The best of three, after one product to warm up. Takes under a second on two CPU cores.
     """
     device = device_type()
     size = size if device == "cpu" else 8192
@@ -61,7 +61,7 @@ def measure_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 3) -> floa
             torch.accelerator.synchronize()
 
     product()
-    return 2 * size**3 / min(timeit.repeat(product, number=1, repeat=repeats))
+    return 2 * size**3 / min(timeit.repeat(product, number=1, repeat=3))
 
 
 def release_unused_memory() -> None:

@@ -44,11 +44,7 @@ def find_recipe(config: Path) -> Path:
 
 
 def arguments_of(recipe: Path) -> type[RecipeArguments]:
-    """The dataclass of a recipe's arguments, which the recipe is imported for.
-
-    Raises:
-        ArgumentError: the file has none, or several.
-    """
+    """The dataclass of a recipe's arguments, which the recipe is imported for; an `ArgumentError` if it has not one."""
     name = f"tuner_recipe_{recipe.stem}"
     spec = importlib.util.spec_from_file_location(name, recipe)
     assert spec is not None and spec.loader is not None, "a .py file has both"

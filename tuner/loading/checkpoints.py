@@ -92,11 +92,7 @@ def new_shape(
 
 
 def overrides(text: str) -> dict[str, Any]:
-    """The fields of `--config_overrides`.
-
-    Raises:
-        ModelError: one that is no field's.
-    """
+    """The fields of `--config_overrides`; a `ModelError` for one that is no field's."""
     known = {field.name for field in dataclasses.fields(TunerConfig)}
     found = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -117,11 +113,7 @@ def new_model(
     fields: dict[str, Any],
     attn_implementation: str | None = None,
 ) -> Any:
-    """A new model in float32, drawn from torch's generator.
-
-    Raises:
-        ModelError: fields that do not go together.
-    """
+    """A new model in float32, drawn from torch's generator; a `ModelError` for fields that do not go together."""
     try:
         return kind._from_config(config(**fields), attn_implementation=attn_implementation or "sdpa")
     except (ValueError, StrictDataclassError) as error:
@@ -159,11 +151,7 @@ def pretrained_decoder(
 
 
 def as_ours(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    """A model in our class for it.
-
-    Raises:
-        ModelError: it has no counterpart.
-    """
+    """A model in our class for it; a `ModelError` where there is none."""
     try:
         return model if isinstance(model, TunerPreTrainedModel) else from_transformers(model)
     except ValueError as error:

@@ -102,11 +102,8 @@ def build_model(args: RecipeArguments, kind: str, tokenizer: PreTrainedTokenizer
 
 
 def prepare_model(args: RecipeArguments, model: PreTrainedModel) -> PreTrainedModel:
-    """A model with the attention that is fast here, and its weights in `--dtype`.
-
-    Raises:
-        ModelError: `--max_length` beyond its positions.
-    """
+    """A model with the attention that is fast here and its weights in `--dtype`; a `ModelError` where `--max_length` is
+    beyond its positions."""
     require_positions(model, args.max_length)
     on_cpu = args.use_cpu or device_type() == "cpu"
     if not args.fast_ops:

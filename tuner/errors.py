@@ -12,6 +12,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 EXIT_USAGE = 2
 
@@ -57,6 +58,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """` Did you mean X?`, or nothing when no known name is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {close[0]}?" if close else ""
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line; its kind, where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """Why a file could not be read, and which one beside it was likely meant."""
+    lost = path.parent.is_dir() and not path.exists()
+    return f"{error.strerror}.{nearest(path.name, [p.name for p in path.parent.iterdir()]) if lost else ''}"
 
 
 def run(main: Callable[[], None]) -> None:

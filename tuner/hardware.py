@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import gc
 import os
-import time
+import timeit
 
 import psutil
 import pyarrow
@@ -31,9 +31,7 @@ def has_fast_bf16(device: str | None = None) -> bool:
 
 def cpu_cores() -> int:
     """Cores that this process may use; where the system does not say (macOS, Windows), those of the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_all_cores() -> None:
@@ -48,39 +46,32 @@ def use_all_cores() -> None:
         torch.set_num_threads(max(cpu_cores() // processes, 1))
 
 
-def measure_peak(dtype: torch.dtype, size: int = 2048, repeats: int = 3) -> float:
+def measure_peak(dtype: torch.dtype, size: int = 2048) -> float:
     """Floating-point operations a second of a large square product in `dtype`: the ceiling that a share is quoted of.
 
-    The best of `repeats`, after one product to warm up. Takes under a second on two CPU cores.
+    The best of three, after one product to warm up. Takes under a second on two CPU cores.
     """
     device = device_type()
     size = size if device == "cpu" else 8192
     left = torch.randn(size, size, device=device).to(dtype)
-    best = float("inf")
-    for attempt in range(repeats + 1):
-        start = time.perf_counter()
+
+    def product() -> None:
         torch.matmul(left, left)
         if device != "cpu":
             torch.accelerator.synchronize()
-        if attempt:
-            best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+
+    product()
+    return 2 * size**3 / min(timeit.repeat(product, number=1, repeat=3))
 
 
 def release_unused_memory() -> None:
     """Give back to the system what loading and tokenizing have freed; C's allocator keeps it otherwise."""
     gc.collect()
     pyarrow.default_memory_pool().release_unused()
-    libc = _libc("malloc_trim")
-    if libc is not None:
-        libc.malloc_trim(0)
-
-
-def _libc(function: str) -> ctypes.CDLL | None:
-    """The C library, where it has one of glibc's own functions."""
     name = ctypes.util.find_library("c")
-    library = ctypes.CDLL(name) if name is not None else None
-    return library if hasattr(library, function) else None
+    trim = getattr(ctypes.CDLL(name), "malloc_trim", None) if name is not None else None  # glibc's own
+    if trim is not None:
+        trim(0)
 
 
 def memory_bytes() -> int:

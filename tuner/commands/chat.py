@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuner.commands.sampling import add_sampling
-
-if TYPE_CHECKING:
-    from tuner.loading.chat_model import ChatModel
 
 HELP = "Type to talk. /reset forgets the conversation, /quit (or Ctrl-D) leaves."
 
@@ -21,19 +18,15 @@ def add_parser(subparsers: Any) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """A conversation until /quit or the end of input."""
+    from rich.console import Console
+
     from tuner.loading.chat_model import load_chat_model
 
     model = load_chat_model(args)
     model.require_template()
-    _converse(model, args.system)
-
-
-def _converse(model: ChatModel, system: str | None) -> None:
-    from rich.console import Console
-
     console = Console(highlight=False)
     console.print(HELP, style="dim")
-    beginning = [{"role": "system", "content": system}] if system else []
+    beginning = [{"role": "system", "content": args.system}] if args.system else []
     messages = list(beginning)
     while True:
         try:

@@ -24,11 +24,10 @@ def main(args: argparse.Namespace) -> None:
 
     console = Console(highlight=False)
     packages = Table("package", "installed", "wanted", "", title="Packages", title_justify="left")
-    for row in versions():
-        packages.add_row(*row)
     machine = Table("", "", title="Machine", title_justify="left", show_header=False)
-    for name, value in _machine():
-        machine.add_row(name, value)
+    for table, rows in ((packages, versions()), (machine, _machine())):
+        for row in rows:
+            table.add_row(*row)
     console.print(packages, machine, sep="\n")
     for line in _advice():
         console.print(f"- {line}")
@@ -45,23 +44,17 @@ def versions() -> list[tuple[str, str, str, str]]:
     rows = [("python", *_compare(platform.python_version(), about.get("Requires-Python", "")))]
     for text in about.get_all("Requires-Dist") or []:
         wanted = Requirement(text)
-        needed = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
-        extra = next((e for e in about.get_all("Provides-Extra") or [] if not needed and _belongs(wanted, e)), None)
-        if not needed and extra is None:  # for another system
+        extras = ["", *(about.get_all("Provides-Extra") or [])]  # "": it is needed without any
+        extra = next((extra for extra in extras if not wanted.marker or wanted.marker.evaluate({"extra": extra})), None)
+        if extra is None:  # for another system
             continue
         try:
             found = _compare(importlib.metadata.version(wanted.name), str(wanted.specifier))
         except importlib.metadata.PackageNotFoundError:
             found = ("-", str(wanted.specifier), MISSING)
-        if needed:
-            rows.append((wanted.name, *found))
-        elif found[2] == WRONG:
-            rows.append((f"{wanted.name} (extra {extra})", *found))
+        if not extra or found[2] == WRONG:
+            rows.append((f"{wanted.name} (extra {extra})" if extra else wanted.name, *found))
     return rows
-
-
-def _belongs(wanted: Any, extra: str) -> bool:
-    return wanted.marker.evaluate({"extra": extra})
 
 
 def _compare(installed: str, wanted: str) -> tuple[str, str, str]:

@@ -13,9 +13,8 @@ def add_parser(subparsers: Any) -> None:
     """Add the command's flags."""
     parser = subparsers.add_parser("generate", help="answer prompts given as arguments or on standard input")
     add_sampling(parser)
-    parser.add_argument(
-        "prompt", nargs="*", metavar="PROMPT", help="a prompt; without one, each line of standard input is"
-    )
+    text = "a prompt; without one, each line of standard input is"
+    parser.add_argument("prompt", nargs="*", metavar="PROMPT", help=text)
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
 
 

@@ -6,6 +6,7 @@ The model is laid out on the meta device, where tensors have shapes and no memor
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,23 +20,14 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Any) -> None:
     """Add the command's flags."""
     parser = subparsers.add_parser("plan", help="parameters, operations and memory of a configuration")
-    parser.add_argument(
-        "model",
-        metavar="CONFIG",
-        help="a preset, a folder, a config.json, a Hub id, builtin:<name>, or a recipe's YAML for its cost too",
-    )
+    text = "a preset, a folder, a config.json, a Hub id, builtin:<name>, or a recipe's YAML for its cost too"
+    parser.add_argument("model", metavar="CONFIG", help=text)
     count = number(int, 1)
     parser.add_argument("--context", type=count, metavar="INT", help="tokens of context (default: the longest)")
-    parser.add_argument(
-        "--processes", type=count, default=1, metavar="INT", help="that train by a recipe's YAML (default: 1)"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("parameters.png"),
-        metavar="FILE",
-        help="the picture (default: parameters.png)",
-    )
+    text = "that train by a recipe's YAML (default: %(default)s)"
+    parser.add_argument("--processes", type=count, default=1, metavar="INT", help=text)
+    text = "the picture (default: %(default)s)"
+    parser.add_argument("--output", type=Path, default=Path("parameters.png"), metavar="FILE", help=text)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -45,7 +37,6 @@ def main(args: argparse.Namespace) -> None:
         ModelError: no model there, or no counterpart here.
         ArgumentError: a YAML that its recipe would refuse, or a picture that cannot be written.
     """
-    import torch
     from rich.console import Console
 
     from tuner.estimate.cost import cost, read_training
@@ -60,7 +51,9 @@ def main(args: argparse.Namespace) -> None:
     context = args.context or (training.context if training else longest)
     sizes = parameters_by_component(model)
     console = Console(highlight=False)
-    console.print(_table(f"Parameters of {args.model}", sizes, "{:,}", share=True))
+    total = sum(sizes.values())
+    shares = {name: (f"{count:,}", f"{count / total:.1%}") for name, count in {**sizes, "all": total}.items()}
+    console.print(_table(f"Parameters of {args.model}", shares))
     counted = Operations.of(model)
     found = {
         "weights": counted.products(1, 1),
@@ -68,20 +61,20 @@ def main(args: argparse.Namespace) -> None:
         "forward": counted.forward(1, 1, context),
         "training": counted.training(1, 1, context),
     }
-    console.print(_table("Operations a token", found, "{:,.0f}"))
+    console.print(_table("Operations a token", {name: (f"{count:,.0f}",) for name, count in found.items()}))
     if training:
         title = f"Training by {args.processes} process{'es' if args.processes > 1 else ''}"
-        console.print(_table(title, cost(training, found["training"], args.processes), "{}"))
+        costs = cost(training, found["training"], args.processes)
+        console.print(_table(title, {name: (value,) for name, value in costs.items()}))
     held = {
         "training, float32": sum(state_bytes(model, 4, mixed=False).values()),
         "training, bf16 mixed precision": sum(state_bytes(model, 4, mixed=True).values()),
         "training, --dtype bfloat16": sum(state_bytes(model, 2, mixed=False).values()),
-        **{
-            f"inference, {str(dtype).removeprefix('torch.')}": inference_bytes(model, context, dtype.itemsize)
-            for dtype in (torch.float32, torch.bfloat16, torch.int8)
-        },
+        "inference, float32": inference_bytes(model, context, 4),
+        "inference, bfloat16": inference_bytes(model, context, 2),
+        "inference, int8": inference_bytes(model, context, 1),
     }
-    console.print(_table("Memory", held, "{:,.1f} MiB", divisor=2**20))
+    console.print(_table("Memory", {name: (f"{size / 2**20:,.1f} MiB",) for name, size in held.items()}))
     if cache_bytes(model, 1):
         console.print(f"KV cache in bfloat16: {cache_bytes(model, 1):,} bytes a token.")
     output = args.output.expanduser()
@@ -95,12 +88,10 @@ def main(args: argparse.Namespace) -> None:
 
 def _draw(sizes: dict[str, int], title: str, path: Path) -> None:
     """A bar for each component."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 0.45 * len(sizes) + 1), layout="constrained")
+    figure = Figure(figsize=(7, 0.45 * len(sizes) + 1), layout="constrained")
+    axes = figure.subplots()
     total = sum(sizes.values())
     names = list(sizes)[::-1]
     bars = axes.barh(names, [sizes[name] / 1e6 for name in names], color="tab:blue")
@@ -108,19 +99,14 @@ def _draw(sizes: dict[str, int], title: str, path: Path) -> None:
     axes.set(xlabel="million parameters", title=f"{title}: {total / 1e6:,.1f} M")
     axes.margins(x=0.12)
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)
 
 
-def _table(title: str, rows: dict[str, Any], form: str, share: bool = False, divisor: float = 1) -> Table:
+def _table(title: str, rows: Mapping[str, tuple[str, ...]]) -> Table:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column("")
-    table.add_column("", justify="right")
-    if share:
-        table.add_column("", justify="right")
-        rows = {**rows, "all": sum(rows.values())}
-    for name, value in rows.items():
-        cells = [form.format(value / divisor if divisor != 1 else value)]
-        table.add_row(name, *cells, *([f"{value / rows['all']:.1%}"] if share else []))
+    table = Table("", title=title, title_justify="left", show_header=False)
+    for _ in max(rows.values(), key=len):
+        table.add_column(justify="right")
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
     return table

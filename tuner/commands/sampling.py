@@ -17,8 +17,6 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         ("top_p", float, (0, 1), 0.9, "nucleus sampling"),
         ("top_k", int, (0,), 0, "sample among so many tokens; 0 for all"),
     ):
-        shown = f"{text} (default: {default})"
-        parser.add_argument(
-            f"--{name}", type=number(kind, *bounds), default=default, metavar=kind.__name__.upper(), help=shown
-        )
+        convert, shown = number(kind, *bounds), f"{text} (default: {default})"
+        parser.add_argument(f"--{name}", type=convert, default=default, metavar=kind.__name__.upper(), help=shown)
     parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), metavar="INT", help="repeat an answer exactly")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from tuner.config.flags import read_flags
-from tuner.errors import ArgumentError
+from tuner.errors import ArgumentError, one_line
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -34,10 +34,8 @@ PATHS = (
 
 def flag(default: Any, help: str, least: float = -math.inf, most: float = math.inf) -> Any:
     """A field with a default and a help text; of a number, the least and the most that it may be."""
-    metadata = {"help": help, "bounds": (least, most)}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    kept: dict[str, Any] = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
+    return field(**kept, metadata={"help": help, "bounds": (least, most)})
 
 
 @dataclass
@@ -190,7 +188,7 @@ class RecipeArguments(RunArguments, DataArguments, ModelArguments):
         try:
             return TrainingArguments(**chosen)
         except (ValueError, ImportError, TypeError, LookupError, AttributeError, OSError) as error:
-            raise ArgumentError(self._blamed(" ".join(str(error).split()))) from error
+            raise ArgumentError(self._blamed(one_line(error))) from error
 
     def _blamed(self, reason: str) -> str:
         """A message of transformers', with the flags that it is likely about where it names none."""
@@ -207,22 +205,13 @@ def parse_arguments(kind: type[T], argv: Sequence[str] | None = None) -> T:
     Raises:
         ArgumentError: an unknown name, a value of the wrong type or out of bounds, or an unreadable file.
     """
-    values, extra = read_flags(kind, list(sys.argv[1:] if argv is None else argv))
-    arguments = kind(**_expand(values))
-    arguments.extra = _expand(extra)
+    values = read_flags(kind, list(sys.argv[1:] if argv is None else argv))
+    for name, value in values.items():  # a shell expands ~ on its command line, nobody does in YAML
+        if name in PATHS and isinstance(value, str) and value.startswith("~"):
+            try:
+                values[name] = str(Path(value).expanduser())
+            except RuntimeError as error:  # ~nobody
+                raise ArgumentError(f"--{name} {value}: {error}") from error
+    arguments = kind(**{f.name: values.pop(f.name) for f in fields(kind) if f.name in values})
+    arguments.extra = values
     return arguments
-
-
-def _expand(values: dict[str, Any]) -> dict[str, Any]:
-    """The home directory for `~` in paths: a shell does so on its command line, nobody does in YAML."""
-    return {
-        name: _expand_user(name, value) if name in PATHS and isinstance(value, str) else value
-        for name, value in values.items()
-    }
-
-
-def _expand_user(name: str, value: str) -> str:
-    try:
-        return str(Path(value).expanduser()) if value.startswith("~") else value
-    except RuntimeError as error:  # ~nobody
-        raise ArgumentError(f"--{name} {value}: {error}") from error

@@ -23,34 +23,31 @@ from typing import Any, Literal, NoReturn, Union
 
 import yaml
 
-from tuner.errors import ArgumentError, nearest
+from tuner.errors import ArgumentError, nearest, one_line, unreadable
 
 
-def read_flags(kind: type[Any], argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the command line, and the YAML file that `--config` names, say of the dataclass `kind`.
-
-    Returns:
-        The values of its fields, and those of transformers' `TrainingArguments` that are not its fields.
+def read_flags(kind: type[Any], argv: list[str]) -> dict[str, Any]:
+    """What the command line, and the YAML file that `--config` names, say of the fields of the dataclass `kind` and of
+    transformers' `TrainingArguments`.
 
     Raises:
         ArgumentError: an unknown name, a value of the wrong type or out of bounds, or an unreadable file; it names the
             file and the line.
     """
     parser = _parser(kind)
-    values, extra = _parse(parser, argv)
+    values = _parse(parser, argv)
     files = values.pop("config", [])
     if len(files) > 1:
         raise ArgumentError(f"--config: one file, not {len(files)}: {', '.join(files)}.")
     for file in files:
-        file_values, file_extra = _read_yaml(parser, Path(file).expanduser())
-        values, extra = file_values | values, file_extra | extra
-    return values, extra
+        values = _read_yaml(parser, Path(file).expanduser()) | values
+    return values
 
 
-def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
     """The values of our own flags, and of those that are transformers'."""
     namespace, rest = parser.parse_known_args(argv)
-    return vars(namespace), _transformers_arguments(rest, parser) if rest else {}
+    return vars(namespace) | (_transformers_arguments(rest, parser) if rest else {})
 
 
 class _Parser(argparse.ArgumentParser):
@@ -122,10 +119,9 @@ def number(kind: type, least: float = -math.inf, most: float = math.inf) -> Call
     return convert
 
 
-def _read_yaml(parser: argparse.ArgumentParser, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_yaml(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
     """What a YAML file says: each of its lines, parsed as the flag it stands for."""
     values: dict[str, Any] = {}
-    extra: dict[str, Any] = {}
     place = f"--config {path}"
     try:
         loader = _UniqueKeyLoader(path.read_text(encoding="utf-8"))
@@ -135,22 +131,19 @@ def _read_yaml(parser: argparse.ArgumentParser, path: Path) -> tuple[dict[str, A
         loader.refuse_twins(root)
         for key, value in root.value:
             place = f"--config {path}, line {key.start_mark.line + 1}"
-            line_values, line_extra = _parse(parser, _as_flag(parser, loader, key, value))
-            values |= line_values
-            extra |= line_extra
+            values |= _parse(parser, _as_flag(parser, loader, key, value))
     except OSError as error:
-        near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        raise ArgumentError(f"{place}: {error.strerror}.{'' if path.exists() else near}") from error
+        raise ArgumentError(f"{place}: {unreadable(path, error)}") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = " ".join(filter(None, (error.context, error.problem)))
         raise ArgumentError(f"--config {path}{where}: {problem}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"{place}: not YAML: {' '.join(str(error).split())}.") from error
+        raise ArgumentError(f"{place}: not YAML: {one_line(error)}.") from error
     except ArgumentError as error:
         raise ArgumentError(f"{place}: {error}") from error
-    return values, extra
+    return values
 
 
 def _kind(node: yaml.Node) -> str:
@@ -191,22 +184,19 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
     def text(self, node: yaml.Node) -> str:
         """A scalar as it is written; anything else as JSON."""
-        return (
-            node.value
-            if isinstance(node, yaml.ScalarNode)
-            else json.dumps(self.construct_object(node, deep=True), default=str)
-        )
+        if isinstance(node, yaml.ScalarNode):
+            return node.value
+        return json.dumps(self.construct_object(node, deep=True), default=str)
 
 
 def _refuse_unknown(name: str, ours: argparse.ArgumentParser) -> None:
     known = {action.dest for action in ours._actions}
-    if name in known:
-        return
-    from transformers import TrainingArguments
+    if name not in known:
+        from transformers import TrainingArguments
 
-    theirs = {f.name for f in fields(TrainingArguments) if f.init}
-    if name not in theirs:
-        raise ArgumentError(f"unknown flag or key {name!r}.{nearest(name, known | theirs)}")
+        known |= {f.name for f in fields(TrainingArguments) if f.init}
+    if name not in known:
+        raise ArgumentError(f"unknown flag or key {name!r}.{nearest(name, known)}")
 
 
 def _transformers_arguments(rest: list[str], ours: argparse.ArgumentParser) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tuner
 from tuner.config.arguments import RecipeArguments
-from tuner.errors import ArgumentError, nearest
+from tuner.errors import ArgumentError, nearest, unreadable
 
 # Where recipes lie: here, or in the checkout that this package is installed from.
 ROOTS = (Path(), Path(tuner.__file__).parents[1])
@@ -29,8 +29,7 @@ def find_recipe(config: Path) -> Path:
         with config.open(encoding="utf-8", errors="replace") as lines:
             first = next(lines, "")
     except OSError as error:
-        near = nearest(config.name, [p.name for p in config.parent.iterdir()]) if config.parent.is_dir() else ""
-        raise ArgumentError(f"{config}: {error.strerror}.{'' if config.exists() else near}") from error
+        raise ArgumentError(f"{config}: {unreadable(config, error)}") from error
     stated = re.match(r"#.*\brecipes/(\w+)\.py\b", first)
     by_folder = config.absolute().parent
     name = stated[1] if stated else by_folder.name if by_folder.parent.name == "configs" else None
@@ -45,18 +44,14 @@ def find_recipe(config: Path) -> Path:
 
 
 def arguments_of(recipe: Path) -> type[RecipeArguments]:
-    """The dataclass of a recipe's arguments, which the recipe is imported for.
-
-    Raises:
-        ArgumentError: the file has none, or several.
-    """
+    """The dataclass of a recipe's arguments, which the recipe is imported for; an `ArgumentError` if it has not one."""
     name = f"tuner_recipe_{recipe.stem}"
     spec = importlib.util.spec_from_file_location(name, recipe)
     assert spec is not None and spec.loader is not None, "a .py file has both"
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     spec.loader.exec_module(module)
-    kinds = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == name]
-    kinds = [kind for kind in kinds if issubclass(kind, RecipeArguments)]
+    own = (v for v in vars(module).values() if isinstance(v, type) and v.__module__ == name)
+    kinds = [kind for kind in own if issubclass(kind, RecipeArguments)]
     if len(kinds) != 1:
         raise ArgumentError(f"{recipe} defines {len(kinds)} dataclasses of arguments; a recipe has one.")
     return kinds[0]

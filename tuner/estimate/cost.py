@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from tuner.config.arguments import parse_arguments
 from tuner.config.recipes import arguments_of, find_recipe
-from tuner.errors import ModelError
+from tuner.errors import ModelError, one_line
 from tuner.loading.checkpoints import overrides
 from tuner.loading.electra import GeneratorAndDiscriminator
 from tuner.loading.models import configuration_of
@@ -68,7 +68,7 @@ def _new_config(args: Any, objective: str) -> PreTrainedConfig:
     try:
         return kind(**chosen)
     except (ValueError, StrictDataclassError) as error:
-        raise ModelError(f"No model has this shape: {' '.join(str(error).split())}") from error
+        raise ModelError(f"No model has this shape: {one_line(error)}") from error
 
 
 def cost(training: Training, operations: float, processes: int) -> dict[str, str]:
@@ -81,12 +81,8 @@ def cost(training: Training, operations: float, processes: int) -> dict[str, str
     if training.tokens is None:
         return {"tokens": "as many as the data has: max_steps is not given"}
     tokens = training.tokens * processes
-    total = tokens * operations
-    hours = {
-        f"{name} hours, at {SHARE:.0%} of its peak": total / (peak * SHARE) / 3600 for name, peak in DEVICES.items()
-    }
-    return {
-        "tokens, at most": f"{tokens:,}",
-        "operations": f"{total:.2g}",
-        **{name: f"{value:,.1f}" if value >= 0.1 else f"{value:.2g}" for name, value in hours.items()},
-    }
+    rows = {"tokens, at most": f"{tokens:,}", "operations": f"{tokens * operations:.2g}"}
+    for name, peak in DEVICES.items():
+        hours = tokens * operations / (peak * SHARE) / 3600
+        rows[f"{name} hours, at {SHARE:.0%} of its peak"] = f"{hours:,.1f}" if hours >= 0.1 else f"{hours:.2g}"
+    return rows

@@ -137,8 +137,7 @@ def attention_layers(model: nn.Module) -> Iterator[AttentionLayer]:
             width = key_width = head * config.num_attention_heads
         elif any(child in children for child in QUERIES):
             width, key_width = (
-                next(children[child].weight.shape[0] for child in names if child in children)
-                for names in (QUERIES, KEYS)
+                next(children[name].weight.shape[0] for name in side if name in children) for side in (QUERIES, KEYS)
             )
         else:
             continue
@@ -155,10 +154,8 @@ def attention_layers(model: nn.Module) -> Iterator[AttentionLayer]:
 
 
 def _window(module: Any, config: Any) -> int | None:
-    if hasattr(module, "sliding_window"):
-        own: Any = module.sliding_window
-        return own
-    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    kinds = None if hasattr(module, "sliding_window") else getattr(config, "layer_types", None)
+    window = getattr(module, "sliding_window", getattr(config, "sliding_window", None))
     return window if kinds is None or kinds[module.layer_idx] == "sliding_attention" else None
 
 

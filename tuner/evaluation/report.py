@@ -27,12 +27,8 @@ SPEEDS = ("tokens_per_second", "supervised_tokens_per_second", "peak_share")
 
 
 def write_report(trainer: Trainer, rows: Rows) -> dict[str, Any]:
-    """Evaluate, and write `metrics.json`, `loss.png` and what samples there are into the run's folder.
-
-    Every process evaluates; the main one compares, writes and prints.
-
-    Returns:
-        What `metrics.json` holds.
+    """Evaluate, and write `metrics.json`, `loss.png` and what samples there are into the run's folder. Every process
+    evaluates and returns what `metrics.json` holds; the main one compares, writes and prints.
     """
     history = trainer.state.log_history
     evaluated = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
@@ -57,14 +53,10 @@ def write_report(trainer: Trainer, rows: Rows) -> dict[str, Any]:
         return metrics
     folder, written = trainer.folder, ["the model", "metrics.json"]
     _write(folder, metrics)
-    outcome = Outcome(
-        trainer.accelerator.unwrap_model(trainer.model),
-        rows,
-        trainer.examples,
-        after,
-        before,
-        lambda: _untrained(trainer),
-    )
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    # What the model was when the run began: of its seed, or of its checkpoint.
+    start = (trainer.run.args, trainer.objective.model, trainer.objective.tokenizer)
+    outcome = Outcome(trained, rows, trainer.examples, after, before, lambda: build_model(*start)[0])
     if _survives(lambda: metrics.update(comparison=trainer.objective.compare(outcome)), "The comparison"):
         _write(folder, metrics)
         show_comparison(metrics["comparison"], trainer.objective.name)
@@ -79,11 +71,6 @@ def write_report(trainer: Trainer, rows: Rows) -> dict[str, Any]:
     if samples is not None and samples.conversations and rows.kind == "messages":
         console.print(f"Chat with it:  tuner chat {folder}", style="bold")
     return metrics
-
-
-def _untrained(trainer: Trainer) -> Any:
-    """The model that the run began with: of its seed, or of its checkpoint."""
-    return build_model(trainer.run.args, trainer.objective.model, trainer.objective.tokenizer)[0]
 
 
 def _survives(work: Callable[[], Any], name: str) -> bool:
@@ -107,10 +94,10 @@ def _write(folder: Path, metrics: dict[str, Any]) -> None:
 
 def show_comparison(comparison: Comparison, objective: str) -> None:
     """Print a line for each metric, a column for each who is compared."""
-    table = Table(title=f"{objective}, on the validation rows", title_justify="left")
+    table = Table("", title=f"{objective}, on the validation rows", title_justify="left")
     names = list(dict.fromkeys(name for values in comparison.values() for name in values))
-    for column in ("", *names):
-        table.add_column(column, justify="right" if column else "left")
+    for name in names:
+        table.add_column(name, justify="right")
     for metric, values in comparison.items():
         table.add_row(metric, *(f"{values[name]:.4g}" if name in values else "-" for name in names))
     Console(highlight=False).print(table)
@@ -118,15 +105,13 @@ def show_comparison(comparison: Comparison, objective: str) -> None:
 
 def plot_losses(path: Path, metrics: dict[str, Any], unit: str) -> None:
     """Draw training and validation loss over steps; baselines of the loss as dashed lines."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     log = metrics["log"]
     losses = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
     evaluations = [(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry]
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     if losses:
         axes.plot(*zip(*losses, strict=True), label="training", color="tab:blue", alpha=0.7)
     if evaluations:
@@ -139,4 +124,3 @@ def plot_losses(path: Path, metrics: dict[str, Any], unit: str) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)

@@ -8,15 +8,7 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.markup import escape
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
 
 from tuner.data.schema import Kind
 from tuner.objectives.base import Objective
@@ -25,8 +17,6 @@ from tuner.text.chat import generation_prompt
 
 # Prompts, and tokens of an answer.
 COUNT, LONGEST = 3, 48
-
-Sample = dict[str, str]
 
 
 def prompts_of(rows: Dataset, kind: Kind, tokenizer: PreTrainedTokenizerBase, count: int = COUNT) -> list[Any]:
@@ -40,9 +30,8 @@ def prompts_of(rows: Dataset, kind: Kind, tokenizer: PreTrainedTokenizerBase, co
             shown, reference = " ".join(words[:12]), " ".join(words[12:40])
             inputs = tokenizer(shown, return_tensors="pt", add_special_tokens=False)
         else:
-            turns = (
-                row["messages"] if kind == "messages" else [*row["prompt"], *row.get("chosen", row.get("completion"))]
-            )
+            said = ("prompt", "chosen" if "chosen" in row else "completion")
+            turns = row["messages"] if kind == "messages" else [turn for name in said for turn in row[name]]
             turn = next((i for i, m in enumerate(turns) if m["role"] == "assistant"), 0)
             if not turn:  # the assistant opens: there is nothing to answer
                 continue
@@ -54,14 +43,12 @@ def prompts_of(rows: Dataset, kind: Kind, tokenizer: PreTrainedTokenizerBase, co
 
 
 @torch.no_grad()
-def answer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: dict[str, torch.Tensor], longest: int = LONGEST
-) -> str:
+def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: dict[str, torch.Tensor]) -> str:
     """What a model writes after a prompt; greedy, so that answers before and after differ by the training alone."""
     inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     start = inputs["input_ids"].shape[1]
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = longest if most is None else min(longest, most - start)
+    room = LONGEST if most is None else min(LONGEST, most - start)
     if room < 1:
         return ""
     output = model.generate(**inputs, max_new_tokens=room, do_sample=False, use_cache=True)
@@ -81,9 +68,7 @@ class SampleCallback(TrainerCallback):
         self.conversations: list[dict[str, Any]] = []
         self._prompts: list[Any] | None = None
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
         if state.is_world_process_zero:
             self._sample(model, state.global_step)
 
@@ -113,13 +98,9 @@ class SampleCallback(TrainerCallback):
         """All prompts with the answers of each step."""
         parts = []
         for conversation in self.conversations:
-            answers = [f"**step {step}:** {text}\n" for step, text in conversation["answers"].items()]
-            lines = [
-                f"**prompt:** {conversation['prompt']}\n",
-                *answers,
-                f"*the row says:* {conversation['reference']}\n",
-            ]
-            parts.append("\n".join(lines))
+            answers = "".join(f"**step {step}:** {text}\n\n" for step, text in conversation["answers"].items())
+            prompt, reference = conversation["prompt"], conversation["reference"]
+            parts.append(f"**prompt:** {prompt}\n\n{answers}*the row says:* {reference}\n")
         return "# Answers to validation prompts\n\n" + "\n---\n\n".join(parts)
 
     def show(self) -> None:

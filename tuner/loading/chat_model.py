@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, set_seed
 
 import tuner.model  # noqa: F401  (registers our classes with the Auto classes)
 from tuner.errors import ArgumentError, ModelError
 from tuner.hardware import device_type, has_fast_bf16
-from tuner.loading.checkpoints import load_causal_lm, resolve
+from tuner.loading.checkpoints import load_pretrained, resolve
 from tuner.text.chat import Message, generation_prompt
 from tuner.text.load_tokenizer import load_pretrained_tokenizer
 
@@ -30,11 +30,7 @@ class ChatModel:
     sampling: dict[str, Any]
 
     def require_template(self) -> None:
-        """Refuse a model without a chat template.
-
-        Raises:
-            ModelError: it has none.
-        """
+        """Refuse a model without a chat template with a `ModelError`."""
         if not self.tokenizer.chat_template:
             raise ModelError(
                 "This model's tokenizer has no chat template. 'tuner generate --raw' continues plain text."
@@ -93,7 +89,8 @@ def load_chat_model(args: argparse.Namespace) -> ChatModel:
         raise ArgumentError("--top_p must be above 0.")
     path, how = resolve(args.model)
     tokenizer = load_pretrained_tokenizer(path, "chatml" if how else None, **how)
-    model = load_causal_lm(args.model, torch.bfloat16 if has_fast_bf16() else torch.float32)
+    dtype = torch.bfloat16 if has_fast_bf16() else torch.float32
+    model = load_pretrained(AutoModelForCausalLM, args.model, dtype)
     if args.seed is not None:
         set_seed(args.seed)
     sampling: dict[str, Any] = {

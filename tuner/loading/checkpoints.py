@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import struct
@@ -15,9 +16,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tuner.errors import ModelError, nearest
+from tuner.errors import ModelError, nearest, one_line
 from tuner.loading import gguf_cache
-from tuner.model import PRESETS, TunerDecoderConfig, TunerDecoderForCausalLM
+from tuner.model import PRESETS, TunerDecoderConfig, TunerDecoderForCausalLM, TunerPreTrainedModel
 from tuner.model.components import TunerConfig
 from tuner.model.convert import from_transformers
 
@@ -33,6 +34,7 @@ READ_ERRORS = (
 )
 # What a table of positions is called in GPT-2, OPT and our models.
 POSITIONS = ("wpe", "embed_positions")
+SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def resolve(name_or_path: str) -> tuple[str, dict[str, Any]]:
@@ -77,7 +79,7 @@ def new_shape(
     """
     if not 0 <= dropout < 1:
         raise ModelError(f"--dropout must lie in [0, 1), not {dropout}.")
-    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    ids = {name: getattr(tokenizer, name) for name in SPECIAL_IDS}
     return {
         **PRESETS[preset],
         **ids,
@@ -90,11 +92,7 @@ def new_shape(
 
 
 def overrides(text: str) -> dict[str, Any]:
-    """The fields of `--config_overrides`.
-
-    Raises:
-        ModelError: one that is no field's.
-    """
+    """The fields of `--config_overrides`; a `ModelError` for one that is no field's."""
     known = {field.name for field in dataclasses.fields(TunerConfig)}
     found = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -105,7 +103,7 @@ def overrides(text: str) -> dict[str, Any]:
         try:
             found[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ModelError(f"--config_overrides {part}: {' '.join(str(error).split())}") from error
+            raise ModelError(f"--config_overrides {part}: {one_line(error)}") from error
     return found
 
 
@@ -115,71 +113,53 @@ def new_model(
     fields: dict[str, Any],
     attn_implementation: str | None = None,
 ) -> Any:
-    """A new model in float32, drawn from torch's generator.
-
-    Raises:
-        ModelError: fields that do not go together.
-    """
+    """A new model in float32, drawn from torch's generator; a `ModelError` for fields that do not go together."""
     try:
         return kind._from_config(config(**fields), attn_implementation=attn_implementation or "sdpa")
     except (ValueError, StrictDataclassError) as error:
-        raise ModelError(f"No model has this shape: {' '.join(str(error).split())}") from error
+        raise ModelError(f"No model has this shape: {one_line(error)}") from error
 
 
 def new_decoder(
-    preset: str,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    dropout: float = 0.0,
-    attn_implementation: str | None = None,
-    config_overrides: str | None = None,
+    preset: str, tokenizer: PreTrainedTokenizerBase, max_length: int, **options: Any
 ) -> TunerDecoderForCausalLM:
     """A new decoder of a preset's shape over a tokenizer's vocabulary; see `new_shape` and `new_model`."""
-    fields = new_shape(preset, tokenizer, max_length, dropout, config_overrides)
-    return new_model(TunerDecoderForCausalLM, TunerDecoderConfig, fields, attn_implementation)
+    fields = new_shape(preset, tokenizer, max_length, **options)
+    return new_model(TunerDecoderForCausalLM, TunerDecoderConfig, fields)
 
 
 def pretrained_decoder(
-    name_or_path: str,
-    tokenizer: PreTrainedTokenizerBase,
-    own_model: bool = False,
-    revision: str = "main",
-    trust_remote_code: bool = False,
-    attn_implementation: str | None = None,
+    name_or_path: str, tokenizer: PreTrainedTokenizerBase, own_model: bool = False, **options: Any
 ) -> PreTrainedModel:
     """A pretrained causal language model in float32, with the tokenizer's special tokens.
 
     Args:
         own_model: put the weights into `TunerDecoderForCausalLM` (the families of `tuner.families`).
+        options: of `from_pretrained`.
 
     Raises:
         ModelError: nothing to load, a vocabulary smaller than the tokenizer's, or no counterpart in our classes.
     """
-    model = load_causal_lm(
-        name_or_path,
-        torch.float32,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        attn_implementation=attn_implementation,
-    )
-    if own_model and not isinstance(model, TunerDecoderForCausalLM):
-        try:
-            model = from_transformers(model)
-        except ValueError as error:
-            raise ModelError(f"--own_model true: {name_or_path} cannot be ours: {error}") from error
+    model = load_pretrained(AutoModelForCausalLM, name_or_path, torch.float32, **options)
+    if own_model:
+        model = as_ours(model, f"--own_model true: {name_or_path}")
     require_vocabulary(model, tokenizer, name_or_path)
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+    for name in SPECIAL_IDS:
         setattr(model.config, name, getattr(tokenizer, name))
         setattr(model.generation_config, name, getattr(tokenizer, name))
     return model
 
 
-def require_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> None:
-    """Refuse a tokenizer that knows tokens which the model does not embed.
+def as_ours(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """A model in our class for it; a `ModelError` where there is none."""
+    try:
+        return model if isinstance(model, TunerPreTrainedModel) else from_transformers(model)
+    except ValueError as error:
+        raise ModelError(f"{name} cannot be ours: {error}") from error
 
-    Raises:
-        ModelError: it does.
-    """
+
+def require_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> None:
+    """Refuse with a `ModelError` a tokenizer that knows tokens which the model does not embed."""
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(
@@ -188,21 +168,13 @@ def require_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 
 
 def require_positions(model: PreTrainedModel, length: int) -> None:
-    """Refuse sequences longer than a model that learns its positions, or mixes them as Linformer does, has of them.
-
-    Raises:
-        ModelError: they are.
-    """
+    """Refuse with a `ModelError` sequences longer than the positions of a model that learns them, or mixes them as
+    Linformer does."""
     for part in (module for module in model.modules() if isinstance(module, PreTrainedModel)):
         learnt = any(isinstance(module, nn.Embedding) for name, module in part.named_children() if name in POSITIONS)
         most = getattr(part.config, "max_position_embeddings", None) or length
         if length > most and (learnt or getattr(part.config, "attention_type", "") == "linformer"):
             raise ModelError(f"--max_length {length}: the model has {most} positions. Pass at most {most}.")
-
-
-def load_causal_lm(name_or_path: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
-    """A causal language model; see `load_pretrained`."""
-    return load_pretrained(AutoModelForCausalLM, name_or_path, dtype, **options)
 
 
 def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
@@ -217,12 +189,13 @@ def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **op
         return _load(kind, name_or_path, path, dtype, options)
     folder = gguf_cache.cached_folder(Path(path, how["gguf_file"]), kind, dtype)
     if folder.is_dir():
-        try:
+        with contextlib.suppress(ModelError):  # where it is damaged, it is made anew
             return _load(kind, name_or_path, str(folder), dtype, options)
-        except ModelError:  # it is damaged: made anew
-            pass
     model = _load(kind, name_or_path, path, dtype, options | how)
-    _forget_quantization(model)
+    # Dequantised on loading but remembered as quantised, it would refuse to be saved or cast.
+    vars(model.config).pop("quantization_config", None)
+    model.hf_quantizer = model.quantization_method = None
+    model.is_quantized = False
     gguf_cache.keep(model, folder)
     return model
 
@@ -238,13 +211,3 @@ def _load(kind: Any, name: str, path: str, dtype: torch.dtype | str, options: di
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ModelError(f"{name} lacks weights of a {type(model).__name__}: {shown}.")
     return model
-
-
-def _forget_quantization(model: PreTrainedModel) -> None:
-    """A GGUF is dequantised on loading but remembered as quantised, and would then refuse to be saved or cast."""
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    for name in ("hf_quantizer", "quantization_method"):
-        if hasattr(model, name):
-            setattr(model, name, None)
-    model.is_quantized = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -44,24 +43,23 @@ def convert(source: str, family: str, output: Path) -> str:
         converted = ours if family == OURS else to_transformers(ours, family)
     except ValueError as error:
         raise ModelError(f"{source} cannot become {family}: {error}") from error
-    staging = None
+    prefix, parent = f"{output.name}.", output.parent
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f"{output.name}.", dir=output.parent))
-        staging.chmod(0o755)
-        converted.save_pretrained(staging)
-        tokenizer = _save_tokenizer(source, staging)
-        difference = _difference(model.float(), load_pretrained(type(converted), str(staging), torch.float32))
-        if difference > 1e-4:
-            raise ModelError(f"{source} and what was written differ by {difference:.1e} in their outputs; not kept.")
-        if output.exists():
-            output.rmdir()
-        staging.rename(output)
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as staging:
+            Path(staging).chmod(0o755)
+            converted.save_pretrained(staging)
+            tokenizer = _save_tokenizer(source, staging)
+            difference = _difference(model.float(), load_pretrained(type(converted), staging, torch.float32))
+            if difference > 1e-4:
+                raise ModelError(
+                    f"{source} and what was written differ by {difference:.1e} in their outputs; not kept."
+                )
+            if output.exists():
+                output.rmdir()
+            Path(staging).rename(output)
     except OSError as error:
         raise ModelError(f"{output} cannot be written: {error.strerror}.") from error
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
     return (
         f"{type(model).__name__} -> {type(converted).__name__}, {sum(p.numel() for p in converted.parameters()):,} "
         f"parameters{'' if tokenizer else ', no tokenizer'}; outputs differ by {difference:.1e} of the greatest.\n"
@@ -84,7 +82,7 @@ def _load(source: str) -> PreTrainedModel:
     return load_pretrained(found[0], source, "auto")
 
 
-def _save_tokenizer(source: str, folder: Path) -> bool:
+def _save_tokenizer(source: str, folder: str) -> bool:
     path, how = resolve(source)
     try:
         AutoTokenizer.from_pretrained(path, **how).save_pretrained(folder)

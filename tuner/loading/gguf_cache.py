@@ -33,17 +33,13 @@ def keep(model: Any, folder: Path) -> None:
 
     Where it cannot be written, the next load dequantises again.
     """
-    staging = None
+    prefix, parent = f"{folder.name}.", folder.parent
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent)
-        model.save_pretrained(staging)
-        if folder.exists():  # it could not be read, or another process was faster
-            shutil.rmtree(folder, ignore_errors=True)
-        os.rename(staging, folder)
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as staging:
+            model.save_pretrained(staging)
+            shutil.rmtree(folder, ignore_errors=True)  # it could not be read, or another process was faster
+            os.rename(staging, folder)
     except OSError as error:
         if not folder.is_dir():
             warnings.warn(f"The dequantised model is not kept for the next time: {error}", stacklevel=2)
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)

@@ -25,6 +25,8 @@ from tuner.config.arguments import ModelArguments, RecipeArguments
 from tuner.errors import ModelError
 from tuner.hardware import device_type
 from tuner.loading.checkpoints import (
+    SPECIAL_IDS,
+    as_ours,
     load_pretrained,
     new_model,
     new_shape,
@@ -46,7 +48,6 @@ from tuner.model import (
     TunerSeq2SeqConfig,
     TunerSeq2SeqForConditionalGeneration,
 )
-from tuner.model.convert import from_transformers
 from tuner.ops.block_attention import BLOCK_ATTENTION, can_use_block_attention
 from tuner.ops.plain import use_plain_ops
 from tuner.optim.split_adamw import halve_parameters
@@ -90,14 +91,8 @@ def build_model(args: RecipeArguments, kind: str, tokenizer: PreTrainedTokenizer
         class_ = TunerDecoderForCausalLM if kind == "decoder" else CLASSES[kind][0]
         model = new_model(class_, *configuration_of(kind, fields), args.attn_implementation)
     elif kind == "decoder":
-        model = pretrained_decoder(
-            args.model_name_or_path,
-            tokenizer,
-            args.own_model,
-            args.model_revision,
-            args.trust_remote_code,
-            args.attn_implementation,
-        )
+        options = {**_source(args), "attn_implementation": args.attn_implementation}
+        model = pretrained_decoder(args.model_name_or_path, tokenizer, args.own_model, **options)
     else:
         model, new = _from_checkpoint(args, kind, tokenizer)
     configs = [part.config for part in model.modules() if isinstance(part, TunerPreTrainedModel)]
@@ -107,11 +102,8 @@ def build_model(args: RecipeArguments, kind: str, tokenizer: PreTrainedTokenizer
 
 
 def prepare_model(args: RecipeArguments, model: PreTrainedModel) -> PreTrainedModel:
-    """A model with the attention that is fast here, and its weights in `--dtype`.
-
-    Raises:
-        ModelError: `--max_length` beyond its positions.
-    """
+    """A model with the attention that is fast here and its weights in `--dtype`; a `ModelError` where `--max_length` is
+    beyond its positions."""
     require_positions(model, args.max_length)
     on_cpu = args.use_cpu or device_type() == "cpu"
     if not args.fast_ops:
@@ -132,7 +124,7 @@ def configuration_of(kind: str, fields: dict[str, Any]) -> tuple[type[PreTrained
         return TunerEncoderConfig, {**fields, "type_vocab_size": 2 if kind == "pretraining" else 0}
     # Half of the blocks each, so that a preset's size stays what it says.
     half = {**fields, "num_hidden_layers": max(fields["num_hidden_layers"] // 2, 1)}
-    ids = {name: fields.get(name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    ids = {name: fields.get(name) for name in SPECIAL_IDS}
     return TunerSeq2SeqConfig, {"encoder": half, "decoder": dict(half), **ids}
 
 
@@ -141,15 +133,11 @@ def _from_checkpoint(
 ) -> tuple[PreTrainedModel, str]:
     class_, auto = CLASSES[kind]
     name = str(args.model_name_or_path)
-    source: dict[str, Any] = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+    source = _source(args)
     loader = auto if kind == "seq2seq" else _loader_of(name, source) or auto
-    source["attn_implementation"] = args.attn_implementation or "sdpa"
-    checkpoint = load_pretrained(loader, name, torch.float32, **source)
-    if not isinstance(checkpoint, TunerPreTrainedModel):
-        try:
-            checkpoint = from_transformers(checkpoint)
-        except ValueError as error:
-            raise ModelError(f"{name} cannot be ours: {error}") from error
+    attention = args.attn_implementation or "sdpa"
+    checkpoint = load_pretrained(loader, name, torch.float32, attn_implementation=attention, **source)
+    checkpoint = as_ours(checkpoint, name)
     require_vocabulary(checkpoint, tokenizer, name)
     if type(checkpoint) is class_:
         return checkpoint, ""
@@ -159,6 +147,10 @@ def _from_checkpoint(
     model, new = _with_new_parts(args, checkpoint, class_)
     parts = ", ".join(dict.fromkeys(new))
     return model, f"{name} lacks parts of what is trained; these are new: {parts}." if new else ""
+
+
+def _source(args: ModelArguments) -> dict[str, Any]:
+    return {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
 
 
 def _loader_of(name_or_path: str, source: dict[str, Any]) -> Any:

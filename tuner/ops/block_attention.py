@@ -169,14 +169,8 @@ def block_mask(
     **kwargs: Any,
 ) -> BlockPlan | torch.Tensor | None:
     """transformers' mask interface: a plan where queries and keys are the same tokens, else SDPA's mask."""
-    mask = sdpa_mask(
-        batch_size=batch_size,
-        q_length=q_length,
-        kv_length=kv_length,
-        allow_is_bidirectional_skip=allow_is_bidirectional_skip,
-        device=device,
-        **kwargs,
-    )
+    kwargs |= {"allow_is_bidirectional_skip": allow_is_bidirectional_skip, "device": device}
+    mask = sdpa_mask(batch_size=batch_size, q_length=q_length, kv_length=kv_length, **kwargs)
     if q_length != kv_length or q_length == 1 or torch.compiler.is_compiling():
         return mask
     if mask is not None:

@@ -63,21 +63,13 @@ class BlockPlan:
 def plan_causal(time: int, device: torch.device) -> BlockPlan:
     """The plan of plain causal attention over `time` tokens."""
     triangle = torch.ones(QUERIES, QUERIES, dtype=torch.bool, device=device).triu(1)
-    return BlockPlan(
-        [
-            _block(slice(None), start, stop, 0, start, triangle[: stop - start, : stop - start])
-            for start, stop in _cut([0, time])
-        ],
-        None,
-    )
+    return BlockPlan([_block(slice(None), a, b, 0, a, triangle[: b - a, : b - a]) for a, b in _cut([0, time])], None)
 
 
 def plan_full(time: int, device: torch.device) -> BlockPlan:
     """The plan of `time` tokens that all see all."""
     none = torch.zeros(QUERIES, 0, dtype=torch.bool, device=device)
-    return BlockPlan(
-        [_block(slice(None), start, stop, 0, time, none[: stop - start]) for start, stop in _cut([0, time])], None
-    )
+    return BlockPlan([_block(slice(None), a, b, 0, time, none[: b - a]) for a, b in _cut([0, time])], None)
 
 
 def plan_blocks(mask: torch.Tensor) -> BlockPlan:

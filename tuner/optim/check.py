@@ -11,7 +11,7 @@ from transformers import SchedulerType, Trainer, TrainingArguments, get_schedule
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.training_args import ParallelMode
 
-from tuner.errors import ArgumentError, nearest
+from tuner.errors import ArgumentError, nearest, one_line
 
 # Share of the steps in which `warmup_stable_decay` decays (Hu et al. 2024, https://arxiv.org/abs/2404.06395: a tenth is
 # enough; Hägele et al. 2024, https://arxiv.org/abs/2405.18392: up to a fifth helps).
@@ -34,11 +34,7 @@ LIMITS = {
 
 
 def check_training(training: TrainingArguments) -> None:
-    """Refuse what transformers and torch refuse only when they build what trains.
-
-    Raises:
-        ArgumentError: it names the flag.
-    """
+    """Refuse with an `ArgumentError` what transformers and torch refuse only when they build what trains."""
     for name, (least, below) in LIMITS.items():
         value = getattr(training, name)
         if value is not None and not least <= value < below:
@@ -61,11 +57,7 @@ def check_training(training: TrainingArguments) -> None:
 
 
 def check_optimizer(training: TrainingArguments) -> None:
-    """Build the optimizer over one small matrix.
-
-    Raises:
-        ArgumentError: an unknown one, a missing package, or options that it refuses.
-    """
+    """Build the optimizer over one small matrix; an `ArgumentError` where there is none, or it refuses its options."""
     model: Any = nn.Linear(8, 8)
     shown = f"--optim {getattr(training.optim, 'value', training.optim)}"
     shown += f" --optim_args {training.optim_args}" if training.optim_args else ""
@@ -79,15 +71,12 @@ def check_optimizer(training: TrainingArguments) -> None:
     except Exception as error:  # each optimizer has its own way to refuse
         if training.optim_target_modules and isinstance(error, ValueError):
             return  # the names of modules, which only the model has
-        raise ArgumentError(f"{shown}: {_one_line(error)}") from error
+        raise ArgumentError(f"{shown}: {one_line(error)}") from error
 
 
 def check_schedule(training: TrainingArguments) -> None:
-    """Build the learning rate's schedule, and look at its beginning and end.
-
-    Raises:
-        ArgumentError: `--lr_scheduler_kwargs` that it lacks or refuses, or that make a rate that is no number.
-    """
+    """Build the learning rate's schedule, and look at its beginning and end; an `ArgumentError` where it refuses its
+    options, or a rate is no number."""
     steps = training.max_steps if training.max_steps > 0 else max(TRIED_STEPS, 2 * math.ceil(training.warmup_steps))
     name = getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
@@ -105,7 +94,7 @@ def check_schedule(training: TrainingArguments) -> None:
     except Exception as error:  # a schedule is a function of what is given, and fails in every way that Python can
         given = training.lr_scheduler_kwargs
         shown = f" --lr_scheduler_kwargs {given}" if given else " (its options go into --lr_scheduler_kwargs)"
-        raise ArgumentError(f"--lr_scheduler_type {name}{shown}: {_one_line(error)}") from error
+        raise ArgumentError(f"--lr_scheduler_type {name}{shown}: {one_line(error)}") from error
 
 
 def schedule_kwargs(training: TrainingArguments, steps: int) -> dict[str, Any]:
@@ -114,7 +103,3 @@ def schedule_kwargs(training: TrainingArguments, steps: int) -> dict[str, Any]:
     if training.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
         return {"num_decay_steps": round(DECAY * steps), **given}
     return given
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -40,17 +40,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
         momentum: float = 0.95,
     ):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
-        matrices = [group for group in self.param_groups if group.get("use_muon")]
-        others = [group for group in self.param_groups if not group.get("use_muon")]
         self._parts: list[torch.optim.Optimizer] = []
-        if matrices:
+        if matrices := [group for group in self.param_groups if group.get("use_muon")]:
             self._parts.append(torch.optim.Muon(matrices, lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw"))
-        if others:
+        if others := [group for group in self.param_groups if not group.get("use_muon")]:
             self._parts.append(torch.optim.AdamW(others, lr, betas, eps, weight_decay, fused=True))
         # One set of groups and one state: schedules write to the groups, checkpoints read both.
         self.param_groups = [group for part in self._parts for group in part.param_groups]
-        for part in self._parts:
-            part.state = self.state
+        self._share()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -67,12 +64,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch does; the parts then share what was loaded."""
         super().load_state_dict(state_dict)
-        start = 0
+        self._share()
+
+    def _share(self) -> None:
+        groups = iter(self.param_groups)
         for part in self._parts:
-            count = len(part.param_groups)
-            part.param_groups = self.param_groups[start : start + count]
+            part.param_groups = [next(groups) for _ in part.param_groups]
             part.state = self.state
-            start += count
 
 
 class _float32(TorchFunctionMode):

@@ -34,9 +34,6 @@ class SplitAdamW(torch.optim.Optimizer):
     Args:
         params: parameters or groups; bfloat16, whole on their device (not sharded).
         lr, betas, eps, weight_decay: as in `torch.optim.AdamW`.
-
-    Raises:
-        ValueError: a parameter that is not bfloat16.
     """
 
     def __init__(
@@ -48,12 +45,13 @@ class SplitAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.01,
     ):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        for parameter in self._parameters():
+        parameters = self._parameters()
+        for parameter in parameters:
             if parameter.dtype != torch.bfloat16:
                 raise ValueError(f"SplitAdamW takes bfloat16 parameters, not {parameter.dtype}.")
         # Made now and not at the first step: among what a step leaves free they would lie scattered, and the next step
         # would find no room between them.
-        for parameter in self._parameters():
+        for parameter in parameters:
             low = parameter.__dict__.pop("remainder", None)
             blocks = parameter.numel() // math.gcd(parameter.numel(), BLOCK)
             self.state[parameter] = {
@@ -90,9 +88,8 @@ class SplitAdamW(torch.optim.Optimizer):
                 continue
             state = self.state[parameter]
             same = parameter.device, state["step"], parameter.numel() // len(state["exp_avg_scale"])
-            if bucket and (
-                same != kind or sum(p.numel() for p in bucket) + parameter.numel() > chunk_size(parameter.device.type)
-            ):
+            size = sum(p.numel() for p in [*bucket, parameter])
+            if bucket and (same != kind or size > chunk_size(parameter.device.type)):
                 yield bucket
                 bucket = []
             bucket.append(parameter)
@@ -130,18 +127,16 @@ class SplitAdamW(torch.optim.Optimizer):
             for parts, whole in zip(held, joined, strict=True):
                 torch._foreach_copy_(parts, whole.split([len(part) for part in parts]))
 
-    def _parameters(self) -> Iterator[torch.Tensor]:
-        return (parameter for group in self.param_groups for parameter in group["params"])
+    def _parameters(self) -> list[torch.Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch does, but leaves every state its dtype: torch casts them to their parameter's."""
         super().load_state_dict({**state_dict, "state": {}})
-        parameters = list(self._parameters())
+        parameters = self._parameters()
         for index, state in state_dict["state"].items():
-            device = parameters[index].device
-            self.state[parameters[index]] = {
-                name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in state.items()
-            }
+            parameter = parameters[index]
+            self.state[parameter] = {k: v.to(parameter.device) if k != "step" else v for k, v in state.items()}
 
 
 def chunk_size(device: str) -> int:
@@ -173,10 +168,12 @@ def own_optimizer(
     `MuonWithAdamW` for `--optim muon`. None where it is one of transformers'."""
     betas = (args.adam_beta1, args.adam_beta2)
     chosen = {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
-    if model is not None and args.optim_args == "muon=true":
+    if model is None:
+        return None
+    if args.optim_args == "muon=true":
         groups = muon_groups(model, args.weight_decay)
         return MuonWithAdamW, {**chosen, "params": groups, "weight_decay": args.weight_decay}
-    if model is not None and args.optim.startswith("adamw_torch"):
+    if args.optim.startswith("adamw_torch"):
         trained = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
         # An adapter over frozen bfloat16 weights is itself in float32, and torch's AdamW is what it wants.
         return (SplitAdamW, chosen) if trained == {torch.bfloat16} else None

@@ -23,20 +23,12 @@ CELLS = 4_000_000
 
 
 def bits_per_byte(total_nats: float, total_bytes: int) -> float:
-    """Bits for each byte of UTF-8 text: comparable across tokenizers, as perplexity a token is not.
-
-    Raises:
-        ValueError: no bytes.
-    """
+    """Bits for each byte of UTF-8 text: comparable across tokenizers, as perplexity a token is not."""
     return _per_byte(total_nats, total_bytes) / math.log(2)
 
 
 def perplexity_per_byte(total_nats: float, total_bytes: int) -> float:
-    """exp(nats / bytes): among how many equally likely bytes the model has to guess, on the (geometric) average.
-
-    Raises:
-        ValueError: no bytes.
-    """
+    """exp(nats / bytes): among how many equally likely bytes the model has to guess, on the (geometric) average."""
     return math.exp(_per_byte(total_nats, total_bytes))
 
 
@@ -111,13 +103,7 @@ class KneserNey:
         return cls(weights + backoff / vocab_size, tables)
 
     def log_probabilities(self, sequence: Ids) -> np.ndarray:
-        """Of each token after those before it, in nats.
-
-        Args:
-            sequence: (time,) token ids. The begin symbol stands before them.
-
-        Returns:
-            (time,) float64.
+        """Of each token of a sequence after the begin symbol and those before it, in nats: (time,) float64.
 
         Raises:
             ValueError: an id outside of the vocabulary.
@@ -157,12 +143,13 @@ class MaskedBigram:
 
     def __init__(self, bigrams: KneserNey, frequencies: np.ndarray):
         self.unigrams, self.frequencies = bigrams.unigrams, frequencies
-        table, vocab_size = bigrams.tables[0], len(frequencies)
+        table, base = bigrams.tables[0], len(frequencies) + 1
         self.backoff = table.backoff
-        left, right = np.divmod(table.keys[:-1], vocab_size + 1)
-        self.after = _Rows.of(left, right, table.weights[:-1], vocab_size + 1)
-        real = left < vocab_size  # a gap is never filled with the begin symbol
-        self.before = _Rows.of(right[real], left[real], table.weights[:-1][real], vocab_size)
+        # The pairs by the token that stands left, and by the one that stands right.
+        left, right = np.divmod(table.keys[:-1], base)
+        order = np.lexsort((left, right))
+        self.after = table.keys, table.weights
+        self.before = (right * base + left)[order], table.weights[order]
 
     @classmethod
     def fit(cls, sequences: Iterable[Ids], vocab_size: int) -> MaskedBigram:
@@ -204,32 +191,24 @@ class MaskedBigram:
     def _scores(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """P(w | left) P(right | w) for all w: (number of gaps, vocab_size)."""
         from_left = self.backoff[left][:, None] * self.unigrams
-        self.after.add_to(from_left, left)
+        _add_pairs(from_left, left, *self.after)
         from_left[left == HIDDEN] = self.frequencies
         from_right = self.backoff[: len(self.unigrams)] * self.unigrams[right][:, None]
-        self.before.add_to(from_right, right)
+        _add_pairs(from_right, right, *self.before)
         from_right[right == HIDDEN] = 1.0
         return from_left * from_right
 
 
-class _Rows(NamedTuple):
-    """A sparse matrix by rows: those of row i are `offsets[i]` to `offsets[i + 1]`."""
+def _add_pairs(scores: np.ndarray, firsts: np.ndarray, keys: np.ndarray, weights: np.ndarray) -> None:
+    """Add to `scores[i]` the weight of each pair (`firsts[i]`, token); nothing where `firsts[i]` is `HIDDEN`.
 
-    offsets: np.ndarray
-    columns: np.ndarray
-    values: np.ndarray
-
-    @classmethod
-    def of(cls, rows: np.ndarray, columns: np.ndarray, values: np.ndarray, num_rows: int) -> _Rows:
-        order = np.argsort(rows, kind="stable")
-        return cls(np.searchsorted(rows[order], np.arange(num_rows + 1)), columns[order], values[order])
-
-    def add_to(self, dense: np.ndarray, rows: np.ndarray) -> None:
-        """Add row `rows[i]` to `dense[i]`; nothing where `rows[i]` is `HIDDEN`."""
-        starts = self.offsets[rows]
-        lengths = np.where(rows == HIDDEN, 0, self.offsets[rows + 1] - starts)
-        entries = np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
-        dense[np.repeat(np.arange(len(rows)), lengths), self.columns[entries]] += self.values[entries]
+    Pairs with the begin symbol are left out: a gap is never filled with it.
+    """
+    vocab_size = scores.shape[1]
+    for i in np.flatnonzero(firsts != HIDDEN):
+        start = firsts[i] * (vocab_size + 1)
+        pairs = slice(*np.searchsorted(keys, (start, start + vocab_size)))
+        scores[i, keys[pairs] - start] += weights[pairs]
 
 
 def most_frequent_token(sequences: Iterable[Ids]) -> int:

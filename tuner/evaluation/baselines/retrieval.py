@@ -91,8 +91,5 @@ def _groups(num_queries: int, num_candidates: int, group: int) -> range:
 
 def _share_first(groups: Iterable[np.ndarray]) -> float:
     """Mean over the rows of all groups of cosines (group, group), the own candidate on the diagonal."""
-    shares = []
-    for cosines in groups:
-        first = cosines >= cosines.max(1, keepdims=True) - TIE
-        shares.append(first.diagonal() / first.sum(1))
-    return float(np.concatenate(shares).mean())
+    firsts = [cosines >= cosines.max(1, keepdims=True) - TIE for cosines in groups]
+    return float(np.mean([first.diagonal() / first.sum(1) for first in firsts]))

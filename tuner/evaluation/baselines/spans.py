@@ -38,7 +38,6 @@ def count_matches(written: Spans, wanted: Spans) -> int:
 
 def copy_spans(source: np.ndarray, wanted: Spans) -> Spans:
     """As many tokens as a span has, from before its sentinel: what takes no model."""
-    where = {int(token): at for at, token in enumerate(source)}
-    return {
-        mark: tuple(source[max(where[mark] - len(span), 0) : where[mark]].tolist()) for mark, span in wanted.items()
-    }
+    tokens = source.tolist()
+    where = {token: at for at, token in enumerate(tokens)}
+    return {mark: tuple(tokens[max(where[mark] - len(span), 0) : where[mark]]) for mark, span in wanted.items()}

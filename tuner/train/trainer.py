@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import PreTrainedModel, TrainingArguments
 from transformers import Trainer as TransformersTrainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -104,6 +104,9 @@ class Trainer(SavingTrainer):
             processes=self.args.world_size,
             drop_last=bool(self.run.args.extra.get("dataloader_drop_last")),
         )
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
+        return SequentialSampler(eval_dataset)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         rows = (eval_dataset if eval_dataset is not None else self.eval_dataset).rows

@@ -18,6 +18,7 @@ STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
 BULLETS = ("•", "‣", "◦", "▪", "■", "●", "-", "\u2013", "*")
 WORD_WITH_LETTER = re.compile(r"[^\W\d_]\S*")  # from its first letter on: found once a word
 PARAGRAPH_END = re.compile(r"\n\s*\n")
+Limits = tuple[tuple[int, float], ...]  # by n
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,8 @@ class GopherThresholds:
     max_duplicate_paragraphs: float = 0.30
     max_duplicate_line_characters: float = 0.20
     max_duplicate_paragraph_characters: float = 0.20
-    max_top_ngram: tuple[tuple[int, float], ...] = ((2, 0.20), (3, 0.18), (4, 0.16))
-    max_duplicate_ngrams: tuple[tuple[int, float], ...] = (
-        *((5, 0.15), (6, 0.14), (7, 0.13)),
-        *((8, 0.12), (9, 0.11), (10, 0.10)),
-    )
+    max_top_ngram: Limits = ((2, 0.20), (3, 0.18), (4, 0.16))
+    max_duplicate_ngrams: Limits = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
 
 
 def quality_faults(text: str, words: list[str], limits: GopherThresholds) -> Iterator[str]:

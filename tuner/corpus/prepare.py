@@ -11,7 +11,7 @@ from tuner.corpus import clean
 from tuner.corpus.clean import CleaningOptions, CleaningReport, clean_corpus, clean_text, fault
 from tuner.corpus.duplicates import word_hashes
 from tuner.corpus.reading import open_stream, set_aside
-from tuner.data.cache_key import cache_key
+from tuner.data.cache_key import map_batches
 from tuner.data.sources import has_text
 from tuner.errors import ArgumentError
 
@@ -90,11 +90,9 @@ def clean_one(text: str, options: CleaningOptions) -> str | None:
 
 def clean_texts(documents: Dataset, options: CleaningOptions) -> Dataset:
     """Documents that are cleaned and all stay, but those that nothing is left of."""
-    how = {"options": options, "cache_key": cache_key(clean.__file__)}
-    cleaned = documents.map(_clean_batch, batched=True, fn_kwargs=how, desc="Cleaning")
+    cleaned = map_batches(documents, _clean_batch, [clean.__file__], {"options": options}, desc="Cleaning")
     return cleaned.filter(has_text, input_columns=["text"], desc="Leaving out blank documents")
 
 
-def _clean_batch(batch: dict[str, list[Any]], options: CleaningOptions, cache_key: str) -> dict[str, list[Any]]:
-    """`cache_key` is for the cache alone."""
+def _clean_batch(batch: dict[str, list[Any]], options: CleaningOptions) -> dict[str, list[Any]]:
     return {"text": [clean_text(text, options) for text in batch["text"]]}

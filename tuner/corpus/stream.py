@@ -102,9 +102,10 @@ class TokenStream(IterableDataset[dict[str, Any]]):
                 left = batch["text"][max(skipped - passed, 0) :]  # `skip` would keep the order of the files
                 passed += len(batch["text"])
                 texts = [text if self.clean is None else self.clean(text) for text in left]
-                ids, lengths = tokenize(self.tokenizer, [text for text in texts if text])
+                kept = [text for text in texts if text]
+                ids, lengths = tokenize(self.tokenizer, kept)
                 encoded = iter(np.split(ids, np.cumsum(lengths)[:-1]))
-                missing = iter(missing_ends(self.tokenizer, [text for text in texts if text], self.before, self.after))
+                missing = iter(missing_ends(self.tokenizer, kept, self.before, self.after))
                 for text in texts:
                     tokens: list[Any] = []
                     if text:

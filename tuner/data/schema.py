@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
 from tuner.data import preference_rows, turns
-from tuner.data.cache_key import cache_key
+from tuner.data.cache_key import map_batches
 from tuner.data.preference_rows import preference, unpaired
 from tuner.data.sources import SOURCE_ROW
 from tuner.data.turns import Message, history_of, message, messages_of, says_something, text_of
@@ -31,12 +31,13 @@ Convert = Callable[[Row, set[str]], dict[str, Any]]
 
 _TURNS = List({"role": Value("string"), "content": Value("string")})
 _UNUSED = "_unused"
-CANONICAL: dict[Kind, Features] = {
-    "messages": Features({"messages": _TURNS, SOURCE_ROW: Value("int64")}),
-    "text": Features({"text": Value("string"), SOURCE_ROW: Value("int64")}),
-    "preference": Features({"prompt": _TURNS, "chosen": _TURNS, "rejected": _TURNS, SOURCE_ROW: Value("int64")}),
-    "unpaired": Features({"prompt": _TURNS, "completion": _TURNS, "label": Value("bool"), SOURCE_ROW: Value("int64")}),
+_COLUMNS: dict[Kind, dict[str, Any]] = {
+    "messages": {"messages": _TURNS},
+    "text": {"text": Value("string")},
+    "preference": {"prompt": _TURNS, "chosen": _TURNS, "rejected": _TURNS},
+    "unpaired": {"prompt": _TURNS, "completion": _TURNS, "label": Value("bool")},
 }
+CANONICAL = {kind: Features({**columns, SOURCE_ROW: Value("int64")}) for kind, columns in _COLUMNS.items()}
 CALLED: dict[Kind, str] = {
     "messages": "conversations",
     "text": "texts",
@@ -69,17 +70,14 @@ def canonicalize(
             accepted), or a row that breaks its shape (the message names row and column).
     """
     shape = shape_of(rows[0] if len(rows) else dict.fromkeys(rows.column_names), name, kinds)
-    mapped = rows.map(
+    mapped = map_batches(
+        rows,
         _convert_batch,
+        [__file__, turns.__file__, preference_rows.__file__],
+        {"shape": SHAPES.index(shape), "name": name},
         with_indices=True,
-        batched=True,
         remove_columns=rows.column_names,
         features=Features({**CANONICAL[shape.kind], _UNUSED: List(Value("string"))}),
-        fn_kwargs={
-            "shape": SHAPES.index(shape),
-            "name": name,
-            "cache_key": cache_key(__file__, turns.__file__, preference_rows.__file__),
-        },
         desc="Reading rows",
     )
     found: Counter[str] = Counter()
@@ -154,10 +152,7 @@ def canonical(row: Row, shape: Shape, unused: set[str]) -> dict[str, Any]:
     return converted
 
 
-def _convert_batch(
-    batch: dict[str, list[Any]], indices: list[int], shape: int, name: str, cache_key: str
-) -> dict[str, list[Any]]:
-    """`cache_key` is for the cache alone."""
+def _convert_batch(batch: dict[str, list[Any]], indices: list[int], shape: int, name: str) -> dict[str, list[Any]]:
     numbers = batch.get(SOURCE_ROW, indices)
     columns: dict[str, list[Any]] = {column: [] for column in CANONICAL[SHAPES[shape].kind]} | {_UNUSED: []}
     for position, number in enumerate(numbers):
@@ -182,12 +177,9 @@ def _with_system(row: Row, messages: list[Message]) -> list[Message]:
     return messages
 
 
-def _from_messages(row: Row, unused: set[str]) -> dict[str, Any]:
-    return {"messages": _with_system(row, messages_of(row["messages"], "messages", unused))}
-
-
-def _from_conversations(row: Row, unused: set[str]) -> dict[str, Any]:
-    return {"messages": _with_system(row, messages_of(row["conversations"], "conversations", unused))}
+def _from_turns(row: Row, unused: set[str]) -> dict[str, Any]:
+    column = "messages" if "messages" in row else "conversations"
+    return {"messages": _with_system(row, messages_of(row[column], column, unused))}
 
 
 def _from_prompt_completion(row: Row, unused: set[str]) -> dict[str, Any]:
@@ -212,42 +204,18 @@ def _history(row: Row) -> list[Message]:
     return history_of(row["history"]) if says_something(row.get("history")) else []
 
 
-def _from_text(row: Row, unused: set[str]) -> dict[str, Any]:
-    return {"text": text_of(row["text"], "'text'")}
-
-
+_OPENAI = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+_SHAREGPT = '[{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]'
+_EITHER = "strings, or lists of messages"
+_ALPACA = ("input", *SYSTEM_COLUMNS, "history")
 # The order matters: the first shape whose columns are all there is the row's.
 SHAPES: tuple[Shape, ...] = (
-    Shape(("prompt", "chosen", "rejected"), "preference", preference, "strings, or lists of messages"),
+    Shape(("prompt", "chosen", "rejected"), "preference", preference, _EITHER),
     Shape(("chosen", "rejected"), "preference", preference, "whole conversations that begin alike"),
-    Shape(
-        ("messages",),
-        "messages",
-        _from_messages,
-        '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
-        SYSTEM_COLUMNS,
-    ),
-    Shape(
-        ("conversations",),
-        "messages",
-        _from_conversations,
-        '[{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]',
-        SYSTEM_COLUMNS,
-    ),
-    Shape(("prompt", "completion", "label"), "unpaired", unpaired, "strings, or lists of messages; true or false"),
-    Shape(
-        ("prompt", "completion"),
-        "messages",
-        _from_prompt_completion,
-        "strings, or lists of messages",
-        (*SYSTEM_COLUMNS, "history"),
-    ),
-    Shape(
-        ("instruction", "output"),
-        "messages",
-        _from_instruction,
-        "strings; also input, system and history",
-        ("input", *SYSTEM_COLUMNS, "history"),
-    ),
-    Shape(("text",), "text", _from_text, "a string"),
+    Shape(("messages",), "messages", _from_turns, _OPENAI, SYSTEM_COLUMNS),
+    Shape(("conversations",), "messages", _from_turns, _SHAREGPT, SYSTEM_COLUMNS),
+    Shape(("prompt", "completion", "label"), "unpaired", unpaired, f"{_EITHER}; true or false"),
+    Shape(("prompt", "completion"), "messages", _from_prompt_completion, _EITHER, (*SYSTEM_COLUMNS, "history")),
+    Shape(("instruction", "output"), "messages", _from_instruction, "strings; also input, system and history", _ALPACA),
+    Shape(("text",), "text", lambda row, _: {"text": text_of(row["text"], "'text'")}, "a string"),
 )

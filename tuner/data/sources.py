@@ -73,11 +73,7 @@ def split_rows(rows: Dataset, test_size: float, name: str) -> tuple[Dataset, Dat
 
 
 def require_split(source: Collection[str], split: str, name: str) -> str:
-    """The split, where the source has it.
-
-    Raises:
-        DataError: it has not.
-    """
+    """The split, where the source has it; else a DataError."""
     if split not in source:
         raise DataError(f"{name} has no split {split!r} (--dataset_train_split); it has {', '.join(sorted(source))}.")
     return split
@@ -112,11 +108,7 @@ def has_text(text: str) -> bool:
 
 
 def load_hub(name: str, config: str | None, streaming: bool = False) -> Any:
-    """The splits of a data set on the Hub.
-
-    Raises:
-        DataError: the Hub did not give it.
-    """
+    """The splits of a data set on the Hub; a DataError where it did not give them."""
     try:
         return datasets.load_dataset(name, config, streaming=streaming)
     except Exception as error:  # the Hub client's and every reader's exception types are many and private

@@ -74,10 +74,8 @@ NOTES = [FAULT, DIGEST, BEFORE, AFTER, CHANGED]
 class CleaningOptions:
     """What is cleaned and what is removed. As it stands, for English prose from the web.
 
-    For conversations lower `min_words` and switch `quality` off; for code also `boilerplate` and `repetition`.
-
-    Raises:
-        ArgumentError: a number out of its range.
+    For conversations lower `min_words` and switch `quality` off; for code also `boilerplate` and `repetition`. A number
+    out of its range is an ArgumentError.
     """
 
     boilerplate: bool = True  # remove lines about cookies and JavaScript, share buttons and footers
@@ -275,7 +273,7 @@ def _account(notes: dict[str, list[Any]], verdicts: list[str], names: list[str])
 
 
 def _nothing_left(report: CleaningReport) -> str:
-    steps = [step for step in report.steps if step.documents_removed]
+    steps = [s for s in report.steps if s.documents_removed]
     removed = ", ".join(f"{s.name} {s.documents_removed:,} ({s.characters_removed:,} characters)" for s in steps)
     return (
         f"Cleaning left none of the {report.documents:,} documents. Removed by {removed}. "

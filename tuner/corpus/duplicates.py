@@ -61,11 +61,7 @@ def ngram_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
 
 
 def held_out_ngrams(texts: Iterable[str], n: int) -> np.ndarray:
-    """The word n-grams of evaluation texts: sorted hashes, each once.
-
-    Raises:
-        DataError: no text has `n` words, so nothing could be found.
-    """
+    """The word n-grams of evaluation texts: sorted hashes, each once. A DataError where no text has `n` words."""
     found = [ngram_hashes(word_hashes(text), n) for text in texts]
     ngrams = np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
     if not len(ngrams):
@@ -96,14 +92,12 @@ def sketch(
         Rows of `signature`, 4 bytes a permutation, empty for a document without words; and `shared`, the positions in
         `held_out` of the n-grams that the document contains.
     """
+    how = {"permutations": permutations, "shingle_words": shingle_words}
     return map_batches(
         texts.select_columns(["text"]),
         _sketch_batch,
         [__file__],
-        {
-            **{"permutations": permutations, "shingle_words": shingle_words},
-            **{"held_out": held_out, "held_out_words": held_out_words},
-        },
+        {**how, "held_out": held_out, "held_out_words": held_out_words},
         num_proc=num_proc,
         remove_columns=["text"],
         features=Features({"signature": Value("binary"), "shared": List(Value("int64"))}),
@@ -125,15 +119,9 @@ def find_near_duplicates(sketches: Dataset, similarity: float, permutations: int
     if not len(sketches):
         return []
     # One batch and one process, for what came before decides; a map all the same, for its cache.
-    found = map_batches(
-        sketches.select_columns(["signature"]),
-        _near_duplicates,
-        [__file__],
-        {"similarity": similarity, "permutations": permutations},
-        batch_size=None,
-        remove_columns=["signature"],
-        desc="Comparing documents",
-    )
+    how = {"similarity": similarity, "permutations": permutations}
+    options = {"batch_size": None, "remove_columns": ["signature"], "desc": "Comparing documents"}
+    found = map_batches(sketches.select_columns(["signature"]), _near_duplicates, [__file__], how, **options)
     return list(found["near_duplicate"])
 
 

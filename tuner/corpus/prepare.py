@@ -65,15 +65,11 @@ def clean_documents(
     Validation documents are cleaned by the same rules on texts, but all that have some text left stay.
     """
     options = cleaning_options(args)
-    texts, said = clean_texts(held_out, options), ""
-    findable = any(len(word_hashes(text)) >= options.contamination_words for text in texts["text"])
-    if not findable:
-        said = (
-            f"No validation document has {options.contamination_words} words to be found by: training documents that "
-            "share text with one stay."
-        )
+    texts, least = clean_texts(held_out, options), options.contamination_words
+    findable = any(len(word_hashes(text)) >= least for text in texts["text"])
     cleaned, report = clean_corpus(train, options, texts if findable else None, args.dataset_num_proc)
-    return cleaned, texts, report, said
+    said = f"No validation document has {least} words to be found by: training documents that share text with one stay."
+    return cleaned, texts, report, "" if findable else said
 
 
 def cleaning_options(args: DocumentFlags) -> CleaningOptions:

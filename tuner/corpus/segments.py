@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
@@ -43,13 +43,8 @@ def turns_to_lines(turns: list[dict[str, str]]) -> str:
 def parts(text: str) -> list[str]:
     """The lines of a document that say something, long ones in sentences."""
     lines = (line.strip() for line in text.splitlines())
-    return [
-        sentence
-        for line in lines
-        if line
-        for sentence in ([line] if len(line) <= LONG_LINE else _SENTENCE.split(line))
-        if sentence
-    ]
+    split = ([line] if len(line) <= LONG_LINE else _SENTENCE.split(line) for line in lines)
+    return list(filter(None, chain.from_iterable(split)))
 
 
 def segment_pairs(

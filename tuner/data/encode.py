@@ -7,6 +7,7 @@ cut is counted, and a run that would lose more labels than it was told to stops 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from datasets import Dataset
@@ -129,8 +130,8 @@ def _answer_ends(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], row: Encoded, turn_ends: list[int]
 ) -> list[int]:
     """The number of tokens up to the end of each answer, where `turn_ends` says after how many messages that is."""
-    labels = [*row["labels"], -100]
-    ends = [t + 1 for t in range(len(labels) - 1) if labels[t] != -100 and labels[t + 1] == -100]
+    steps = enumerate(pairwise([*row["labels"], -100]), 1)
+    ends = [t for t, (label, after) in steps if label != -100 and after == -100]
     if len(ends) == len(turn_ends):  # each answer is one stretch of labels, nearly always
         return ends
     # Answers that touch one another or have no token.

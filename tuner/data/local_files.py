@@ -103,6 +103,5 @@ def _named(folder: Path, found: dict[str, list[Path]], splits: tuple[str, str]) 
             visible = _resolve({split: [f"**/{glob.escape(split)}.*"]}, glob.escape(str(folder.resolve())))[split]
             others = {other: [file for file in files if file not in visible] for other, files in found.items()}
             found = {other: files for other, files in others.items() if files} | ({split: visible} if visible else {})
-    if list(found) == ["train"]:  # nothing there is called after a split of another name
-        return {splits[0]: found["train"]}
-    return found
+    only = list(found) == ["train"]  # nothing there is called after a split of another name
+    return {splits[0]: found["train"]} if only else found

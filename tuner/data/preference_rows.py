@@ -20,15 +20,12 @@ HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 def preference(row: dict[str, Any], unused: set[str]) -> dict[str, Any]:
     """`prompt` (or none), `chosen` and `rejected`: strings, or lists of messages that may repeat the prompt.
 
-    Raises:
-        DataError: any other values, or conversations without a common prompt.
+    Other values, and conversations without a common prompt, are a DataError.
     """
     texts = [row["chosen"], row["rejected"]]
     if all(isinstance(text, str) for text in texts):
-        if "prompt" in row:
-            chosen, rejected = ([message("assistant", row[c], f"{c!r}")] for c in ("chosen", "rejected"))
-            return {"prompt": _prompt(row["prompt"], unused), "chosen": chosen, "rejected": rejected}
-        chosen, rejected = _texts_to_turns(*texts)
+        plain = "prompt" in row
+        chosen, rejected = ([message("assistant", t, "")] for t in texts) if plain else _texts_to_turns(*texts)
     else:
         chosen, rejected = (messages_of(row[column], column, unused) for column in ("chosen", "rejected"))
     prompt = _prompt(row["prompt"], unused) if "prompt" in row else None

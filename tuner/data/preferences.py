@@ -88,7 +88,7 @@ def _encode_batch(
     for answers, prefix in ANSWERS[kind].items():
         whole = [[*prompt, *answer] for prompt, answer in zip(batch["prompt"], batch[answers], strict=True)]
         rows = encode_conversations(tokenizer, whole, names=names, prompts=lengths)
-        ids, labels, found = zip(*(cut(row, max_length) for row in rows), strict=True)
+        ids, labels, found = map(list, zip(*(cut(row, max_length) for row in rows), strict=True))
         columns |= {f"{prefix}input_ids": ids, f"{prefix}labels": labels}
         counts.append(np.array(found).T)
     total = np.sum(counts, axis=0)

@@ -38,10 +38,8 @@ HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 def load_files(files: list[Path], name: str) -> Dataset:
     """The rows of files of one format, in their order, on disk in the cache of `datasets`.
 
-    A column whose values have types that Arrow has no common one for is one of JSON values.
-
-    Raises:
-        DataError: a file that cannot be read or has no rows.
+    A column whose values have types that Arrow has no common one for is one of JSON values. A file that cannot be read
+    or has no rows is a DataError.
     """
     if FORMATS[files[0].suffix.lower()] == "parquet":
         return _load_parquet(files, name, streaming=False)

@@ -106,15 +106,10 @@ class Shape(NamedTuple):
 
 
 def shape_of(row: Row, name: str, kinds: tuple[Kind, ...] = ("messages", "text")) -> Shape:
-    """The shape of a row, by its columns.
-
-    Raises:
-        DataError: columns of no known shape, or of none of the kinds.
-    """
+    """The shape of a row, by its columns; a DataError where it has none, or one of another kind."""
     known = [shape for shape in SHAPES if row.keys() >= set(shape.needed)]
-    accepted = "\n".join(
-        f"  {' + '.join(shape.needed):<31} {shape.accepted}" for shape in SHAPES if shape.kind in kinds
-    )
+    wanted_shapes = [f"  {' + '.join(shape.needed):<31} {shape.accepted}" for shape in SHAPES if shape.kind in kinds]
+    accepted = "\n".join(["The shapes accepted are:", *wanted_shapes])
     judged = "unpaired" not in kinds and isinstance(row.get("label"), bool)  # SFT would learn the bad answers too
     for shape in known:
         if shape.kind in kinds and not (judged and shape.needed == ("prompt", "completion")):
@@ -123,15 +118,11 @@ def shape_of(row: Row, name: str, kinds: tuple[Kind, ...] = ("messages", "text")
         wanted = " or ".join(CALLED[kind] for kind in kinds)
         columns = ", ".join(known[0].needed)
         raise DataError(
-            f"{name}: its rows are {CALLED[known[0].kind]} (columns {columns}), but {wanted} are needed.\n"
-            f"The shapes accepted are:\n{accepted}"
+            f"{name}: its rows are {CALLED[known[0].kind]} (columns {columns}), but {wanted} are needed.\n{accepted}"
         )
     found = {column: value for column, value in row.items() if column != SOURCE_ROW}
     shown = {k: v if len(str(v)) <= 80 else f"{str(v)[:77]}..." for k, v in found.items()}
-    raise DataError(
-        f"{name}: no known shape has the columns {', '.join(found)}.\nA row is {shown}.\n"
-        f"The shapes accepted are:\n{accepted}"
-    )
+    raise DataError(f"{name}: no known shape has the columns {', '.join(found)}.\nA row is {shown}.\n{accepted}")
 
 
 def canonical(row: Row, shape: Shape, unused: set[str]) -> dict[str, Any]:
@@ -190,18 +181,15 @@ def _from_prompt_completion(row: Row, unused: set[str]) -> dict[str, Any]:
         asked = messages_of(prompt, "prompt", unused, answered=False)
         return {"messages": _with_system(row, asked + messages_of(completion, "completion", unused))}
     asked = [message("user", prompt, "'prompt'"), message("assistant", completion, "'completion'")]
-    return {"messages": _with_system(row, _history(row) + asked)}
+    return {"messages": _with_system(row, history_of(row.get("history")) + asked)}
 
 
 def _from_instruction(row: Row, unused: set[str]) -> dict[str, Any]:
     question = message("user", row["instruction"], "'instruction'")
     if row.get("input"):
         question["content"] += "\n\n" + text_of(row["input"], "'input'")
-    return {"messages": _with_system(row, [*_history(row), question, message("assistant", row["output"], "'output'")])}
-
-
-def _history(row: Row) -> list[Message]:
-    return history_of(row["history"]) if says_something(row.get("history")) else []
+    asked = [*history_of(row.get("history")), question, message("assistant", row["output"], "'output'")]
+    return {"messages": _with_system(row, asked)}
 
 
 _OPENAI = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'

@@ -103,7 +103,7 @@ def message(role: str, content: Any, where: str) -> Message:
 def _joined(content: Any) -> Any:
     """Content in parts (`[{"type": "text", "text": ...}]`) as one text, where all parts are text."""
     if isinstance(content, list) and content:
-        texts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
+        texts: list[Any] = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
         if all(isinstance(text, str) for text in texts):
             return "".join(texts)
     return content
@@ -118,6 +118,8 @@ def text_of(value: Any, where: str) -> str:
 
 def history_of(value: Any) -> list[Message]:
     """Earlier `[question, answer]` pairs, as LLaMA-Factory's `history` holds them; a DataError for anything else."""
+    if not says_something(value):
+        return []
     pairs = parsed(value) if isinstance(value, str) else value
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise DataError(f"column 'history' must be a list of [question, answer] pairs, not {shown(value)}.")

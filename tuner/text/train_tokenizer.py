@@ -135,21 +135,20 @@ def measure(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[st
     Raises:
         DataError: nothing to measure: no texts, or not one token in them.
     """
-    size = tokens = characters = lost = exact = 0
+    tokens = lost = exact = 0
     for start in range(0, len(texts), 1000):
         batch = list(texts[start : start + 1000])
         encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
         rows, unknown = encoded["input_ids"], tokenizer.unk_token_id
         for number, (text, ids, back) in enumerate(zip(batch, rows, tokenizer.batch_decode(rows), strict=True)):
-            size += len(text.encode())
             tokens += len(ids)
-            characters += len(text)
             exact += back == text
             if unknown in ids:
                 spans = zip(ids, encoded.encodings[number].offsets, strict=True)
                 lost += sum(end - begin for token, (begin, end) in spans if token == unknown)
     if not tokens:
         raise DataError("There is nothing to measure the tokenizer on: the texts have no tokens.")
+    size, characters = sum(len(text.encode()) for text in texts), sum(map(len, texts))
     return {"bytes_per_token": size / tokens, "coverage": 1 - lost / characters, "exact": exact / len(texts)}
 
 

@@ -23,7 +23,7 @@ from datasets import Dataset
 from tuner.corpus import duplicates
 from tuner.corpus import gopher as quality
 from tuner.corpus.gopher import GopherThresholds, quality_faults, repetition_faults
-from tuner.data.cache_key import cache_key
+from tuner.data.cache_key import map_batches
 from tuner.errors import ArgumentError, DataError
 
 LINE_ENDS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
@@ -74,10 +74,8 @@ NOTES = [FAULT, DIGEST, BEFORE, AFTER, CHANGED]
 class CleaningOptions:
     """What is cleaned and what is removed. As it stands, for English prose from the web.
 
-    For conversations lower `min_words` and switch `quality` off; for code also `boilerplate` and `repetition`.
-
-    Raises:
-        ArgumentError: a number out of its range.
+    For conversations lower `min_words` and switch `quality` off; for code also `boilerplate` and `repetition`. A number
+    out of its range is an ArgumentError.
     """
 
     boilerplate: bool = True  # remove lines about cookies and JavaScript, share buttons and footers
@@ -127,12 +125,10 @@ class CleaningReport:
 
     @property
     def documents_left(self) -> int:
-        """Documents after the last step."""
         return self.documents - sum(step.documents_removed for step in self.steps)
 
     @property
     def characters_left(self) -> int:
-        """Characters after the last step."""
         return self.characters - sum(step.characters_removed for step in self.steps)
 
     def rows(self) -> list[tuple[str, str, str, str]]:
@@ -143,9 +139,7 @@ class CleaningReport:
         return [(name, f"{documents:,}", f"{size:,}", f"{changed:,}") for name, documents, size, changed in lines]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        left = {"documents_left": self.documents_left, "characters_left": self.characters_left}
-        return {**asdict(self), **left}
+        return {**asdict(self), "documents_left": self.documents_left, "characters_left": self.characters_left}
 
 
 def clean_text(text: str, options: CleaningOptions) -> str:
@@ -210,13 +204,8 @@ def clean_corpus(
         ngrams = duplicates.held_out_ngrams(texts, options.contamination_words)
     if options.near_duplicates:
         duplicates.require_datasketch()
-    examined = rows.map(
-        _examine_batch,
-        batched=True,
-        num_proc=num_proc,
-        fn_kwargs={"options": options, "cache_key": cache_key(__file__, quality.__file__)},
-        desc="Cleaning documents",
-    )
+    how = {"num_proc": num_proc, "desc": "Cleaning documents"}
+    examined = map_batches(rows, _examine_batch, [__file__, quality.__file__], {"options": options}, **how)
     notes, cleaned = examined.select_columns(NOTES)[:], examined.remove_columns(NOTES)
     verdicts = list(notes[FAULT])  # of each document the step that removes it, empty while it stays
     names = [name for name, _ in Counter(filter(None, verdicts)).most_common()]
@@ -249,8 +238,8 @@ def _require_text(rows: Dataset, name: str) -> None:
         raise DataError(f"{name} has no rows.")
 
 
-def _examine_batch(batch: dict[str, list[Any]], options: CleaningOptions, cache_key: str) -> dict[str, list[Any]]:
-    """What can be said of each document by itself. `cache_key` is for the cache alone."""
+def _examine_batch(batch: dict[str, list[Any]], options: CleaningOptions) -> dict[str, list[Any]]:
+    """What can be said of each document by itself."""
     before = [text or "" for text in batch["text"]]
     after = [clean_text(text, options) for text in before]
     return {
@@ -278,14 +267,13 @@ def _account(notes: dict[str, list[Any]], verdicts: list[str], names: list[str])
     for verdict, size in zip(verdicts, notes[AFTER], strict=True):
         characters[verdict] += size
     before = sum(notes[BEFORE])
-    cleaned = CleaningStep("clean_text", 0, before - sum(notes[AFTER]), sum(notes[CHANGED]))
-    return CleaningReport(
-        len(verdicts), before, [cleaned, *(CleaningStep(name, documents[name], characters[name]) for name in names)]
-    )
+    steps = [CleaningStep("clean_text", 0, before - sum(notes[AFTER]), sum(notes[CHANGED]))]
+    steps += [CleaningStep(name, documents[name], characters[name]) for name in names]
+    return CleaningReport(len(verdicts), before, steps)
 
 
 def _nothing_left(report: CleaningReport) -> str:
-    steps = [step for step in report.steps if step.documents_removed]
+    steps = [s for s in report.steps if s.documents_removed]
     removed = ", ".join(f"{s.name} {s.documents_removed:,} ({s.characters_removed:,} characters)" for s in steps)
     return (
         f"Cleaning left none of the {report.documents:,} documents. Removed by {removed}. "

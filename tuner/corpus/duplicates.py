@@ -23,7 +23,7 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from numpy.lib.stride_tricks import sliding_window_view
 
-from tuner.data.cache_key import cache_key
+from tuner.data.cache_key import map_batches
 from tuner.errors import DataError
 
 # Scripts without spaces between words: each character counts as a word, or a sentence would be one.
@@ -61,11 +61,7 @@ def ngram_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
 
 
 def held_out_ngrams(texts: Iterable[str], n: int) -> np.ndarray:
-    """The word n-grams of evaluation texts: sorted hashes, each once.
-
-    Raises:
-        DataError: no text has `n` words, so nothing could be found.
-    """
+    """The word n-grams of evaluation texts: sorted hashes, each once. A DataError where no text has `n` words."""
     found = [ngram_hashes(word_hashes(text), n) for text in texts]
     ngrams = np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
     if not len(ngrams):
@@ -96,19 +92,15 @@ def sketch(
         Rows of `signature`, 4 bytes a permutation, empty for a document without words; and `shared`, the positions in
         `held_out` of the n-grams that the document contains.
     """
-    return texts.select_columns(["text"]).map(
+    how = {"permutations": permutations, "shingle_words": shingle_words}
+    return map_batches(
+        texts.select_columns(["text"]),
         _sketch_batch,
-        batched=True,
+        [__file__],
+        {**how, "held_out": held_out, "held_out_words": held_out_words},
         num_proc=num_proc,
         remove_columns=["text"],
         features=Features({"signature": Value("binary"), "shared": List(Value("int64"))}),
-        fn_kwargs={
-            "permutations": permutations,
-            "shingle_words": shingle_words,
-            "held_out": held_out,
-            "held_out_words": held_out_words,
-            "cache_key": cache_key(__file__),
-        },
         desc="Sketching documents",
     )
 
@@ -127,14 +119,9 @@ def find_near_duplicates(sketches: Dataset, similarity: float, permutations: int
     if not len(sketches):
         return []
     # One batch and one process, for what came before decides; a map all the same, for its cache.
-    found = sketches.select_columns(["signature"]).map(
-        _near_duplicates,
-        batched=True,
-        batch_size=None,
-        remove_columns=["signature"],
-        fn_kwargs={"similarity": similarity, "permutations": permutations, "cache_key": cache_key(__file__)},
-        desc="Comparing documents",
-    )
+    how = {"similarity": similarity, "permutations": permutations}
+    options = {"batch_size": None, "remove_columns": ["signature"], "desc": "Comparing documents"}
+    found = map_batches(sketches.select_columns(["signature"]), _near_duplicates, [__file__], how, **options)
     return list(found["near_duplicate"])
 
 
@@ -161,11 +148,7 @@ def require_datasketch() -> None:
 def _minhash(permutations: int) -> Any:
     from datasketch import MinHash
 
-    return MinHash(num_perm=permutations, seed=SEED, hashfunc=_as_it_is)
-
-
-def _as_it_is(value: int) -> int:
-    return value
+    return MinHash(num_perm=permutations, seed=SEED, hashfunc=lambda value: value)
 
 
 def _positions(ngrams: np.ndarray, known: np.ndarray) -> list[int]:
@@ -179,7 +162,6 @@ def _sketch_batch(
     shingle_words: int,
     held_out: np.ndarray | None,
     held_out_words: int,
-    cache_key: str,
 ) -> dict[str, list[Any]]:
     fresh = _minhash(permutations) if permutations else None
     signatures, shared = [], []
@@ -198,9 +180,7 @@ def _sketch_batch(
     return {"signature": signatures, "shared": shared}
 
 
-def _near_duplicates(
-    batch: dict[str, list[Any]], similarity: float, permutations: int, cache_key: str
-) -> dict[str, list[bool]]:
+def _near_duplicates(batch: dict[str, list[Any]], similarity: float, permutations: int) -> dict[str, list[bool]]:
     from datasketch import MinHashLSH
 
     blank = bytes(4 * permutations)

@@ -18,6 +18,7 @@ STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
 BULLETS = ("•", "‣", "◦", "▪", "■", "●", "-", "\u2013", "*")
 WORD_WITH_LETTER = re.compile(r"[^\W\d_]\S*")  # from its first letter on: found once a word
 PARAGRAPH_END = re.compile(r"\n\s*\n")
+Limits = tuple[tuple[int, float], ...]  # by n
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,13 @@ class GopherThresholds:
     max_duplicate_paragraphs: float = 0.30
     max_duplicate_line_characters: float = 0.20
     max_duplicate_paragraph_characters: float = 0.20
-    max_top_ngram: tuple[tuple[int, float], ...] = ((2, 0.20), (3, 0.18), (4, 0.16))
-    max_duplicate_ngrams: tuple[tuple[int, float], ...] = (
-        *((5, 0.15), (6, 0.14), (7, 0.13)),
-        *((8, 0.12), (9, 0.11), (10, 0.10)),
-    )
+    max_top_ngram: Limits = ((2, 0.20), (3, 0.18), (4, 0.16))
+    max_duplicate_ngrams: Limits = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
 
 
 def quality_faults(text: str, words: list[str], limits: GopherThresholds) -> Iterator[str]:
-    """The names of the rules of section A.1.1 that a document breaks, each found when it is asked for.
-
-    Args:
-        words: `text.split()`, at least one. How many there may be is not judged here.
-    """
+    """The names of the rules of section A.1.1 that a document breaks, each found when it is asked for. `words` are
+    `text.split()`, at least one; how many there may be is not judged here."""
     lines = _lines(text)
     mean_length = sum(map(len, words)) / len(words)
     if mean_length < limits.min_mean_word_length:
@@ -76,22 +71,13 @@ def quality_faults(text: str, words: list[str], limits: GopherThresholds) -> Ite
 
 
 def repetition_faults(text: str, words: list[str], limits: GopherThresholds) -> Iterator[str]:
-    """The names of the rules of table A1 that a document breaks, each found when it is asked for.
-
-    Args:
-        words: `text.split()`, at least one.
-    """
-    paragraphs = PARAGRAPH_END.split(text.strip())
-    line_share, line_characters = _duplicate_shares(_lines(text))
-    paragraph_share, paragraph_characters = _duplicate_shares(paragraphs)
-    if line_share > limits.max_duplicate_lines:
-        yield "duplicate_lines"
-    if paragraph_share > limits.max_duplicate_paragraphs:
-        yield "duplicate_paragraphs"
-    if line_characters > limits.max_duplicate_line_characters:
-        yield "duplicate_line_characters"
-    if paragraph_characters > limits.max_duplicate_paragraph_characters:
-        yield "duplicate_paragraph_characters"
+    """The names of the rules of table A1 that a document breaks, each found when it is asked for. `words` are
+    `text.split()`, at least one."""
+    lines, line_characters = _duplicate_shares(_lines(text))
+    paragraphs, paragraph_characters = _duplicate_shares(PARAGRAPH_END.split(text.strip()))
+    shares = {"duplicate_lines": lines, "duplicate_paragraphs": paragraphs}
+    shares |= {"duplicate_line_characters": line_characters, "duplicate_paragraph_characters": paragraph_characters}
+    yield from (name for name, share in shares.items() if share > getattr(limits, f"max_{name}"))
     yield from _ngram_faults(words, limits)
 
 

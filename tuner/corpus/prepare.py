@@ -11,7 +11,7 @@ from tuner.corpus import clean
 from tuner.corpus.clean import CleaningOptions, CleaningReport, clean_corpus, clean_text, fault
 from tuner.corpus.duplicates import word_hashes
 from tuner.corpus.reading import open_stream, set_aside
-from tuner.data.cache_key import cache_key
+from tuner.data.cache_key import map_batches
 from tuner.data.sources import has_text
 from tuner.errors import ArgumentError
 
@@ -65,15 +65,11 @@ def clean_documents(
     Validation documents are cleaned by the same rules on texts, but all that have some text left stay.
     """
     options = cleaning_options(args)
-    texts, said = clean_texts(held_out, options), ""
-    findable = any(len(word_hashes(text)) >= options.contamination_words for text in texts["text"])
-    if not findable:
-        said = (
-            f"No validation document has {options.contamination_words} words to be found by: training documents that "
-            "share text with one stay."
-        )
+    texts, least = clean_texts(held_out, options), options.contamination_words
+    findable = any(len(word_hashes(text)) >= least for text in texts["text"])
     cleaned, report = clean_corpus(train, options, texts if findable else None, args.dataset_num_proc)
-    return cleaned, texts, report, said
+    said = f"No validation document has {least} words to be found by: training documents that share text with one stay."
+    return cleaned, texts, report, "" if findable else said
 
 
 def cleaning_options(args: DocumentFlags) -> CleaningOptions:
@@ -90,11 +86,9 @@ def clean_one(text: str, options: CleaningOptions) -> str | None:
 
 def clean_texts(documents: Dataset, options: CleaningOptions) -> Dataset:
     """Documents that are cleaned and all stay, but those that nothing is left of."""
-    how = {"options": options, "cache_key": cache_key(clean.__file__)}
-    cleaned = documents.map(_clean_batch, batched=True, fn_kwargs=how, desc="Cleaning")
+    cleaned = map_batches(documents, _clean_batch, [clean.__file__], {"options": options}, desc="Cleaning")
     return cleaned.filter(has_text, input_columns=["text"], desc="Leaving out blank documents")
 
 
-def _clean_batch(batch: dict[str, list[Any]], options: CleaningOptions, cache_key: str) -> dict[str, list[Any]]:
-    """`cache_key` is for the cache alone."""
+def _clean_batch(batch: dict[str, list[Any]], options: CleaningOptions) -> dict[str, list[Any]]:
     return {"text": [clean_text(text, options) for text in batch["text"]]}

@@ -85,18 +85,14 @@ def _text(row: dict[str, Any], name: str) -> str:
 def set_aside(documents: IterableDataset, count: int, name: str) -> tuple[IterableDataset, Dataset]:
     """The documents without the first `count`, and those, in memory, to validate on.
 
-    They are known by their texts, for another epoch has them elsewhere.
-
-    Raises:
-        DataError: there are no more.
+    They are known by their texts, for another epoch has them elsewhere. A DataError where there are no more.
     """
     first = list(documents.take(count + 1))
     if len(first) <= count:
         raise DataError(f"{name} has {len(first)} documents: --test_split_size {count} would set all of them aside.")
     held_out = Dataset.from_list(first[:count])
-    return documents.filter(
-        _is_other, input_columns=["text"], fn_kwargs={"texts": frozenset(held_out["text"])}
-    ), held_out
+    texts = {"texts": frozenset(held_out["text"])}
+    return documents.filter(_is_other, input_columns=["text"], fn_kwargs=texts), held_out
 
 
 def _is_other(text: str, texts: frozenset[str]) -> bool:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from tuner.data.cache_key import cache_key
+from tuner.data.cache_key import map_batches
 from tuner.data.schema import CANONICAL, Kind
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
@@ -27,18 +27,11 @@ def to_documents(rows: Dataset, kind: Kind) -> Dataset:
     """Canonical rows as documents: `text` and `source_row`. Each turn of a conversation becomes a line."""
     if kind == "text":
         return rows
-    return rows.map(
-        _lines_of_batch,
-        batched=True,
-        remove_columns=["messages"],
-        features=CANONICAL["text"],
-        fn_kwargs={"cache_key": cache_key(__file__)},
-        desc="Turns to lines",
-    )
+    how = {"remove_columns": ["messages"], "features": CANONICAL["text"], "desc": "Turns to lines"}
+    return map_batches(rows, _lines_of_batch, [__file__], {}, **how)
 
 
-def _lines_of_batch(batch: dict[str, list[Any]], cache_key: str) -> dict[str, list[Any]]:
-    """`cache_key` is for the cache alone."""
+def _lines_of_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {"text": [turns_to_lines(turns) for turns in batch["messages"]], SOURCE_ROW: batch[SOURCE_ROW]}
 
 
@@ -50,13 +43,8 @@ def turns_to_lines(turns: list[dict[str, str]]) -> str:
 def parts(text: str) -> list[str]:
     """The lines of a document that say something, long ones in sentences."""
     lines = (line.strip() for line in text.splitlines())
-    return [
-        sentence
-        for line in lines
-        if line
-        for sentence in ([line] if len(line) <= LONG_LINE else _SENTENCE.split(line))
-        if sentence
-    ]
+    split = ([line] if len(line) <= LONG_LINE else _SENTENCE.split(line) for line in lines)
+    return list(filter(None, chain.from_iterable(split)))
 
 
 def segment_pairs(
@@ -74,14 +62,15 @@ def segment_pairs(
     Raises:
         DataError: no document has two segments.
     """
-    pairs = documents.map(
+    pairs = map_batches(
+        documents,
         _pair_up,
+        [__file__],
+        {"tokenizer": tokenizer, "longest": longest, "whole": whole},
         with_indices=True,
-        batched=True,
         num_proc=num_proc,
         remove_columns=documents.column_names,
         features=Features({"first": List(Value("int32")), "second": List(Value("int32")), "document": Value("int64")}),
-        fn_kwargs={"tokenizer": tokenizer, "longest": longest, "whole": whole, "cache_key": cache_key(__file__)},
         desc="Pairing segments",
     )
     if len(pairs) == 0:
@@ -90,14 +79,8 @@ def segment_pairs(
 
 
 def _pair_up(
-    batch: dict[str, list[Any]],
-    indices: list[int],
-    tokenizer: PreTrainedTokenizerBase,
-    longest: int,
-    whole: bool,
-    cache_key: str,
+    batch: dict[str, list[Any]], indices: list[int], tokenizer: PreTrainedTokenizerBase, longest: int, whole: bool
 ) -> dict[str, list[Any]]:
-    """`cache_key` is for the cache alone."""
     columns: dict[str, list[Any]] = {"first": [], "second": [], "document": []}
     for index, text in zip(indices, batch["text"], strict=True):
         found = parts(text)

@@ -58,11 +58,7 @@ class TokenStream(IterableDataset[dict[str, Any]]):
         self._places: deque[tuple[int, Place]] = deque(maxlen=REMEMBERED)
 
     def place(self, blocks: int) -> dict[str, int]:
-        """Where the stream stands after so many blocks, for a checkpoint.
-
-        Raises:
-            KeyError: blocks that it has not come to, or long passed.
-        """
+        """Where the stream stands after so many blocks that it has come to and not long passed, for a checkpoint."""
         epoch, documents, tokens = dict(self._places)[blocks]
         return {"blocks": blocks, "epoch": epoch, "documents": documents, "tokens": tokens}
 
@@ -90,11 +86,7 @@ class TokenStream(IterableDataset[dict[str, Any]]):
                 number += 1
 
     def _tokenized(self, epoch: int, skipped: int) -> Iterator[tuple[int, int, list[int]]]:
-        """Epoch, number and tokens of each document from there on; those left out have none.
-
-        Raises:
-            DataError: no document has any.
-        """
+        """Epoch, number and tokens of each document from there on; those left out have none. A DataError if all are."""
         while True:
             number, found, passed = skipped, skipped, 0  # before a place there was something
             self.documents.set_epoch(epoch)
@@ -102,9 +94,10 @@ class TokenStream(IterableDataset[dict[str, Any]]):
                 left = batch["text"][max(skipped - passed, 0) :]  # `skip` would keep the order of the files
                 passed += len(batch["text"])
                 texts = [text if self.clean is None else self.clean(text) for text in left]
-                ids, lengths = tokenize(self.tokenizer, [text for text in texts if text])
+                kept = [text for text in texts if text]
+                ids, lengths = tokenize(self.tokenizer, kept)
                 encoded = iter(np.split(ids, np.cumsum(lengths)[:-1]))
-                missing = iter(missing_ends(self.tokenizer, [text for text in texts if text], self.before, self.after))
+                missing = iter(missing_ends(self.tokenizer, kept, self.before, self.after))
                 for text in texts:
                     tokens: list[Any] = []
                     if text:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import pydoc_data.topics
 from collections.abc import Callable
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 
 import yaml
@@ -20,18 +21,13 @@ def _chitchat(folder: Path) -> Dataset:
     one of them sends in a row is one turn. Conversations that nobody answered are left out."""
     rows = []
     for conversation in json.loads((folder / "dataset.json").read_text(encoding="utf-8")).values():
-        messages: list[dict[str, str]] = []
-        first = None
-        for burst in conversation["messages"]:
-            text = " ".join(u["text"].strip() for u in burst).strip()
-            if text:
-                first = first or burst[0]["sender"]
-                role = "user" if burst[0]["sender"] == first else "assistant"
-                if messages and messages[-1]["role"] == role:
-                    messages[-1]["content"] += " " + text
-                else:
-                    messages.append({"role": role, "content": text})
-        if any(m["role"] == "assistant" for m in messages):
+        bursts = [(" ".join(u["text"].strip() for u in burst).strip(), burst) for burst in conversation["messages"]]
+        said = [(burst[0]["sender"], text) for text, burst in bursts if text]
+        turns = groupby(
+            [("user" if sender == said[0][0] else "assistant", text) for sender, text in said], itemgetter(0)
+        )
+        messages = [{"role": role, "content": " ".join(text for _, text in texts)} for role, texts in turns]
+        if len(messages) > 1:
             rows.append({"messages": messages})
     return Dataset.from_list(rows)
 
@@ -50,13 +46,12 @@ def _chitchat_pairs(folder: Path) -> Dataset:
     for row in _chitchat_small(folder, 600):
         turn = next(i for i, message in enumerate(row["messages"]) if message["role"] == "assistant")
         openings.append((row["messages"][:turn], row["messages"][turn]))
-    return Dataset.from_list(
-        [
-            {"prompt": prompt, "chosen": [answer], "rejected": [other]}
-            for (prompt, answer), (_, other) in zip(openings, [openings[-1], *openings[:-1]], strict=True)
-            if prompt and answer["content"] != other["content"]
-        ]
-    )
+    rows = [
+        {"prompt": prompt, "chosen": [answer], "rejected": [other]}
+        for (prompt, answer), (_, other) in zip(openings, [openings[-1], *openings[:-1]], strict=True)
+        if prompt and answer["content"] != other["content"]
+    ]
+    return Dataset.from_list(rows)
 
 
 def _chatterbot(folder: Path) -> Dataset:

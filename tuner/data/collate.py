@@ -66,7 +66,6 @@ def collate_causal(
 
 def _joined(features: Sequence[dict[str, Any]]) -> dict[str, Any]:
     positions = [f["position_ids"] if "position_ids" in f else torch.arange(len(f["input_ids"])) for f in features]
-    columns = {name: [f[name] for f in features] for name in ("input_ids", "labels", "rows")} | {
-        "position_ids": positions
-    }
+    columns = {name: [f[name] for f in features] for name in ("input_ids", "labels", "rows")}
+    columns["position_ids"] = positions
     return {name: torch.cat([torch.as_tensor(part) for part in parts]) for name, parts in columns.items()}

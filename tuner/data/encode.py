@@ -7,21 +7,21 @@ cut is counted, and a run that would lose more labels than it was told to stops 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from tuner.data.cache_key import cache_key
-from tuner.data.encoding_report import EncodingReport, nothing_to_learn, too_long, too_much_lost
+from tuner.data import cut as cut_module
+from tuner.data.cache_key import map_batches
+from tuner.data.cut import COUNTS, Encoded, account, cut
+from tuner.data.encoding_report import EncodingReport, too_long
 from tuner.data.schema import Kind
 from tuner.data.sources import SOURCE_ROW
 from tuner.data.tokens import whole_documents
 from tuner.text import chat
 from tuner.text.chat import Message, encode_conversations, require_generation_marks
-
-Encoded = dict[str, list[int]]
 
 
 def encode_dataset(
@@ -54,39 +54,18 @@ def encode_dataset(
     if kind == "text":
         return whole_documents(rows, tokenizer, max_length, truncation_mode, max_labels_lost, num_proc, name)
     require_generation_marks(tokenizer)
-    encoded = rows.map(
+    encoded = map_batches(
+        rows,
         _encode_batch,
+        [__file__, cut_module.__file__, chat.__file__],
+        {"tokenizer": tokenizer, "max_length": max_length, "truncation_mode": truncation_mode, "name": name},
         with_indices=True,
-        batched=True,
         batch_size=500,
         num_proc=num_proc,
         remove_columns=rows.column_names,
-        fn_kwargs={
-            "tokenizer": tokenizer,
-            "max_length": max_length,
-            "truncation_mode": truncation_mode,
-            "name": name,
-            "cache_key": cache_key(__file__, chat.__file__),
-        },
         desc="Tokenizing",
     )
-    encoded, report = _labelled(encoded, len(rows))
-    if report.supervised == 0:
-        raise nothing_to_learn(name)
-    if report.share_labels_lost > max_labels_lost:
-        raise too_much_lost(name, max_length, report.share_labels_lost, max_labels_lost, truncation_mode)
-    return encoded.select_columns(["input_ids", "labels", "rows"]), report
-
-
-def _labelled(encoded: Dataset, rows: int) -> tuple[Dataset, EncodingReport]:
-    """The sequences that have a label, and the account: a batch without one would have a loss of 0 / 0."""
-    names = ["tokens", "supervised", "lost_tokens", "lost_supervised"]
-    counts = encoded.select_columns(names).with_format("numpy")
-    tokens, supervised, lost, lost_supervised = (counts[:][n] if len(counts) else np.zeros(0, int) for n in names)
-    kept = np.flatnonzero(supervised)
-    found = int(tokens[kept].sum()), int(supervised.sum()), int(lost.sum()), int(lost_supervised.sum())
-    report = EncodingReport(rows, len(kept), *found, len(encoded) - len(kept))
-    return (encoded.select(kept) if report.unlabelled else encoded), report
+    return account(encoded, len(rows), max_length, max_labels_lost, truncation_mode, name)
 
 
 def _encode_batch(
@@ -96,9 +75,7 @@ def _encode_batch(
     max_length: int,
     truncation_mode: str,
     name: str,
-    cache_key: str,
 ) -> dict[str, list[Any]]:
-    """`cache_key` is for the cache alone."""
     values, indices = batch["messages"], batch.get(SOURCE_ROW, indices)
     encoded = encode_conversations(tokenizer, values, names=[f"{name}, row {index}" for index in indices])
     longer = [i for i, row in enumerate(encoded) if len(row["input_ids"]) > max_length]
@@ -106,33 +83,14 @@ def _encode_batch(
         raise too_long(f"{name}, row {indices[longer[0]]}", len(encoded[longer[0]]["input_ids"]), max_length)
     pieces = {i: [row] for i, row in enumerate(encoded)}
     if truncation_mode == "split":
-        pieces.update(
-            _split_conversations(tokenizer, {i: values[i] for i in longer}, {i: encoded[i] for i in longer}, max_length)
-        )
-    columns: dict[str, list[Any]] = {
-        c: [] for c in ("input_ids", "labels", "rows", "tokens", "supervised", "lost_tokens", "lost_supervised")
-    }
+        pieces |= _split_conversations(tokenizer, {i: values[i] for i in longer}, dict(enumerate(encoded)), max_length)
+    columns: dict[str, list[Any]] = {name: [] for name in ("input_ids", "labels", "rows", *COUNTS)}
     for position, index in enumerate(indices):
         for piece in pieces[position]:
-            _append(columns, piece, index, max_length)
+            ids, labels, counts = cut(piece, max_length)
+            for column, value in zip(columns.values(), (ids, labels, [index], *counts), strict=True):
+                column.append(value)
     return columns
-
-
-def _append(columns: dict[str, list[Any]], piece: Encoded, index: int, max_length: int) -> None:
-    ids, labels = piece["input_ids"], [-100, *piece["labels"][1:]]
-    supervised = len(labels) - labels.count(-100)
-    kept = min(len(ids), max_length)
-    kept_supervised = kept - labels[:kept].count(-100)
-    if kept_supervised:
-        # What follows the last answer is seen by nothing that is learnt: it would only cost time.
-        kept = next(t for t in range(kept, 0, -1) if labels[t - 1] != -100)
-    columns["input_ids"].append(ids[:kept])
-    columns["labels"].append(labels[:kept])
-    columns["rows"].append([index])
-    columns["tokens"].append(kept)
-    columns["supervised"].append(kept_supervised)
-    columns["lost_tokens"].append(max(len(ids) - max_length, 0))
-    columns["lost_supervised"].append(supervised - kept_supervised)
 
 
 def _split_conversations(
@@ -172,8 +130,8 @@ def _answer_ends(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], row: Encoded, turn_ends: list[int]
 ) -> list[int]:
     """The number of tokens up to the end of each answer, where `turn_ends` says after how many messages that is."""
-    labels = [*row["labels"], -100]
-    ends = [t + 1 for t in range(len(labels) - 1) if labels[t] != -100 and labels[t + 1] == -100]
+    steps = enumerate(pairwise([*row["labels"], -100]), 1)
+    ends = [t for t, (label, after) in steps if label != -100 and after == -100]
     if len(ends) == len(turn_ends):  # each answer is one stretch of labels, nearly always
         return ends
     # Answers that touch one another or have no token.

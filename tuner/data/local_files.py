@@ -17,6 +17,7 @@ from tuner.errors import DataError, nearest
 
 # Extension to how its files are read.
 FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+EXTENSIONS = ", ".join(FORMATS)
 
 
 def local_files(name: str, splits: tuple[str, str], config: str | None = None) -> dict[str, list[Path]] | None:
@@ -33,19 +34,18 @@ def local_files(name: str, splits: tuple[str, str], config: str | None = None) -
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix.lower() not in FORMATS:
-            raise DataError(f"--dataset_name {path}: unknown extension; expected one of {_extensions()}.")
+            raise DataError(f"--dataset_name {path}: unknown extension; expected one of {EXTENSIONS}.")
         return {splits[0]: [path]}
     if path.is_dir():
         found = _files_of_folder(path, name, config)
         formats = {FORMATS[file.suffix.lower()] for files in found.values() for file in files}
         if len(formats) != 1:
             shown = f"files of several kinds ({', '.join(sorted(formats))})" if formats else "none of them"
-            raise DataError(
-                f"--dataset_name {name}: a folder must hold {_extensions()} files of one kind; found {shown}."
-            )
+            raise DataError(f"--dataset_name {name}: a folder must hold {EXTENSIONS} files of one kind; found {shown}.")
         return _named(path, found, splits)
     if path.suffix.lower() in FORMATS or name.startswith((".", "/", "~")):
-        raise DataError(f"--dataset_name {name}: no such file or folder.{_neighbour(path)}")
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"--dataset_name {name}: no such file or folder.{nearest(path.name, beside)}")
     return None
 
 
@@ -103,14 +103,5 @@ def _named(folder: Path, found: dict[str, list[Path]], splits: tuple[str, str]) 
             visible = _resolve({split: [f"**/{glob.escape(split)}.*"]}, glob.escape(str(folder.resolve())))[split]
             others = {other: [file for file in files if file not in visible] for other, files in found.items()}
             found = {other: files for other, files in others.items() if files} | ({split: visible} if visible else {})
-    if list(found) == ["train"]:  # nothing there is called after a split of another name
-        return {splits[0]: found["train"]}
-    return found
-
-
-def _extensions() -> str:
-    return ", ".join(FORMATS)
-
-
-def _neighbour(path: Path) -> str:
-    return nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+    only = list(found) == ["train"]  # nothing there is called after a split of another name
+    return {splits[0]: found["train"]} if only else found

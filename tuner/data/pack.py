@@ -62,14 +62,12 @@ def pack_dataset(encoded: Dataset, max_length: int) -> Dataset:
     token_ends = np.cumsum(lengths[order])
     block_offsets = np.concatenate([[0], token_ends[ends - 1]])
     positions = np.concatenate([np.arange(n) for n in lengths[order]])
-    columns = {
-        name: _regroup(table[name].combine_chunks().take(pa.array(order)).flatten(), block_offsets)
-        for name in ("input_ids", "labels")
+    parts = {
+        name: table[name].combine_chunks().take(pa.array(order)).flatten() for name in ("input_ids", "labels", "rows")
     }
+    columns = {name: _regroup(parts[name], block_offsets) for name in ("input_ids", "labels")}
     columns["position_ids"] = _regroup(pa.array(positions, pa.int32()), block_offsets)
-    columns["rows"] = _regroup(
-        table["rows"].combine_chunks().take(pa.array(order)).flatten(), np.concatenate([[0], ends])
-    )
+    columns["rows"] = _regroup(parts["rows"], np.concatenate([[0], ends]))
     return Dataset(pa.table(columns))
 
 

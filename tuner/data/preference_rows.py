@@ -20,15 +20,12 @@ HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 def preference(row: dict[str, Any], unused: set[str]) -> dict[str, Any]:
     """`prompt` (or none), `chosen` and `rejected`: strings, or lists of messages that may repeat the prompt.
 
-    Raises:
-        DataError: any other values, or conversations without a common prompt.
+    Other values, and conversations without a common prompt, are a DataError.
     """
     texts = [row["chosen"], row["rejected"]]
     if all(isinstance(text, str) for text in texts):
-        if "prompt" in row:
-            chosen, rejected = ([message("assistant", row[c], f"{c!r}")] for c in ("chosen", "rejected"))
-            return {"prompt": _prompt(row["prompt"], unused), "chosen": chosen, "rejected": rejected}
-        chosen, rejected = _texts_to_turns(*texts)
+        plain = "prompt" in row
+        chosen, rejected = ([message("assistant", t, "")] for t in texts) if plain else _texts_to_turns(*texts)
     else:
         chosen, rejected = (messages_of(row[column], column, unused) for column in ("chosen", "rejected"))
     prompt = _prompt(row["prompt"], unused) if "prompt" in row else None
@@ -47,20 +44,14 @@ def preference(row: dict[str, Any], unused: set[str]) -> dict[str, Any]:
 
 
 def unpaired(row: dict[str, Any], unused: set[str]) -> dict[str, Any]:
-    """`prompt`, `completion` and `label`: whether the completion is desirable.
-
-    Raises:
-        DataError: any other values.
-    """
+    """`prompt`, `completion` and `label`: whether the completion is desirable. Other values are a DataError."""
     label = LABELS.get(str(row["label"]).lower())
     if label is None:
         raise DataError(f"column 'label' must be true or false, not {shown(row['label'])}.")
-    completion = row["completion"]
-    if isinstance(completion, str):
-        answer = [message("assistant", completion, "'completion'")]
-    else:
-        answer = messages_of(completion, "completion", unused)
-    return {"prompt": _prompt(row["prompt"], unused), "completion": answer, "label": label}
+    answer = row["completion"]
+    text = isinstance(answer, str)
+    turns = [message("assistant", answer, "")] if text else messages_of(answer, "completion", unused)
+    return {"prompt": _prompt(row["prompt"], unused), "completion": turns, "label": label}
 
 
 def _prompt(value: Any, unused: set[str]) -> list[Message]:
@@ -70,9 +61,8 @@ def _prompt(value: Any, unused: set[str]) -> list[Message]:
 
 
 def _texts_to_turns(chosen: str, rejected: str) -> tuple[list[Message], list[Message]]:
-    if all(HH_TURN.match(text) for text in (chosen, rejected)):
-        one, other = (_hh_turns(text) for text in (chosen, rejected))
-        return one, other
+    if HH_TURN.match(chosen) and HH_TURN.match(rejected):
+        return _hh_turns(chosen), _hh_turns(rejected)
     common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
     common -= chosen[:common].endswith(" ")  # as TRL has it: the space belongs to the answer
     asked = message("user", chosen[:common], "'chosen'")

@@ -13,8 +13,10 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from tuner.data.cache_key import cache_key
-from tuner.data.encoding_report import EncodingReport, nothing_to_learn, too_much_lost
+from tuner.data import cut as cut_module
+from tuner.data.cache_key import map_batches
+from tuner.data.cut import COUNTS, account, cut
+from tuner.data.encoding_report import EncodingReport
 from tuner.data.schema import Kind
 from tuner.data.sources import SOURCE_ROW
 from tuner.text import chat
@@ -25,7 +27,6 @@ ANSWERS: dict[Kind, dict[str, str]] = {
     "preference": {"chosen": "chosen_", "rejected": "rejected_"},
     "unpaired": {"completion": ""},
 }
-COUNTS = ("tokens", "supervised", "lost_tokens", "lost_supervised", "labelled", "identical")
 
 
 def encode_preferences(
@@ -57,41 +58,18 @@ def encode_preferences(
         ModelError: a chat template that cannot be trained with.
     """
     require_generation_marks(tokenizer)
-    encoded = rows.map(
+    encoded = map_batches(
+        rows,
         _encode_batch,
+        [__file__, cut_module.__file__, chat.__file__],
+        {"kind": kind, "tokenizer": tokenizer, "max_length": max_length, "name": name},
         with_indices=True,
-        batched=True,
         batch_size=500,
         num_proc=num_proc,
         remove_columns=rows.column_names,
-        fn_kwargs={
-            "kind": kind,
-            "tokenizer": tokenizer,
-            "max_length": max_length,
-            "name": name,
-            "cache_key": cache_key(__file__, chat.__file__),
-        },
         desc="Tokenizing",
     )
-    found = encoded.select_columns(list(COUNTS)).with_format("numpy")
-    counts = {column: np.asarray(found[:][column] if len(encoded) else [], np.int64) for column in COUNTS}
-    kept = np.flatnonzero(counts["labelled"])
-    report = EncodingReport(
-        rows=len(rows),
-        sequences=len(kept),
-        tokens=int(counts["tokens"][kept].sum()),
-        supervised=int(counts["supervised"][kept].sum()),
-        lost_tokens=int(counts["lost_tokens"].sum()),
-        lost_supervised=int(counts["lost_supervised"].sum()),
-        unlabelled=len(rows) - len(kept),
-        identical=int(counts["identical"].sum()),
-    )
-    if not len(kept):
-        raise nothing_to_learn(name)
-    if report.share_labels_lost > max_labels_lost:
-        raise too_much_lost(name, max_length, report.share_labels_lost, max_labels_lost, "split")
-    encoded = encoded.remove_columns(list(COUNTS))
-    return encoded.select(kept) if report.unlabelled else encoded, report
+    return account(encoded, len(rows), max_length, max_labels_lost, "split", name)
 
 
 def _encode_batch(
@@ -101,38 +79,22 @@ def _encode_batch(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     name: str,
-    cache_key: str,
 ) -> dict[str, Any]:
-    """`cache_key` is for the cache alone."""
     numbers = batch.get(SOURCE_ROW, indices)
     lengths = [len(prompt) for prompt in batch["prompt"]]
     names = [f"{name}, row {number}" for number in numbers]
     columns: dict[str, Any] = {"rows": [[number] for number in numbers]}
-    counts = np.zeros((len(COUNTS), len(numbers)), np.int64)
-    counts[COUNTS.index("labelled")] = 1
+    counts = []
     for answers, prefix in ANSWERS[kind].items():
         whole = [[*prompt, *answer] for prompt, answer in zip(batch["prompt"], batch[answers], strict=True)]
         rows = encode_conversations(tokenizer, whole, names=names, prompts=lengths)
-        cut = [_cut(row["input_ids"], row["labels"], max_length) for row in rows]
-        columns |= {
-            f"{prefix}input_ids": [ids for ids, *_ in cut],
-            f"{prefix}labels": [labels for _, labels, *_ in cut],
-        }
-        found = np.array([numbers for *_, numbers in cut]).T
-        counts[:4] += found
-        counts[4] &= found[1] > 0
+        ids, labels, found = map(list, zip(*(cut(row, max_length) for row in rows), strict=True))
+        columns |= {f"{prefix}input_ids": ids, f"{prefix}labels": labels}
+        counts.append(np.array(found).T)
+    total = np.sum(counts, axis=0)
+    total[1] *= np.all([found[1] > 0 for found in counts], axis=0)  # without both answers' labels a row goes
     if kind == "unpaired":
         columns["desirable"] = batch["label"]
     else:
-        counts[5] = [one == other for one, other in zip(batch["chosen"], batch["rejected"], strict=True)]
-    return columns | dict(zip(COUNTS, counts.tolist(), strict=True))
-
-
-def _cut(ids: list[int], labels: list[int], max_length: int) -> tuple[list[int], list[int], list[int]]:
-    """The beginning of a sequence up to its last label, and the first four of `COUNTS`."""
-    labels = [-100, *labels[1:]]  # nothing precedes the first token
-    learnt = [t for t, label in enumerate(labels, 1) if label != -100]
-    within = [t for t in learnt if t <= max_length]
-    kept = within[-1] if within else min(len(ids), max_length)
-    counts = [kept, len(within), max(len(ids) - max_length, 0), len(learnt) - len(within)]
-    return ids[:kept], labels[:kept], counts
+        columns["identical"] = [one == other for one, other in zip(batch["chosen"], batch["rejected"], strict=True)]
+    return columns | dict(zip(COUNTS, total.tolist(), strict=True))

@@ -38,10 +38,8 @@ HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 def load_files(files: list[Path], name: str) -> Dataset:
     """The rows of files of one format, in their order, on disk in the cache of `datasets`.
 
-    A column whose values have types that Arrow has no common one for is one of JSON values.
-
-    Raises:
-        DataError: a file that cannot be read or has no rows.
+    A column whose values have types that Arrow has no common one for is one of JSON values. A file that cannot be read
+    or has no rows is a DataError.
     """
     if FORMATS[files[0].suffix.lower()] == "parquet":
         return _load_parquet(files, name, streaming=False)
@@ -64,21 +62,17 @@ def load_files(files: list[Path], name: str) -> Dataset:
 
 
 def read_rows(file: Path) -> Iterator[Row]:
-    """The rows of a file, one at a time.
-
-    Raises:
-        DataError: a file that cannot be read or has no rows.
-    """
+    """The rows of a file, one at a time; a DataError for one that cannot be read or has no rows."""
     form = FORMATS[file.suffix.lower()]
     if form == "parquet":
         yield from _load_parquet([file], str(file), streaming=True)
         return
-    count = 0
-    for row in {"json": _json_rows, "csv": _csv_rows, "text": _text_rows}[form](file):
-        count += 1
-        yield row
-    if count == 0:
+    rows = {"json": _json_rows, "csv": _csv_rows, "text": _text_rows}[form](file)
+    first = next(rows, None)
+    if first is None:
         raise DataError(f"{file} is empty.")
+    yield first
+    yield from rows
 
 
 def _load_parquet(files: list[Path], name: str, streaming: bool) -> Any:
@@ -131,25 +125,19 @@ def _text_rows(file: Path) -> Iterator[Row]:
 
 def _csv_rows(file: Path) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # else a text of more than 128 KiB is refused
-    filled = (line for line in _lines(file))
-    reader = csv.reader(filled, strict=True)
-    header: list[str] | None = None
+    reader = csv.reader(_lines(file), strict=True)
+    rows = (fields for fields in reader if len(fields) > 1 or any(map(str.strip, fields)))
     count = 0
     try:
-        for fields in reader:
-            if not any(field.strip() for field in fields) and len(fields) <= 1:
-                continue
-            if header is None:
-                header = fields
-                twice = next((name for name in header if header.count(name) > 1), None)
-                if twice is not None:
-                    raise DataError(f"{file}: the column {twice!r} is there twice.")
-                continue
+        header = next(rows, [])
+        for name in header:
+            if header.count(name) > 1:
+                raise DataError(f"{file}: the column {name!r} is there twice.")
+        for count, fields in enumerate(rows, 1):  # noqa: B007 (for what follows)
             if len(fields) != len(header):
                 raise DataError(
                     f"{file}, line {reader.line_num}: {len(fields)} fields, but the header has {len(header)}."
                 )
-            count += 1
             yield {name: field or None for name, field in zip(header, fields, strict=True)}
     except csv.Error as error:
         raise DataError(f"{file}, line {reader.line_num}: not CSV: {one_line(error)}.") from error

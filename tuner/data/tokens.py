@@ -7,7 +7,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from tuner.data.cache_key import cache_key
+from tuner.data.cache_key import map_batches
 from tuner.data.encoding_report import EncodingReport, nothing_to_learn, too_long, too_much_lost
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
@@ -110,19 +110,15 @@ def tokens_of(
     after each where there is one, and where the text does not spell it there itself."""
     if len(documents) == 0:
         return np.zeros(0, np.int32), np.zeros(0, np.int64)
-    code = cache_key(__file__, words.__file__)
-    found = (
-        documents.select_columns(["text"])
-        .with_format("arrow")
-        .map(
-            _tokenize,
-            batched=True,
-            num_proc=num_proc,
-            remove_columns=["text"],
-            features=Features({"input_ids": List(Value("int32"))}),
-            fn_kwargs={"tokenizer": tokenizer, "start": start, "end": end, "cache_key": code},
-            desc="Tokenizing",
-        )
+    found = map_batches(
+        documents.select_columns(["text"]).with_format("arrow"),
+        _tokenize,
+        [__file__, words.__file__],
+        {"tokenizer": tokenizer, "start": start, "end": end},
+        num_proc=num_proc,
+        remove_columns=["text"],
+        features=Features({"input_ids": List(Value("int32"))}),
+        desc="Tokenizing",
     )
     lists = found.with_format("arrow")[:]["input_ids"]
     chunks = [(chunk.flatten().to_numpy(), chunk.value_lengths().to_numpy()) for chunk in lists.chunks]
@@ -130,10 +126,7 @@ def tokens_of(
     return np.concatenate(ids), np.concatenate(lengths).astype(np.int64)
 
 
-def _tokenize(
-    batch: pa.Table, tokenizer: PreTrainedTokenizerBase, start: int | None, end: int | None, cache_key: str
-) -> pa.Table:
-    """`cache_key` is for the cache alone."""
+def _tokenize(batch: pa.Table, tokenizer: PreTrainedTokenizerBase, start: int | None, end: int | None) -> pa.Table:
     texts = batch["text"].to_pylist()
     ids, lengths = tokenize(tokenizer, texts)
     bounds = np.concatenate([[0], np.cumsum(lengths)])

@@ -16,26 +16,19 @@ Message = dict[str, str]
 # ShareGPT and its relatives name the speakers otherwise.
 ROLES = {
     "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model"), "assistant"),
 }
 TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "tool_response", "observation", "ipython")
 SPOKEN = {"role", "content", "from", "value"}
 # What a turn says beside its content, and what its user can do.
+REASONING = ("reasoning_content", "reasoning", "thinking")
+TOOLS = ("tool_calls", "function_call", "tool_call_id")
+MEDIA = ("images", "image", "audio", "audios", "videos", "video")
 REFUSED_KEYS = {
-    **dict.fromkeys(
-        ("reasoning_content", "reasoning", "thinking"), "write the reasoning into the content, or drop the key"
-    ),
-    **dict.fromkeys(
-        ("tool_calls", "function_call", "tool_call_id"), "drop the key, or rows with it: tool use is not trained here"
-    ),
-    **dict.fromkeys(("images", "image", "audio", "audios", "videos", "video"), "drop the key: only text is trained on"),
+    **dict.fromkeys(REASONING, "write the reasoning into the content, or drop the key"),
+    **dict.fromkeys(TOOLS, "drop the key, or rows with it: tool use is not trained here"),
+    **dict.fromkeys(MEDIA, "drop the key: only text is trained on"),
 }
 # OpenAI's and axolotl's flags for turns that are not learnt.
 LEARNT_KEYS = ("weight", "train", "training")
@@ -58,11 +51,11 @@ def messages_of(turns: Any, column: str, unused: set[str], answered: bool = True
         raise DataError(f"column {column!r} must be a list of turns, not {shown(turns)}.")
     messages = []
     for number, turn in enumerate(turns):
+        where = f"column {column!r}, turn {number}"
         if not isinstance(turn, dict):
-            raise DataError(f"column {column!r}, turn {number} must be an object, not {shown(turn)}.")
+            raise DataError(f"{where} must be an object, not {shown(turn)}.")
         speaker = turn.get("role") or turn.get("from")
         content = turn["content"] if turn.get("content") is not None else turn.get("value")
-        where = f"column {column!r}, turn {number}"
         if speaker is None:
             given = {name: value for name, value in turn.items() if value is not None}  # Arrow adds the others' keys
             raise DataError(f"{where} has neither 'role' nor 'from': {shown(given)}.")
@@ -103,47 +96,35 @@ def _check_keys(turn: dict[str, Any], role: str, where: str, unused: set[str]) -
 
 
 def message(role: str, content: Any, where: str) -> Message:
-    """One canonical message.
-
-    Raises:
-        DataError: content that is not text.
-    """
+    """One canonical message; a DataError where the content is not text."""
     return {"role": role, "content": content if isinstance(content, str) else text_of(_joined(content), where)}
 
 
 def _joined(content: Any) -> Any:
     """Content in parts (`[{"type": "text", "text": ...}]`) as one text, where all parts are text."""
     if isinstance(content, list) and content:
-        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
-        if len(texts) == len(content):
+        texts: list[Any] = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
+        if all(isinstance(text, str) for text in texts):
             return "".join(texts)
     return content
 
 
 def text_of(value: Any, where: str) -> str:
-    """A column's text.
-
-    Raises:
-        DataError: it is none.
-    """
+    """A column's text; a DataError where it is none."""
     if not isinstance(value, str):
         raise DataError(f"column {where} must be a string, not {shown(value)}.")
     return value
 
 
 def history_of(value: Any) -> list[Message]:
-    """Earlier `[question, answer]` pairs, as LLaMA-Factory's `history` holds them.
-
-    Raises:
-        DataError: anything else.
-    """
+    """Earlier `[question, answer]` pairs, as LLaMA-Factory's `history` holds them; a DataError for anything else."""
+    if not says_something(value):
+        return []
     pairs = parsed(value) if isinstance(value, str) else value
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise DataError(f"column 'history' must be a list of [question, answer] pairs, not {shown(value)}.")
-    where = "'history', pair {}"
     return [
-        message(role, content, where.format(number))
+        message(role, content, f"'history', pair {number}")
         for number, pair in enumerate(pairs)
         for role, content in zip(("user", "assistant"), pair, strict=True)
     ]

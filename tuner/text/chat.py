@@ -61,17 +61,12 @@ Message = dict[str, str]
 
 
 def require_generation_marks(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer whose template cannot say which tokens are the assistant's.
-
-    Raises:
-        ModelError: no chat template, or one without `{% generation %}`.
-    """
-    template = tokenizer.chat_template
-    if not template:
+    """Refuse, with a ModelError, a tokenizer whose template cannot say which tokens are the assistant's."""
+    if not tokenizer.chat_template:
         raise ModelError(
             f"{_origin(tokenizer)} is missing or empty. Pass --chat_template_path with 'chatml' or a Jinja file."
         )
-    if not re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", template):
+    if not re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", tokenizer.chat_template):
         raise ModelError(
             f"{_origin(tokenizer)} has no generation marks, so the answers cannot be told from the questions. "
             "Put {% generation %} ... {% endgeneration %} around what the assistant writes, its end token included, "
@@ -135,35 +130,29 @@ def _encode(
 ) -> tuple[list[Encoding], list[list[tuple[int, int]]]]:
     """The tokens of conversations, and which characters of what the template wrote are the assistant's."""
     marks = quoted_tokens(tokenizer)
-    texts, spans, stretches = [], [], {}
+    rendered, stretches = [], {}
     for number, conversation in enumerate(conversations):
         messages = list(conversation)
         if marks.quoted(messages):
             stretches[number] = marks.free_stretch(messages)
             messages = marks.hide(messages, stretches[number])
-        text, found = _render(tokenizer, messages, names[number], add_generation_prompt)
-        texts.append(text)
-        spans.append(found)
+        rendered.append(_render(tokenizer, messages, names[number], add_generation_prompt))
+    texts = [text for text, _ in rendered]
     # `verbose=False`: rows longer than the model are the encoder's business (`data/encode.py`), not a warning's.
     batch = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False) if texts else None
     encoded = list(batch.encodings) if batch is not None else []
     for number, start in stretches.items():
         encoded[number] = marks.encode(texts[number], start)
-    return encoded, spans
+    return encoded, [spans for _, spans in rendered]
 
 
 def _render(
     tokenizer: PreTrainedTokenizerBase, conversation: list[Message], name: str, add_generation_prompt: bool
 ) -> tuple[str, list[tuple[int, int]]]:
-    special: dict[str, Any] = tokenizer.special_tokens_map
+    how: dict[str, Any] = {"return_assistant_tokens_mask": True, "add_generation_prompt": add_generation_prompt}
+    how |= {"conversations": [conversation], "chat_template": tokenizer.chat_template}
     try:
-        rendered: Any = render_jinja_template(
-            conversations=[conversation],
-            chat_template=tokenizer.chat_template,
-            return_assistant_tokens_mask=True,
-            add_generation_prompt=add_generation_prompt,
-            **special,
-        )
+        rendered: Any = render_jinja_template(**how, **tokenizer.special_tokens_map)
     except TemplateSyntaxError as error:
         raise ModelError(f"{_origin(tokenizer)}, line {error.lineno}: not Jinja: {error.message}") from error
     except Exception as error:  # a template can fail in every way that Python can
@@ -176,9 +165,9 @@ def _tokens_of(encoding: Encoding, begin: int, end: int) -> tuple[int, int]:
     """The tokens, from first to one past the last, of the characters from `begin` to one before `end`."""
     # Characters that the tokenizer drops have no token.
     first = next((t for c in range(begin, end) if (t := encoding.char_to_token(c)) is not None), None)
-    last = next((t for c in reversed(range(begin, end)) if (t := encoding.char_to_token(c)) is not None), None)
-    if first is None or last is None:
+    if first is None:
         return 0, 0
+    last = next(t for c in reversed(range(begin, end)) if (t := encoding.char_to_token(c)) is not None)
     # A character of several bytes may have several tokens, of which `char_to_token` gives the first.
     stop = last + 1
     # `offsets` and `ids` would each make a list of all tokens.
@@ -201,8 +190,7 @@ def _check_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int], labels: list
 def generation_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Any:
     """A conversation, or none yet, that ends where the assistant is to speak, as tensors `(1, time)` for `generate`."""
     if messages and not quoted_tokens(tokenizer).quoted(messages):
-        return tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        how: dict[str, Any] = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+        return tokenizer.apply_chat_template(list(messages), **how)
     (encoding,), _ = _encode(tokenizer, [messages], ["the prompt"], add_generation_prompt=True)
     return BatchEncoding({"input_ids": [encoding.ids], "attention_mask": [encoding.attention_mask]}, tensor_type="pt")

@@ -58,11 +58,7 @@ def load_pretrained_tokenizer(
 
 
 def use_chat_template(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> None:
-    """Give a tokenizer the template that `--chat_template_path` names.
-
-    Raises:
-        ModelError: nothing there, or nothing that can be read.
-    """
+    """Give a tokenizer the template that `--chat_template_path` names; a ModelError where none can be read."""
     tokenizer.chat_template = read_chat_template(name_or_path)
     tokenizer.chat_template_path = name_or_path  # for messages
 

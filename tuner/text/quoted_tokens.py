@@ -49,9 +49,8 @@ class QuotedTokens:
         marked = self._rename(rendered, start + len(self.firsts))
         for number, first in enumerate(self.firsts):
             marked = marked.replace(chr(start + number), first)
-        return _twin(self.backend.to_str(), tuple(self.names), tuple(self.firsts), start + len(self.firsts)).encode(
-            marked, add_special_tokens=False
-        )
+        twin = _twin(self.backend.to_str(), tuple(self.names), tuple(self.firsts), start + len(self.firsts))
+        return twin.encode(marked, add_special_tokens=False)
 
     def _rename(self, text: str, start: int) -> str:
         found = 1

@@ -96,14 +96,14 @@ def train_tokenizer(
     special = OBJECTIVES[objective]
     roles = special.roles if algorithm == "bpe" else {**special.roles, "unk_token": special.unknown}
     marks = [*roles.values(), *special.extra]
+    if algorithm != "bpe" and isinstance(texts, Iterator):
+        texts = list(texts)
     if algorithm == "bpe":
         tokenizer = _train_bpe(texts, vocab_size, marks)
+    elif algorithm == "wordpiece":
+        tokenizer = _train_wordpiece(texts, vocab_size, marks, special.unknown, lowercase)
     else:
-        texts = list(texts) if isinstance(texts, Iterator) else texts
-        if algorithm == "wordpiece":
-            tokenizer = _train_wordpiece(texts, vocab_size, marks, special.unknown, lowercase)
-        else:
-            tokenizer = _train_unigram(texts, vocab_size, marks, special.unknown)
+        tokenizer = _train_unigram(texts, vocab_size, marks, special.unknown)
     around = [(mark, tokenizer.token_to_id(mark)) for mark in marks if mark in special.pair]
     tokenizer.post_processor = processors.TemplateProcessing(special.single, special.pair, around)
     inputs = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} if special is _BERT else {}
@@ -135,30 +135,28 @@ def measure(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[st
     Raises:
         DataError: nothing to measure: no texts, or not one token in them.
     """
-    size = tokens = characters = lost = exact = 0
+    tokens = lost = exact = 0
     for start in range(0, len(texts), 1000):
         batch = list(texts[start : start + 1000])
         encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
         rows, unknown = encoded["input_ids"], tokenizer.unk_token_id
         for number, (text, ids, back) in enumerate(zip(batch, rows, tokenizer.batch_decode(rows), strict=True)):
-            size += len(text.encode())
             tokens += len(ids)
-            characters += len(text)
             exact += back == text
             if unknown in ids:
                 spans = zip(ids, encoded.encodings[number].offsets, strict=True)
                 lost += sum(end - begin for token, (begin, end) in spans if token == unknown)
     if not tokens:
         raise DataError("There is nothing to measure the tokenizer on: the texts have no tokens.")
+    size, characters = sum(len(text.encode()) for text in texts), sum(map(len, texts))
     return {"bytes_per_token": size / tokens, "coverage": 1 - lost / characters, "exact": exact / len(texts)}
 
 
 def coverage_warning(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | None:
     """What to say before a run whose tokenizer does not know the texts (the first 1,000 are looked at), or None."""
     sample = [text for text in islice(texts, 1000) if text.strip()]
-    if tokenizer.unk_token_id is None or not sample:
-        return None
-    coverage = measure(tokenizer, sample)["coverage"]
+    known = tokenizer.unk_token_id is None or not sample
+    coverage = 1.0 if known else measure(tokenizer, sample)["coverage"]
     if coverage >= LEAST_COVERAGE:
         return None
     return (

@@ -38,11 +38,7 @@ class _Numbers(dict[str, int]):
 
 
 class WordTokenizer:
-    """A tokenizer that remembers words.
-
-    Args:
-        tokenizer: any; see the module's header for which of them are made faster.
-    """
+    """A tokenizer, of any kind, that remembers words; see the module's header for which of them are made faster."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer: Any = tokenizer
@@ -115,11 +111,7 @@ def missing_ends(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], start: int | None, end: int | None
 ) -> np.ndarray:
     """Which documents need `start` put before them, and which `end` behind: those that do not spell it there, as texts
-    do that a chat template wrote, white space aside.
-
-    Returns:
-        `(texts, 2)` bool.
-    """
+    do that a chat template wrote, white space aside: `(texts, 2)` bool."""
     first, last = (None if token is None else str(tokenizer.convert_ids_to_tokens(token)) for token in (start, end))
     opens = [first is not None and not text[: len(first) + 8].lstrip().startswith(first) for text in texts]
     closes = [last is not None and not text[-len(last) - 8 :].rstrip().endswith(last) for text in texts]

@@ -12,6 +12,7 @@ import yaml
 from tests.config.test_flags import from_yaml, parse
 from tests.recipes import ROOT, environment
 from tuner.config.arguments import PATHS, SECRET, RecipeArguments, parse_arguments
+from tuner.config.recipes import arguments_of, find_recipe
 from tuner.config.recipes import arguments_of
 from tuner.errors import ArgumentError
 
@@ -42,7 +43,8 @@ def test_a_line_of_yaml_is_a_flag(tmp_path, field):
     assert getattr(flags, field.name) == value
     assert from_yaml(tmp_path, yaml.safe_dump({field.name: value})) == flags
     assert flags != parse(), "nothing else tells them apart"
-    assert {k for k, v in flags.values().items() if v != parse().values()[k]} == {field.name}
+    follows = {"learning_rate"} if field.name == "model_name_or_path" else set()
+    assert {k for k, v in flags.values().items() if v != parse().values()[k]} == {field.name} | follows
 
 
 def test_what_a_run_writes_down_is_the_same_run(tmp_path):
@@ -63,7 +65,33 @@ def test_fields_of_transformers_are_passed_on():
     assert (training.adam_beta2, training.learning_rate) == (0.95, 0.5)
     assert training.lr_scheduler_kwargs == {"num_cycles": 2}
     plain = parse().to_training_arguments(use_cpu=True)
-    assert (plain.adam_beta1, plain.learning_rate, plain.seed) == (0.9, 2e-5, 42)
+    assert (plain.adam_beta1, plain.learning_rate, plain.seed) == (0.9, 1e-3, 42)
+
+
+@pytest.mark.parametrize(("recipe", "pretrained", "new"), [("sft", 2e-5, 1e-3), ("pretrain", 1e-4, 1e-3)])
+def test_the_rate_depends_on_whether_the_model_is_new(recipe, pretrained, new):
+    kind = arguments_of(ROOT / "recipes" / f"{recipe}.py")
+    assert parse_arguments(kind, ["--preset", "tiny"]).learning_rate == new
+    assert parse_arguments(kind, ["--model_name_or_path", "somewhere"]).learning_rate == pretrained
+    assert parse_arguments(kind, ["--model_name_or_path", "somewhere", "--learning_rate", "3e-4"]).learning_rate == 3e-4
+
+
+def test_fine_tuning_without_flags_is_of_a_pretrained_model():
+    kind = arguments_of(ROOT / "recipes" / "sft.py")
+    bare = parse_arguments(kind, [])
+    assert (bare.model_name_or_path, bare.dataset_name) == ("builtin:smollm2-135m-instruct", "builtin:chitchat-small")
+    assert bare.learning_rate == 2e-5
+    for flag in (["--preset", "small"], ["--vocab_size", "300"], ["--config_overrides", "hidden_size=64"]):
+        assert parse_arguments(kind, flag).model_name_or_path is None
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_is_its_recipes(path):
+    recipe = find_recipe(path)
+    assert parse_arguments(arguments_of(recipe), ["--config", str(path)]).output_dir.startswith(f"runs/{recipe.stem}/")
+    command = path.read_text().partition("\n")[0]
+    assert command.startswith("# accelerate launch ")
+    assert command.endswith(f"recipes/{recipe.name} --config {path.relative_to(ROOT)}")
 
 
 @pytest.mark.parametrize("argv", [("--optim", "nope"), ("--lr_scheduler_type", "nope"), ("--warmup_steps", "-1")])

@@ -13,7 +13,6 @@ from tests.config.test_flags import from_yaml, parse
 from tests.recipes import ROOT, environment
 from tuner.config.arguments import PATHS, SECRET, RecipeArguments, parse_arguments
 from tuner.config.recipes import arguments_of, find_recipe
-from tuner.config.recipes import arguments_of
 from tuner.errors import ArgumentError
 
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))

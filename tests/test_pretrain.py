@@ -147,8 +147,9 @@ def test_two_processes_evaluate_as_one(chats, tmp_path):
     """Rows that fill the last batch do not count."""
     few = [*flags("mlm", chats, tmp_path / "run"), *NANO, "--max_steps", "1", "--per_device_eval_batch_size", "7"]
     assert run_recipe(*few, "--output_dir", tmp_path / "one", recipe="pretrain.py").returncode == 0
-    tokenizer = ("--tokenizer_name_or_path", tmp_path / "one")
-    done = launch_recipe(2, *few, *tokenizer, "--output_dir", tmp_path / "two", recipe="pretrain.py")
+    where = few.index("--vocab_size")
+    same = [*few[:where], *few[where + 2 :], "--tokenizer_name_or_path", tmp_path / "one"]
+    done = launch_recipe(2, *same, "--output_dir", tmp_path / "two", recipe="pretrain.py")
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (log_of(tmp_path / name / "checkpoint-1")[0] for name in ("one", "two"))
     for name in ("eval_loss", "eval_accuracy"):

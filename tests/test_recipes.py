@@ -19,7 +19,7 @@ from tests.recipes import (
 pytestmark = pytest.mark.slow
 
 # float32, 12 steps, logged every 3, seed 42. Other CPUs sum in another order: hence a tolerance, but a small one.
-PINNED = {"packed": [6.2083, 5.8129, 5.6395, 5.5274], "padded": [6.193, 5.887, 5.6574, 5.6192]}
+PINNED = {"packed": [6.1957, 5.8053, 5.625, 5.5454], "padded": [6.1977, 5.8708, 5.6839, 5.5993]}
 
 
 @pytest.fixture(scope="module", params=PINNED)

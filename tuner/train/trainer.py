@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -117,7 +118,7 @@ class Trainer(SavingTrainer):
 
     def _with_reference(self, rows: Dataset) -> Dataset:
         """The examples with what the objective keeps of the model as it begins; each process computes its share."""
-        share = rows.shard(self.args.world_size, self.args.process_index, contiguous=True)
+        share = rows.select(np.array_split(np.arange(len(rows)), self.args.world_size)[self.args.process_index])
         with self.accelerator.autocast():
             found = self.objective.reference(self.model, share, self.args.eval_batch_size)
         return rows if found is None else rows.add_column("reference", gather_object(found))

@@ -171,8 +171,9 @@ class DPO(NextToken[PreferenceArguments]):
         right = {"chance": 0.5}
         if self.args.loss_type != "kto":
             pairs = outcome.examples.eval.with_format("numpy")
+            reference = np.array(outcome.examples.eval["reference"])
             longer = [len(row["chosen_labels"]) > len(row["rejected_labels"]) for row in pairs]
-            right |= {"likelier": float((pairs["reference"][:, 0] > pairs["reference"][:, 1]).mean())}
+            right |= {"likelier": float((reference[:, 0] > reference[:, 1]).mean())}
             right |= {"longer": float(np.mean(longer))}
         found = {"examples judged right": {**right, **outcome.before_and_after("accuracy")}}
         return {**found, self.loss_unit: outcome.before_and_after("loss")}

@@ -89,14 +89,24 @@ def probe(model: nn.Module, causal: bool = True, autocast: torch.dtype | None = 
         warnings.simplefilter("ignore")
         with torch.autocast(device.type, autocast) if autocast is not None else nullcontext():
             trial = Trial(model, device, causal)
-            for check in ("noise", "joining", "packing", "leak", "padding", *(("chunked_loss",) if causal else ())):
+            for check in (
+                "noise",
+                "joining",
+                "packing",
+                "leak",
+                "padding",
+                "future",
+                *(("chunked_loss",) if causal else ()),
+            ):
                 found[check] = _tried(result, check, getattr(trial, check))
     limit = max(8 * torch.finfo(dtype).eps, 1e-5, 4 * min(found["noise"], MOST_NOISE))
-    sealed = found["leak"] <= max(16 * torch.finfo(torch.float32).eps, 4 * min(trial.beside, MOST_NOISE))
-    result.joining, result.padding = sealed and found["joining"] <= limit, found["padding"] <= limit
+    eps, beside = torch.finfo(torch.float32).eps, 4 * min(trial.beside, MOST_NOISE)
+    sealed, blind = found["leak"] <= max(16 * eps, beside), found["future"] <= max(4 * eps, beside)
+    result.joining, result.padding = sealed and found["joining"] <= limit, blind and found["padding"] <= limit
     result.packing = result.joining and found["packing"] <= limit
     result.chunked_loss = found.get("chunked_loss", float("inf")) <= limit
     found["packing"] = largest([found["packing"], found.pop("leak")])
+    found["padding"] = largest([found["padding"], found.pop("future")])
     return result
 
 

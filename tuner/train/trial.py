@@ -28,7 +28,8 @@ class Trial:
         self.generator = torch.Generator().manual_seed(0)
         self.vocabulary = torch.arange(0)
         places = getattr(_text_config(model), "max_position_embeddings", None) or sum(LENGTHS)
-        most = max(LENGTHS) if places >= sum(LENGTHS) else max(places // len(LENGTHS), 1)
+        few = 0 < places < sum(LENGTHS)  # a negative number, as XLNet's, is no limit
+        most = max(places // len(LENGTHS), 1) if few else max(LENGTHS)
         self.lengths = [min(n, most) for n in LENGTHS]
         self.sequences: list[torch.Tensor] = []
         self.alone: list[torch.Tensor] = []
@@ -92,6 +93,15 @@ class Trial:
         one, two = (self.run(torch.cat(row, dim=1), position_ids=positions) for row in rows)
         where = slice(self.lengths[0], sum(self.lengths[:2]))
         return _difference(two[:, where], one[:, where])
+
+    def future(self) -> float:
+        """The first sequence of a row before other tokens: the same to the bit where no token sees a later one."""
+        if not self.causal:
+            return 0.0
+        first, *later = self.sequences
+        rows = (self.sequences, [first, *map(self.other, later)])
+        one, two = (self.run(torch.cat(row, dim=1))[:, : self.lengths[0]] for row in rows)
+        return _difference(two, one)
 
     def padding(self) -> float:
         """Right-padded rows against each alone."""

@@ -60,7 +60,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What an error says, in one line; its kind, where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
 

@@ -35,3 +35,10 @@ def test_grouping_by_length_wastes_little_and_begins_with_the_longest():
     assert padding(grouped) < 0.1 < padding(order("random"))
     assert max(LENGTHS[i] for i in grouped[:8]) == max(LENGTHS)
     assert len(grouped[-(len(ROWS) % 8) :]) == len(ROWS) % 8
+
+
+@pytest.mark.parametrize("columns", [("chosen_input_ids", "rejected_input_ids"), ("first", "second")])
+def test_all_sequences_of_a_row_are_its_length(columns):
+    ids = [[0] * n for n in LENGTHS]
+    rows = Dataset.from_dict({columns[0]: ids, columns[1]: ids, "chosen_labels": ids[::-1]})
+    assert list(EpochOrder(rows, "group_by_length", 8, 1, lambda: 0)) == order("group_by_length")

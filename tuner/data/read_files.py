@@ -27,7 +27,7 @@ from datasets.table import CastError
 
 from tuner.data.cache_key import cache_key
 from tuner.data.local_files import FORMATS
-from tuner.errors import DataError
+from tuner.errors import DataError, one_line
 
 Row = dict[str, Any]
 # Rows whose types are found, and that are written, at once.
@@ -240,8 +240,3 @@ def _table(rows: list[Row], features: Features) -> pa.Table:
             except pa.ArrowInvalid as error:  # the one thing that `_common` cannot see: it looks at each chunk alone
                 raise DataError(f"column {field.name!r} has fractions beside integers of too many digits.") from error
     return pa.Table.from_arrays(arrays, schema=features.arrow_schema)
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, without line ends."""
-    return " ".join(str(error).split()) or type(error).__name__

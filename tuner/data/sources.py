@@ -17,8 +17,8 @@ from datasets import Dataset
 
 from tuner.data.builtin import BUILTIN
 from tuner.data.local_files import local_files
-from tuner.data.read_files import load_files, one_line
-from tuner.errors import DataError, nearest, notice
+from tuner.data.read_files import load_files
+from tuner.errors import DataError, nearest, notice, one_line
 
 # Fixed and not the run's seed: runs with different seeds are then compared on the same validation rows.
 SPLIT_SEED = 0

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tuner.errors import one_line
 from tuner.evaluation.samples import SampleCallback
 from tuner.loading.models import build_model
 from tuner.objectives.records import Comparison, Outcome, Rows
@@ -78,8 +79,7 @@ def _survives(work: Callable[[], Any], name: str) -> bool:
     try:
         work()
     except Exception as error:  # whatever it is, the model and its metrics are written
-        reason = " ".join(str(error).split())
-        warnings.warn(f"{name} could not be made: {type(error).__name__}: {reason}", stacklevel=2)
+        warnings.warn(f"{name} could not be made: {type(error).__name__}: {one_line(error)}", stacklevel=2)
         return False
     return True
 

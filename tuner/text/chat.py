@@ -17,7 +17,7 @@ from tokenizers import Encoding
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from tuner.errors import DataError, ModelError
+from tuner.errors import DataError, ModelError, one_line
 from tuner.text.quoted_tokens import quoted_tokens
 
 # One token says who speaks, one ends an assistant's turn. The end lies inside the generation marks: it is supervised,
@@ -156,7 +156,7 @@ def _render(
     except TemplateSyntaxError as error:
         raise ModelError(f"{_origin(tokenizer)}, line {error.lineno}: not Jinja: {error.message}") from error
     except Exception as error:  # a template can fail in every way that Python can
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = one_line(error).rstrip(".")
         raise DataError(f"{name}: {_origin(tokenizer)} refused it: {reason}.") from error
     return rendered[0][0], rendered[1][0]
 

@@ -22,7 +22,8 @@ class EpochOrder(Sampler[int]):
     """Indices of one epoch.
 
     Args:
-        dataset: rows with `input_ids`, or `Draws`, which are given by draw: a row's number grows with every epoch.
+        dataset: rows of sequences (`input_ids`, `chosen_input_ids`, `first`, ...), or `Draws`, which are given by draw:
+            a row's number grows with every epoch.
         strategy: `random`; `group_by_length`, rows of like length in one batch and the longest batch first, so that a
             run that cannot hold it fails at once; `sequential`.
         batch_size: rows in one forward pass, for `group_by_length`.
@@ -50,7 +51,7 @@ class EpochOrder(Sampler[int]):
         self.strategy, self.batch_size, self.seed, self.epoch = strategy, batch_size, seed, epoch
         self.lengths: np.ndarray | None = None
         rows = dataset.rows.with_format(None) if isinstance(dataset, Draws) else dataset
-        columns = [name for name in ("input_ids", "first", "second") if name in rows.column_names]
+        columns = [name for name in rows.column_names if name.endswith("input_ids") or name in ("first", "second")]
         if strategy == "group_by_length":
             self.lengths = np.sum([[len(ids) for ids in rows[name]] for name in columns], axis=0)
 

@@ -16,7 +16,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from tuner.config.arguments import RecipeArguments
-from tuner.errors import ArgumentError, nearest
+from tuner.errors import ArgumentError, nearest, one_line
 from tuner.hardware import device_type, has_fast_bf16, use_all_cores
 from tuner.objectives.base import Objective
 from tuner.optim.check import check_training
@@ -123,7 +123,7 @@ def _working_trackers(names: list[str]) -> list[str]:
                 INTEGRATION_TO_CALLBACK[name]()
                 working.append(name)
             except Exception as error:  # each tracker has its own way to say that it is not installed
-                warnings.warn(f"--report_to {name} is left out: {' '.join(str(error).split())}", stacklevel=2)
+                warnings.warn(f"--report_to {name} is left out: {one_line(error)}", stacklevel=2)
     return working
 
 

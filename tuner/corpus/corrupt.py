@@ -80,9 +80,9 @@ def corrupt_spans(
 
     Args:
         ids: `(time,)`, at least two tokens.
-        sentinels: the tokens that stand for spans, in order; one more than there are spans ends the target.
-        share: of the tokens, how many lie in spans.
-        mean: tokens in a span, on average. Spans never touch, and the sequence begins outside of one.
+        sentinels: one after another for the spans; one more ends the target.
+        share: of the tokens, how many lie in spans, `mean` in each on average. Spans never touch, and the sequence
+            begins outside of one.
 
     Returns:
         Source and target, without end tokens; of three tokens and more, neither is longer than they are.
@@ -109,20 +109,16 @@ def infill(
     """Put one mask token for each of some spans of Poisson length, none included; all is to be written (Lewis et al.
     2019, section 2.2, https://arxiv.org/abs/1910.13461).
 
-    Args:
-        ids: `(time,)`.
-        share: of the tokens, how many lie in spans.
-        mean: of the Poisson distribution. There are never more masks than tokens they stand for.
+    Of the tokens `(time,)` a `share` lies in spans, `mean` in each on average. There are never more masks than tokens
+    they stand for.
     """
     budget = max(round(len(ids) * share), 1)
     lengths: list[int] = []
     while sum(lengths) < budget:
         lengths.append(int(generator.poisson(mean)))
-    lengths[-1] -= sum(lengths) - budget
     room = len(ids) - budget + 1  # places between the tokens that stay
-    most = min(room, budget)
-    spare, lengths = lengths[:-most], lengths[-most:]
-    lengths[-1] += sum(spare)  # of the spans that are too many the last one holds the tokens
+    lengths = lengths[-min(room, budget) :]
+    lengths[-1] += budget - sum(lengths)  # what is too much of the last, and of the spans that are too many
     generator.shuffle(lengths)
     places = np.sort(generator.choice(room, len(lengths), replace=False))
     hidden = np.repeat(places, lengths) + np.arange(budget)

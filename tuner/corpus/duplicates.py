@@ -84,16 +84,16 @@ class NearDuplicates:
 
     def __init__(self) -> None:
         self.index = _datasketch().MinHashLSH(SIMILARITY, PERMUTATIONS, LSH_WEIGHTS)
+        self.minhash = _datasketch().MinHash(PERMUTATIONS)
 
     def is_one(self, sketch: bytes) -> bool:
         """Whether the next text, by its sketch, is at least `SIMILARITY` like one before, with a standard error of
         0.035."""
-        numbers = np.frombuffer(sketch, np.uint32)
-        minhash = _datasketch().LeanMinHash(seed=1, hashvalues=numbers)
-        for other in self.index.query(minhash):
+        numbers = self.minhash.hashvalues = np.frombuffer(sketch, np.uint32)
+        for other in self.index.query(self.minhash):
             if (np.frombuffer(other, np.uint32) == numbers).mean() >= SIMILARITY:
                 return True
-        self.index.insert(sketch, minhash, check_duplication=False)
+        self.index.insert(sketch, self.minhash)
         return False
 
 

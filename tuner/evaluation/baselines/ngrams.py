@@ -1,8 +1,7 @@
 """What counting alone predicts: the baselines that a pretrained model must beat.
 
 `KneserNey` for a model that reads from left to right, `MaskedBigram` for one that fills gaps. Both count the ids that
-the model itself is trained on, so that the figures differ by the model and by nothing else. Left out: pruning and
-files. A fit takes seconds and is repeated when it is needed.
+the model itself is trained on, so that the figures differ by the model and by nothing else.
 """
 
 from __future__ import annotations
@@ -32,10 +31,8 @@ def is_small(rows: Dataset) -> bool:
 
 
 def unigram_loss(train: Dataset, held_out: Dataset, vocab_size: int) -> float:
-    """Mean negative log-likelihood, in nats a token, of a model that knows only how frequent each answer token is.
-
-    Frequencies are those of the supervised training tokens, plus one each (Laplace), so that no token is impossible.
-    """
+    """Mean negative log-likelihood, in nats a token, of a model that knows only how frequent each answer token is in
+    the supervised training tokens, plus one each (Laplace), so that no token is impossible."""
     counts = np.bincount(_supervised(train), minlength=vocab_size) + 1.0
     return float(-np.log(counts / counts.sum())[_supervised(held_out)].mean())
 
@@ -64,12 +61,9 @@ class KneserNey:
 
     An order too small for that (an n_k of 0, or a discount outside of 0 < D(k) <= k) takes `FALLBACK_DISCOUNTS`.
 
-    An n-gram's id is its rank among the pairs (id of the n-gram one shorter, last token): one integer however long the
-    n-gram, for any vocabulary. Before each sequence stands a begin symbol, `vocab_size`, which is never predicted.
-
-    Args:
-        sequences: token ids, of which n-grams of up to `order` are counted, none across two sequences. What should be
-            predicted at the end must be there: no end symbol is added.
+    Before each sequence of token ids stands a begin symbol, `vocab_size`, which is never predicted; no end symbol is
+    added. An n-gram's id is its rank among the pairs (id of the n-gram one shorter, last token): one integer however
+    long the n-gram, for any vocabulary.
     """
 
     def __init__(self, sequences: Iterable[Ids], vocab_size: int, order: int = 5):
@@ -156,12 +150,8 @@ class MaskedBigram:
         self.before = (right * (vocab_size + 1) + left)[order], weights[order]
 
     def predict(self, sequence: Ids, masked: np.ndarray) -> np.ndarray:
-        """The likeliest token for each gap, from left to right; of equally likely ones that with the lowest id.
-
-        Args:
-            sequence: (time,) token ids. Those under the mask are not looked at and may be anything.
-            masked: (time,) true where a token is hidden.
-        """
+        """The likeliest token for each gap, where `masked` (time,) is true, from left to right; of equally likely ones
+        that with the lowest id. Tokens under the mask are not looked at and may be anything."""
         visible = [len(self.unigrams), *np.where(masked, HIDDEN, sequence), HIDDEN]
         gaps = np.flatnonzero(masked)
         return np.array([self._scores(visible[gap], visible[gap + 2]).argmax() for gap in gaps], np.int64)

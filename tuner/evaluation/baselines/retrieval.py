@@ -24,11 +24,10 @@ def tfidf_retrieval_at_1(queries: list[str], candidates: list[str], group: int =
 
     Args:
         queries, candidates: `candidates[i]` is the true answer to `queries[i]`.
-        group: rows that compete, taken in order. What is left over at the end is left out, so that every row counted
-            has equally many rivals. Turns of one conversation belong in different groups (shuffle the rows): a query
-            is the answer to the turn before it, and would find itself.
-        fit_on: training texts, for the words and their document frequencies. Words, weights and norm are the defaults
-            of scikit-learn's `TfidfVectorizer`. A text of unknown words is at cosine 0 from all.
+        group: rows that compete, taken in order; what does not fill one is left out. Turns of one conversation belong
+            in different groups (shuffle the rows): a query is the answer to the turn before, and would find itself.
+        fit_on: training texts, for the words and their document frequencies, by scikit-learn's `TfidfVectorizer`. A
+            text of unknown words is at cosine 0 from all.
 
     Returns:
         From 0 to 1. When the own candidate is one of k first ones, the query counts 1/k: what a fair draw would give.

@@ -5,7 +5,7 @@ import math
 import pytest
 from datasets import Dataset
 
-from tuner.evaluation.baselines.unigram import unigram_loss
+from tuner.evaluation.baselines.ngrams import unigram_loss
 from tuner.evaluation.report import plot_losses
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -19,9 +20,8 @@ def mask_tokens(
     continues: np.ndarray | None = None,
     keep: float = 0.2,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hide some tokens (Devlin et al. 2018, section 3.1, https://arxiv.org/abs/1810.04805).
-
-    Of the tokens chosen, `1 - keep` become the mask token; half of the others become a random token, half stay.
+    """Hide some tokens (Devlin et al. 2018, section 3.1, https://arxiv.org/abs/1810.04805): of those chosen, `1 - keep`
+    become the mask token; half of the others become a random token, half stay.
 
     Args:
         ids: `(time,)`.
@@ -33,21 +33,19 @@ def mask_tokens(
         The ids with what is hidden, and labels: the token where one was chosen, -100 elsewhere.
     """
     able = ~special[ids]
-    labels = np.full_like(ids, IGNORED)
+    labels, hidden = np.full_like(ids, IGNORED), ids.copy()
     if not able.any():
-        return ids.copy(), labels
+        return hidden, labels
     wanted = max(round(share * int(able.sum())), 1)
     if continues is None:
         chosen = generator.permutation(np.flatnonzero(able))[:wanted]
     else:
-        # A word begins at a token that continues none, as special ones do.
-        words = np.cumsum(~continues[ids])
+        words = np.cumsum(~continues[ids])  # special tokens continue none either
         order = generator.permutation(np.unique(words[able]))
         sizes = np.bincount(words[able], minlength=int(words[-1]) + 1)[order]
         # Words until the share is reached: the one that reaches it is in.
         chosen = np.flatnonzero(able & np.isin(words, order[: int(np.searchsorted(np.cumsum(sizes), wanted)) + 1]))
     labels[chosen] = ids[chosen]
-    hidden = ids.copy()
     fate = generator.random(len(chosen))
     hidden[chosen[fate >= keep]] = mask_token
     drawn = chosen[fate < keep / 2]
@@ -82,9 +80,9 @@ def corrupt_spans(
 
     Args:
         ids: `(time,)`, at least two tokens.
-        sentinels: the tokens that stand for spans, in order; one more than there are spans ends the target.
-        share: of the tokens, how many lie in spans.
-        mean: tokens in a span, on average. Spans never touch, and the sequence begins outside of one.
+        sentinels: one after another for the spans; one more ends the target.
+        share: of the tokens, how many lie in spans, `mean` in each on average. Spans never touch, and the sequence
+            begins outside of one.
 
     Returns:
         Source and target, without end tokens; of three tokens and more, neither is longer than they are.
@@ -92,13 +90,11 @@ def corrupt_spans(
     noise = min(max(round(len(ids) * share), 1), max(len(ids) - 2, 1))
     spans = min(max(round(noise / mean), 1), max(len(ids) - noise - 1, 1), len(sentinels) - 1)
     gone, kept = (_random_lengths(total, spans, generator) for total in (noise, len(ids) - noise))
-    source, target, at = [], [], 0
-    for number in range(spans):
-        source += [ids[at : at + kept[number]], sentinels[number : number + 1]]
-        at += kept[number]
-        target += [sentinels[number : number + 1], ids[at : at + gone[number]]]
-        at += gone[number]
-    return np.concatenate(source), np.concatenate([*target, sentinels[spans : spans + 1]])
+    pieces = np.split(ids, np.cumsum(np.stack([kept, gone], axis=1))[:-1])
+    marks = np.split(sentinels[: spans + 1], range(1, spans + 1))
+    source = chain.from_iterable(zip(pieces[::2], marks[:-1], strict=True))
+    target = chain.from_iterable(zip(marks[:-1], pieces[1::2], strict=True))
+    return np.concatenate([*source]), np.concatenate([*target, marks[-1]])
 
 
 def _random_lengths(total: int, count: int, generator: np.random.Generator) -> np.ndarray:
@@ -113,24 +109,17 @@ def infill(
     """Put one mask token for each of some spans of Poisson length, none included; all is to be written (Lewis et al.
     2019, section 2.2, https://arxiv.org/abs/1910.13461).
 
-    Args:
-        ids: `(time,)`.
-        share: of the tokens, how many lie in spans.
-        mean: of the Poisson distribution. There are never more masks than tokens they stand for.
+    Of the tokens `(time,)` a `share` lies in spans, `mean` in each on average. There are never more masks than tokens
+    they stand for.
     """
     budget = max(round(len(ids) * share), 1)
     lengths: list[int] = []
     while sum(lengths) < budget:
         lengths.append(int(generator.poisson(mean)))
-    lengths[-1] -= sum(lengths) - budget
     room = len(ids) - budget + 1  # places between the tokens that stay
-    most = min(room, budget)
-    spare, lengths = lengths[:-most], lengths[-most:]
-    lengths[-1] += sum(spare)  # of the spans that are too many the last one holds the tokens
+    lengths = lengths[-min(room, budget) :]
+    lengths[-1] += budget - sum(lengths)  # what is too much of the last, and of the spans that are too many
     generator.shuffle(lengths)
     places = np.sort(generator.choice(room, len(lengths), replace=False))
-    source, at = [], 0
-    for before, length in zip(np.diff(np.concatenate([[0], places])), lengths, strict=True):
-        source += [ids[at : at + before], [mask_token]]
-        at += before + length
-    return np.concatenate([*source, ids[at:]]).astype(ids.dtype)
+    hidden = np.repeat(places, lengths) + np.arange(budget)
+    return np.insert(np.delete(ids, hidden), places, mask_token)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, Protocol
 
 from datasets import Dataset, IterableDataset
 
 from tuner.corpus import clean
-from tuner.corpus.clean import CleaningOptions, CleaningReport, clean_corpus, clean_text, fault
-from tuner.corpus.duplicates import word_hashes
+from tuner.corpus.clean import CleaningStep, clean_corpus, clean_text, fault
+from tuner.corpus.duplicates import HELD_OUT_WORDS, held_out_ngrams
 from tuner.corpus.reading import open_stream, set_aside
 from tuner.data.cache_key import map_batches
 from tuner.data.sources import has_text
@@ -59,36 +58,33 @@ def open_documents(args: DocumentFlags) -> tuple[IterableDataset, Dataset]:
 
 def clean_documents(
     train: Dataset, held_out: Dataset, args: DocumentFlags
-) -> tuple[Dataset, Dataset, CleaningReport, str]:
+) -> tuple[Dataset, Dataset, list[CleaningStep], str]:
     """Both splits cleaned as `--clean` says, the report, and a sentence about what could not be looked for, or nothing.
 
     Validation documents are cleaned by the same rules on texts, but all that have some text left stay.
     """
-    options = cleaning_options(args)
-    texts, least = clean_texts(held_out, options), options.contamination_words
-    findable = any(len(word_hashes(text)) >= least for text in texts["text"])
-    cleaned, report = clean_corpus(train, options, texts if findable else None, args.dataset_num_proc)
-    said = f"No validation document has {least} words to be found by: training documents that share text with one stay."
-    return cleaned, texts, report, "" if findable else said
+    web = args.clean == "web"
+    texts = clean_texts(held_out, web)
+    ngrams = held_out_ngrams(texts["text"])
+    cleaned, report = clean_corpus(train, web, ngrams, args.dataset_num_proc)
+    said = (
+        f"No validation document has {HELD_OUT_WORDS} words to be found by: "
+        "training documents that share text with one stay."
+    )
+    return cleaned, texts, report, "" if len(ngrams) else said
 
 
-def cleaning_options(args: DocumentFlags) -> CleaningOptions:
-    """What `--clean` stands for."""
-    plain = CleaningOptions(boilerplate=False, min_words=0, max_words=sys.maxsize, quality=False, repetition=False)
-    return CleaningOptions() if args.clean == "web" else plain
-
-
-def clean_one(text: str, options: CleaningOptions) -> str | None:
+def clean_one(text: str, web: bool) -> str | None:
     """A document of a stream by itself, cleaned, or None where a filter removes it."""
-    cleaned = clean_text(text, options)
-    return None if fault(cleaned, options) else cleaned
+    cleaned = clean_text(text, web)
+    return None if fault(cleaned, web) else cleaned
 
 
-def clean_texts(documents: Dataset, options: CleaningOptions) -> Dataset:
+def clean_texts(documents: Dataset, web: bool) -> Dataset:
     """Documents that are cleaned and all stay, but those that nothing is left of."""
-    cleaned = map_batches(documents, _clean_batch, [clean.__file__], {"options": options}, desc="Cleaning")
+    cleaned = map_batches(documents, _clean_batch, [clean.__file__], {"web": web}, desc="Cleaning")
     return cleaned.filter(has_text, input_columns=["text"], desc="Leaving out blank documents")
 
 
-def _clean_batch(batch: dict[str, list[Any]], options: CleaningOptions) -> dict[str, list[Any]]:
-    return {"text": [clean_text(text, options) for text in batch["text"]]}
+def _clean_batch(batch: dict[str, list[Any]], web: bool) -> dict[str, list[Any]]:
+    return {"text": [clean_text(text, web) for text in batch["text"]]}

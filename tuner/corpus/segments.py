@@ -6,8 +6,8 @@ A document is a text; its parts are its lines, long lines in sentences. A conver
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from itertools import chain, pairwise
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
@@ -18,8 +18,7 @@ from tuner.data.schema import CANONICAL, Kind
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
 
-# A line longer than so many characters is taken in sentences.
-LONG_LINE = 200
+LONG_LINE = 200  # characters; longer ones are taken in sentences
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -27,8 +26,7 @@ def to_documents(rows: Dataset, kind: Kind) -> Dataset:
     """Canonical rows as documents: `text` and `source_row`. Each turn of a conversation becomes a line."""
     if kind == "text":
         return rows
-    how = {"remove_columns": ["messages"], "features": CANONICAL["text"], "desc": "Turns to lines"}
-    return map_batches(rows, _lines_of_batch, [__file__], {}, **how)
+    return map_batches(rows, _lines_of_batch, [__file__], {}, remove_columns=["messages"], features=CANONICAL["text"])
 
 
 def _lines_of_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -62,17 +60,10 @@ def segment_pairs(
     Raises:
         DataError: no document has two segments.
     """
-    pairs = map_batches(
-        documents,
-        _pair_up,
-        [__file__],
-        {"tokenizer": tokenizer, "longest": longest, "whole": whole},
-        with_indices=True,
-        num_proc=num_proc,
-        remove_columns=documents.column_names,
-        features=Features({"first": List(Value("int32")), "second": List(Value("int32")), "document": Value("int64")}),
-        desc="Pairing segments",
-    )
+    features = {"first": List(Value("int32")), "second": List(Value("int32")), "document": Value("int64")}
+    how = {"remove_columns": documents.column_names, "features": Features(features), "desc": "Pairing segments"}
+    arguments = {"tokenizer": tokenizer, "longest": longest, "whole": whole}
+    pairs = map_batches(documents, _pair_up, [__file__], arguments, with_indices=True, num_proc=num_proc, **how)
     if len(pairs) == 0:
         raise DataError("No document has two neighbouring segments: lines or sentences are what is paired.")
     return pairs
@@ -83,19 +74,20 @@ def _pair_up(
 ) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {"first": [], "second": [], "document": []}
     for index, text in zip(indices, batch["text"], strict=True):
-        found = parts(text)
+        lines = parts(text)
         if whole:  # what stands between parts is white space: without it words would run into one another
-            found = [*found[:1], *(f" {part}" for part in found[1:])]
-        encoded = [ids[:longest] for ids in (_ids(tokenizer, found) if found else []) if ids]
-        segments = list(_join(encoded, longest)) if whole else encoded
-        for first, second in pairwise(segments):
-            columns["first"].append(first)
-            columns["second"].append(second)
-            columns["document"].append(index)
+            lines[1:] = [f" {part}" for part in lines[1:]]
+        encoded = tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"] if lines else []
+        segments = [ids[:longest] for ids in encoded if ids]
+        if whole:
+            segments = list(_join(segments, longest))
+        columns["first"] += segments[:-1]
+        columns["second"] += segments[1:]
+        columns["document"] += [index] * (len(segments) - 1)
     return columns
 
 
-def _join(pieces: Sequence[list[int]], longest: int) -> Iterator[list[int]]:
+def _join(pieces: list[list[int]], longest: int) -> Iterator[list[int]]:
     segment: list[int] = []
     for piece in pieces:
         if segment and len(segment) + len(piece) > longest:
@@ -104,7 +96,3 @@ def _join(pieces: Sequence[list[int]], longest: int) -> Iterator[list[int]]:
         segment = segment + piece
     if segment:
         yield segment
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -22,8 +23,7 @@ from tuner.data.pack import pack_dataset
 from tuner.data.schema import Kind
 from tuner.data.tokens import whole_documents
 from tuner.errors import ArgumentError, ModelError
-from tuner.evaluation.baselines.ngrams import KneserNey, perplexity_per_byte
-from tuner.evaluation.baselines.unigram import is_small, unigram_loss
+from tuner.evaluation.baselines.ngrams import KneserNey, is_small, unigram_loss
 from tuner.objectives.arguments import TextArguments
 from tuner.objectives.base import SHOWN_TOKENS, Batch, Objective, Row, Sums, balance, own_class, routed
 from tuner.objectives.records import Comparison, Examples, Outcome, Rows
@@ -206,11 +206,11 @@ class CausalLM(NextToken[TextArguments]):
         tokens = list(_sequences(outcome.examples.eval))
         count = sum(len(ids) - 1 for ids in tokens)
         if is_small(outcome.rows.train):
-            grams = KneserNey.fit(_sequences(outcome.examples.train), len(self.tokenizer))
+            grams = KneserNey(_sequences(outcome.examples.train), len(self.tokenizer))
             nats = -sum(float(grams.log_probabilities(ids)[1:].sum()) for ids in tokens)
             losses = {"5-gram": nats / count, **losses}
         size = sum(len(self.tokenizer.decode(ids, skip_special_tokens=True).encode()) for ids in tokens)
-        perplexity = {who: perplexity_per_byte(loss * count, size) for who, loss in losses.items()}
+        perplexity = {who: math.exp(loss * count / size) for who, loss in losses.items()}
         return {"perplexity a byte": perplexity, self.loss_unit: losses}
 
 

@@ -17,8 +17,8 @@ from tuner.corpus.segments import parts, segment_pairs
 from tuner.data.collate import IGNORED
 from tuner.data.draws import FILLER
 from tuner.errors import ArgumentError, ModelError
+from tuner.evaluation.baselines.ngrams import is_small
 from tuner.evaluation.baselines.retrieval import embedding_retrieval_at_1, tfidf_retrieval_at_1
-from tuner.evaluation.baselines.unigram import is_small
 from tuner.objectives.arguments import ContrastiveArguments
 from tuner.objectives.base import Batch, Objective, Row, Sums, own_class, require_others
 from tuner.objectives.records import Comparison, Outcome

@@ -16,8 +16,7 @@ from tuner.corpus.stream import TokenStream
 from tuner.data.collate import IGNORED
 from tuner.data.draws import FILLER, Draws
 from tuner.data.tokens import token_blocks
-from tuner.evaluation.baselines.ngrams import MaskedBigram, most_frequent_token
-from tuner.evaluation.baselines.unigram import is_small
+from tuner.evaluation.baselines.ngrams import MaskedBigram, is_small
 from tuner.objectives.arguments import MaskedLMArguments, TextArguments
 from tuner.objectives.base import Batch, Objective, Row, Sums, balance, require_others, routed
 from tuner.objectives.records import Comparison, Layout, Outcome
@@ -136,8 +135,9 @@ class MaskedLM(BlockObjective[MaskedLMArguments]):
     def _counted(self, outcome: Outcome) -> dict[str, float]:
         draws, pad = Draws(outcome.examples.train), self.tokenizer.pad_token_id
         plain = [self.whole(draws[number]) for number in range(len(draws))]
-        bigram = MaskedBigram.fit(plain, len(self.tokenizer))
-        frequent = most_frequent_token([ids[~self.special[ids]] for ids in plain])
+        bigram = MaskedBigram(plain, len(self.tokenizer))
+        tokens = np.concatenate(plain)
+        frequent = np.bincount(tokens[~self.special[tokens]]).argmax()
         right = np.zeros(3)
         for batch in self.held_out(outcome.examples, self.args.per_device_eval_batch_size):
             for ids, labels in zip(batch["input_ids"].numpy(), batch["labels"].numpy(), strict=True):

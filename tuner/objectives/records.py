@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from tuner.corpus.clean import CleaningReport
+from tuner.corpus.clean import CleaningStep
 from tuner.data.encoding_report import EncodingReport
 from tuner.data.schema import Kind
 
@@ -28,7 +28,7 @@ class Rows:
     kind: Kind
     train: Any  # a Dataset, or with --streaming an IterableDataset
     eval: Dataset
-    cleaning: CleaningReport | None = None
+    cleaning: list[CleaningStep] | None = None
 
     def texts(self) -> Iterator[str]:
         """Every training text (of a stream the first), for a tokenizer to be trained on."""

@@ -38,8 +38,8 @@ def show_plan(run: Run, rows: Rows, objective: Objective, examples: Examples, mo
     console.print(_arguments(run))
     if rows.cleaning is not None:
         table = _table("Cleaning", "step", "documents", "characters", "documents changed")
-        for row in rows.cleaning.rows():
-            table.add_row(*row)
+        for name, *numbers in rows.cleaning:
+            table.add_row(name, *(f"{number:,}" for number in numbers))
         console.print(table)
     console.print(objective.describe(rows, examples) or _counts(rows, examples))
     if rows.kind == "text":

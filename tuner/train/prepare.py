@@ -16,7 +16,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tuner.corpus.prepare import clean_documents, clean_one, clean_texts, cleaning_options, open_documents
+from tuner.corpus.prepare import clean_documents, clean_one, clean_texts, open_documents
 from tuner.corpus.segments import to_documents
 from tuner.data.schema import Kind, canonicalize, unused_sentence
 from tuner.data.sources import load_splits
@@ -174,9 +174,9 @@ def make_examples(run: Run, rows: Rows, objective: Objective[Any]) -> Examples:
 
 
 def _streamed(args: Any, rows: Rows, objective: Any) -> Examples:
-    options = cleaning_options(args)
-    cleans = None if args.clean == "none" else partial(clean_one, options=options)
-    held_out = clean_texts(rows.eval, options) if cleans else rows.eval
+    web = args.clean == "web"
+    cleans = None if args.clean == "none" else partial(clean_one, web=web)
+    held_out = clean_texts(rows.eval, web) if cleans else rows.eval
     examples, _ = objective.examples(held_out, "the documents set aside")
     return Examples(objective.stream(rows.train, cleans), examples)
 

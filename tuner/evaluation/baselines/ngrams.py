@@ -1,41 +1,45 @@
 """What counting alone predicts: the baselines that a pretrained model must beat.
 
 `KneserNey` for a model that reads from left to right, `MaskedBigram` for one that fills gaps. Both count the ids that
-the model itself is trained on, so that the figures differ by the model and by nothing else. Left out: pruning and
-files. A fit takes seconds and is repeated when it is needed.
+the model itself is trained on, so that the figures differ by the model and by nothing else.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
+from datasets import Dataset
+
+from tuner.data.collate import IGNORED
 
 Ids = np.ndarray | list[int]
 
+# Training text, in bytes, above which no baseline is fitted: it would take longer than it tells.
+LARGEST = 20_000_000
 # Discounts of an order whose counts of counts give none: those of KenLM's `lmplz --discount_fallback`.
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 HIDDEN = -1
-# Scores held at once: 4 million float64 are 32 MB.
-CELLS = 4_000_000
 
 
-def bits_per_byte(total_nats: float, total_bytes: int) -> float:
-    """Bits for each byte of UTF-8 text: comparable across tokenizers, as perplexity a token is not."""
-    return _per_byte(total_nats, total_bytes) / math.log(2)
+def is_small(rows: Dataset) -> bool:
+    """Whether the training text is small enough to fit a baseline to it; says so where it is not."""
+    if rows.data.nbytes <= LARGEST:
+        return True
+    print(f"No baseline: the training text has {rows.data.nbytes / 1e6:,.0f} MB, more than {LARGEST / 1e6:,.0f}.")
+    return False
 
 
-def perplexity_per_byte(total_nats: float, total_bytes: int) -> float:
-    """exp(nats / bytes): among how many equally likely bytes the model has to guess, on the (geometric) average."""
-    return math.exp(_per_byte(total_nats, total_bytes))
+def unigram_loss(train: Dataset, held_out: Dataset, vocab_size: int) -> float:
+    """Mean negative log-likelihood, in nats a token, of a model that knows only how frequent each answer token is in
+    the supervised training tokens, plus one each (Laplace), so that no token is impossible."""
+    counts = np.bincount(_supervised(train), minlength=vocab_size) + 1.0
+    return float(-np.log(counts / counts.sum())[_supervised(held_out)].mean())
 
 
-def _per_byte(total_nats: float, total_bytes: int) -> float:
-    if total_bytes <= 0:
-        raise ValueError(f"{total_bytes} bytes of text: there is nothing to share {total_nats} nats among.")
-    return total_nats / total_bytes
+def _supervised(rows: Dataset) -> np.ndarray:
+    labels = rows.with_format("arrow")[:]["labels"].combine_chunks().flatten().to_numpy()
+    return labels[labels != IGNORED]
 
 
 class KneserNey:
@@ -57,29 +61,18 @@ class KneserNey:
 
     An order too small for that (an n_k of 0, or a discount outside of 0 < D(k) <= k) takes `FALLBACK_DISCOUNTS`.
 
-    An n-gram's id is its rank among the pairs (id of the n-gram one shorter, last token): one integer however long the
-    n-gram, for any vocabulary.
+    Before each sequence of token ids stands a begin symbol, `vocab_size`, which is never predicted; no end symbol is
+    added. An n-gram's id is its rank among the pairs (id of the n-gram one shorter, last token): one integer however
+    long the n-gram, for any vocabulary.
     """
 
-    def __init__(self, unigrams: np.ndarray, tables: list[_Table]):
-        self.unigrams = unigrams  # (vocab_size,) probabilities
-        self.tables = tables  # of order 2 and up
-
-    @classmethod
-    def fit(cls, sequences: Iterable[Ids], vocab_size: int, order: int = 5) -> KneserNey:
-        """Count the n-grams of up to `order` tokens, none across two sequences.
-
-        Args:
-            sequences: token ids. What should be predicted at the end must be there: no end symbol is added.
-
-        Raises:
-            ValueError: no tokens at all, an id outside of the vocabulary, or an order below 1.
-        """
-        if order < 1:
-            raise ValueError(f"order is {order}; a unigram model, of order 1, is the smallest.")
-        tokens, places = _with_begin(sequences, vocab_size)
+    def __init__(self, sequences: Iterable[Ids], vocab_size: int, order: int = 5):
+        parts = [np.append(vocab_size, sequence).astype(np.int64) for sequence in sequences]
+        tokens = np.concatenate(parts)
+        places = np.concatenate([np.arange(len(part)) for part in parts])
         base = vocab_size + 1
         keys, counts = [np.arange(base)], [np.bincount(tokens, minlength=base)]
+        self.frequencies = counts[0][:vocab_size] / counts[0][:vocab_size].sum()
         ids = tokens  # of the n-gram that ends here
         for length in range(2, order + 1):
             at = np.flatnonzero(places >= length - 1)
@@ -93,134 +86,28 @@ class KneserNey:
             counts.append(raw)
             ids = np.full(len(tokens), -1)
             ids[at] = inverse
-        # The begin symbol is a context and never predicted.
         weights, backoff = _discounted(counts[0][:vocab_size], np.zeros(vocab_size, np.int64), 1)
-        tables = []
+        self.unigrams = weights + backoff / vocab_size  # (vocab_size,) probabilities
+        # Of each order from 2 up: keys (id of the context * base + token, sorted), their discounted shares of the
+        # context's count, and gamma by the id of the context. The last of each is for what was never seen.
+        self.tables: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for shorter, longer, count in zip(keys, keys[1:], counts[1:], strict=False):
-            # One context more than there are: the unseen one.
-            discounted, freed = _discounted(count, longer // base, len(shorter) + 1)
-            tables.append(_Table(np.append(longer, np.iinfo(np.int64).max), np.append(discounted, 0.0), freed))
-        return cls(weights + backoff / vocab_size, tables)
+            weights, backoff = _discounted(count, longer // base, len(shorter) + 1)
+            self.tables.append((np.append(longer, np.iinfo(np.int64).max), np.append(weights, 0.0), backoff))
 
     def log_probabilities(self, sequence: Ids) -> np.ndarray:
-        """Of each token of a sequence after the begin symbol and those before it, in nats: (time,) float64.
-
-        Raises:
-            ValueError: an id outside of the vocabulary.
-        """
-        vocab_size = len(self.unigrams)
-        tokens = _checked(sequence, vocab_size)
+        """Of each token of a sequence after the begin symbol and those before it, in nats: (time,) float64."""
+        begin = len(self.unigrams)
+        tokens = np.asarray(sequence, np.int64)
         probabilities = self.unigrams[tokens]
-        contexts = np.append(vocab_size, tokens)[:-1]
-        for table in self.tables:
-            wanted = contexts * (vocab_size + 1) + tokens
-            rank = np.searchsorted(table.keys, wanted)
-            unseen = len(table.keys) - 1
-            ids = np.where(table.keys[rank] == wanted, rank, unseen)
-            probabilities = table.weights[ids] + table.backoff[contexts] * probabilities
+        contexts = np.append(begin, tokens)[:-1]
+        for keys, weights, backoff in self.tables:
+            wanted = contexts * (begin + 1) + tokens
+            rank, unseen = np.searchsorted(keys, wanted), len(keys) - 1
+            ids = np.where(keys[rank] == wanted, rank, unseen)
+            probabilities = weights[ids] + backoff[contexts] * probabilities
             contexts = np.append(unseen, ids)[:-1]  # no longer n-gram ends at the begin symbol
         return np.log(probabilities)
-
-
-class _Table(NamedTuple):
-    """The n-grams of one order. The last entry, which no key can equal, is the n-gram that was never seen."""
-
-    keys: np.ndarray  # sorted: id of the context * (vocab_size + 1) + token
-    weights: np.ndarray  # discounted share of the context's count
-    backoff: np.ndarray  # gamma, by the id of the context
-
-
-class MaskedBigram:
-    """Fills a gap with the token w that makes P(w | left) P(right | w) greatest, as a bigram model of both sides does.
-
-    P is `KneserNey` of order 2. On 24,000 gaps in held-out conversations (`builtin:chitchat`, 4,096 tokens, 15 %
-    hidden) it finds 30.6 %; absolute discounting that backs off to plain frequencies 30.4 %, add-one (Laplace) 29.0 %
-    and add-0.01 30.2 %.
-
-    A side that is hidden too, or beyond the end, is left out: P(w) P(right | w) with the plain frequency P(w), or
-    P(w | left), or P(w). Before the first token stands the begin symbol, which is known.
-    """
-
-    def __init__(self, bigrams: KneserNey, frequencies: np.ndarray):
-        self.unigrams, self.frequencies = bigrams.unigrams, frequencies
-        table, base = bigrams.tables[0], len(frequencies) + 1
-        self.backoff = table.backoff
-        # The pairs by the token that stands left, and by the one that stands right.
-        left, right = np.divmod(table.keys[:-1], base)
-        order = np.lexsort((left, right))
-        self.after = table.keys, table.weights
-        self.before = (right * base + left)[order], table.weights[order]
-
-    @classmethod
-    def fit(cls, sequences: Iterable[Ids], vocab_size: int) -> MaskedBigram:
-        """Count pairs of neighbours.
-
-        Raises:
-            ValueError: no tokens at all, or an id outside of the vocabulary.
-        """
-        kept = list(sequences)
-        bigrams = KneserNey.fit(kept, vocab_size, order=2)
-        counts = np.bincount(np.concatenate([_checked(s, vocab_size) for s in kept]), minlength=vocab_size)
-        return cls(bigrams, counts / counts.sum())
-
-    def predict(self, sequence: Ids, masked: np.ndarray | list[bool]) -> np.ndarray:
-        """The likeliest token for each gap; of equally likely ones that with the lowest id.
-
-        Args:
-            sequence: (time,) token ids. Those under the mask are not looked at and may be anything.
-            masked: (time,) true where a token is hidden.
-
-        Returns:
-            (number of gaps,) token ids, from left to right.
-
-        Raises:
-            ValueError: a mask of another shape or type, or a visible id outside of the vocabulary.
-        """
-        given, hidden = np.asarray(sequence), np.asarray(masked)
-        if hidden.shape != given.shape or (hidden.size and hidden.dtype != bool):
-            raise ValueError(f"masked is {hidden.dtype}{hidden.shape}; it must be bool{given.shape}, as the sequence.")
-        gaps = np.flatnonzero(hidden)
-        visible = _checked(np.where(hidden, given.dtype.type(0), given), len(self.unigrams))
-        visible = np.where(hidden, HIDDEN, visible)
-        left = np.append(len(self.unigrams), visible)[gaps]
-        right = np.append(visible, HIDDEN)[gaps + 1]
-        step = max(1, CELLS // len(self.unigrams))
-        best = [self._scores(left[i : i + step], right[i : i + step]).argmax(1) for i in range(0, len(gaps), step)]
-        return np.concatenate([np.zeros(0, np.int64), *best])
-
-    def _scores(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """P(w | left) P(right | w) for all w: (number of gaps, vocab_size)."""
-        from_left = self.backoff[left][:, None] * self.unigrams
-        _add_pairs(from_left, left, *self.after)
-        from_left[left == HIDDEN] = self.frequencies
-        from_right = self.backoff[: len(self.unigrams)] * self.unigrams[right][:, None]
-        _add_pairs(from_right, right, *self.before)
-        from_right[right == HIDDEN] = 1.0
-        return from_left * from_right
-
-
-def _add_pairs(scores: np.ndarray, firsts: np.ndarray, keys: np.ndarray, weights: np.ndarray) -> None:
-    """Add to `scores[i]` the weight of each pair (`firsts[i]`, token); nothing where `firsts[i]` is `HIDDEN`.
-
-    Pairs with the begin symbol are left out: a gap is never filled with it.
-    """
-    vocab_size = scores.shape[1]
-    for i in np.flatnonzero(firsts != HIDDEN):
-        start = firsts[i] * (vocab_size + 1)
-        pairs = slice(*np.searchsorted(keys, (start, start + vocab_size)))
-        scores[i, keys[pairs] - start] += weights[pairs]
-
-
-def most_frequent_token(sequences: Iterable[Ids]) -> int:
-    """The id that occurs most often; of equally frequent ones the lowest.
-
-    Raises:
-        ValueError: no tokens at all, or a negative id.
-    """
-    tokens = np.concatenate([np.zeros(0, np.int64), *(_checked(s, None) for s in sequences)])
-    if not len(tokens):
-        raise ValueError("There are no tokens to count.")
-    return int(np.bincount(tokens).argmax())
 
 
 def _discounted(counts: np.ndarray, contexts: np.ndarray, num_contexts: int) -> tuple[np.ndarray, np.ndarray]:
@@ -241,22 +128,48 @@ def _discounts(counts: np.ndarray) -> tuple[float, float, float]:
     return found if all(0 < d <= k for k, d in enumerate(found, 1)) else FALLBACK_DISCOUNTS
 
 
-def _with_begin(sequences: Iterable[Ids], vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """All sequences in one array, the begin symbol `vocab_size` before each, and each token's place in its own."""
-    parts = [_checked(sequence, vocab_size) for sequence in sequences]
-    if not any(len(part) for part in parts):
-        raise ValueError("There are no tokens to count.")
-    begin = np.array([vocab_size])
-    tokens = np.concatenate([piece for part in parts for piece in (begin, part)])
-    lengths = np.array([len(part) + 1 for part in parts])
-    return tokens, np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+class MaskedBigram:
+    """Fills a gap with the token w that makes P(w | left) P(right | w) greatest, as a bigram model of both sides does.
+
+    P is `KneserNey` of order 2. On 24,000 gaps in held-out conversations (`builtin:chitchat`, 4,096 tokens, 15 %
+    hidden) it finds 30.6 %; absolute discounting that backs off to plain frequencies 30.4 %, add-one (Laplace) 29.0 %
+    and add-0.01 30.2 %.
+
+    A side that is hidden too, or beyond the end, is left out: P(w) P(right | w) with the plain frequency P(w), or
+    P(w | left), or P(w). Before the first token stands the begin symbol, which is known.
+    """
+
+    def __init__(self, sequences: Iterable[Ids], vocab_size: int):
+        bigrams = KneserNey(sequences, vocab_size, order=2)
+        self.frequencies, self.unigrams = bigrams.frequencies, bigrams.unigrams
+        keys, weights, self.backoff = bigrams.tables[0]
+        # The pairs by the token that stands left, and by the one that stands right; none with an unseen one.
+        left, right = np.divmod(keys[:-1], vocab_size + 1)
+        order = np.lexsort((left, right))
+        self.after = keys[:-1], weights
+        self.before = (right * (vocab_size + 1) + left)[order], weights[order]
+
+    def predict(self, sequence: Ids, masked: np.ndarray) -> np.ndarray:
+        """The likeliest token for each gap, where `masked` (time,) is true, from left to right; of equally likely ones
+        that with the lowest id. Tokens under the mask are not looked at and may be anything."""
+        visible = [len(self.unigrams), *np.where(masked, HIDDEN, sequence), HIDDEN]
+        gaps = np.flatnonzero(masked)
+        return np.array([self._scores(visible[gap], visible[gap + 2]).argmax() for gap in gaps], np.int64)
+
+    def _scores(self, left: int, right: int) -> np.ndarray:
+        """P(w | left) P(right | w) for all w: (vocab_size,)."""
+        vocab_size = len(self.unigrams)
+        from_left, from_right = self.frequencies, np.ones(vocab_size)
+        if left != HIDDEN:
+            from_left = _with_pairs(self.backoff[left] * self.unigrams, left, *self.after)
+        if right != HIDDEN:
+            from_right = _with_pairs(self.backoff[:vocab_size] * self.unigrams[right], right, *self.before)
+        return from_left * from_right
 
 
-def _checked(sequence: Ids, vocab_size: int | None) -> np.ndarray:
-    ids = np.asarray(sequence)
-    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-        raise ValueError(f"A sequence must be one row of integer ids; found {ids.dtype}{ids.shape}.")
-    if ids.size and (ids.min() < 0 or (vocab_size is not None and ids.max() >= vocab_size)):
-        limit = "of 0 or more" if vocab_size is None else f"from 0 to {vocab_size - 1}"
-        raise ValueError(f"Token ids run from {ids.min()} to {ids.max()}; expected ids {limit}.")
-    return ids.astype(np.int64, copy=False)
+def _with_pairs(scores: np.ndarray, first: int, keys: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`scores` with the weight of each pair (`first`, token) added, but those with the begin symbol: no gap's token."""
+    start = first * (len(scores) + 1)
+    pairs = slice(*np.searchsorted(keys, (start, start + len(scores))))
+    scores[keys[pairs] - start] += weights[pairs]
+    return scores

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from tuner.corpus.corrupt import IGNORED
+from tuner.data.collate import IGNORED
 
 Spans = dict[int, tuple[int, ...]]  # sentinel to the tokens it stands for
 
 
 def spans_of(ids: np.ndarray, sentinels: set[int]) -> Spans:
-    """What follows each sentinel, up to the next.
-
-    Args:
-        ids: `(time,)`, a target or what was written for it.
-    """
+    """What follows each sentinel in a target or what was written for it `(time,)`, up to the next."""
     spans: dict[int, list[int]] = {}
-    current = None
+    current: list[int] = []
     for token in ids.tolist():
         if token in sentinels:
             current = spans.setdefault(token, [])
-        elif current is not None and token != IGNORED:
+        elif token != IGNORED:
             current.append(token)
     return {mark: tuple(span) for mark, span in spans.items() if span}
 

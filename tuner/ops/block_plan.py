@@ -60,16 +60,14 @@ class BlockPlan:
         return zip(self.blocks, self._biases[dtype], strict=True)
 
 
-def plan_causal(time: int, device: torch.device) -> BlockPlan:
-    """The plan of plain causal attention over `time` tokens."""
-    triangle = torch.ones(QUERIES, QUERIES, dtype=torch.bool, device=device).triu(1)
-    return BlockPlan([_block(slice(None), a, b, 0, a, triangle[: b - a, : b - a]) for a, b in _cut([0, time])], None)
-
-
-def plan_full(time: int, device: torch.device) -> BlockPlan:
-    """The plan of `time` tokens that all see all."""
-    none = torch.zeros(QUERIES, 0, dtype=torch.bool, device=device)
-    return BlockPlan([_block(slice(None), a, b, 0, time, none[: b - a]) for a, b in _cut([0, time])], None)
+def plan_time(time: int, causal: bool, device: torch.device | str = "cpu") -> BlockPlan:
+    """The plan of `time` tokens that each see all, or, `causal`, all up to itself."""
+    blocks = []
+    for start, stop in _cut([0, time]):
+        size = stop - start
+        hidden = torch.ones(size, size if causal else 0, dtype=torch.bool, device=device).triu(1)
+        blocks.append(_block(slice(None), start, stop, 0, start if causal else time, hidden))
+    return BlockPlan(blocks, None)
 
 
 def plan_blocks(mask: torch.Tensor) -> BlockPlan:

@@ -4,9 +4,9 @@ Torch's fused kernel is slow on CPUs, its backward pass above all. Here each blo
 its mask lets it see (`block_plan.py`). Weights are computed again in the backward pass (Dao et al. 2022,
 https://arxiv.org/abs/2205.14135), so what is kept grows with the length, not with its square.
 
-Registered as "block_attention" with transformers' attention and mask interfaces: any of its models takes
-`attn_implementation="block_attention"`, encoders too. Decoding over a cache, attention to another sequence and dropout
-of the weights are left to SDPA. To a compiler it is one operation, which makes its plan of the mask that it is given.
+Registered with transformers' attention and mask interfaces: any of its models takes
+`attn_implementation="block_attention"`. Decoding over a cache, attention to another sequence and dropout of the weights
+are left to SDPA. To a compiler it is one operation, which makes its plan of the mask that it is given.
 """
 
 from __future__ import annotations
@@ -47,11 +47,9 @@ def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: BlockPlan, scale: float, time: int
 ) -> torch.Tensor:
     out = torch.empty_like(query)
-    for block, bias in plan.with_biases(query.dtype):
+    for block in plan.blocks:
         # What a block writes beyond its own queries, the next one writes again.
-        _rows(out, block, block.queries).copy_(
-            _weights(query, key, block, bias, scale) @ _rows(value, block, block.keys)
-        )
+        _rows(out, block, block.queries).copy_(_weights(query, key, block, scale) @ _rows(value, block, block.keys))
     return _by_token(out, time)
 
 
@@ -63,8 +61,8 @@ def _gradients(
     # A key meets many blocks of queries: their sum is made in float32.
     wide = torch.promote_types(key.dtype, torch.float32)
     key_grad, value_grad = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
-    for block, bias in plan.with_biases(query.dtype):
-        weights, grad = _weights(query, key, block, bias, scale), _rows(out_grad, block, block.queries)
+    for block in plan.blocks:
+        weights, grad = _weights(query, key, block, scale), _rows(out_grad, block, block.queries)
         _rows(value_grad, block, block.keys).add_(weights.transpose(1, 2) @ grad)
         weights_grad = grad @ _rows(value, block, block.keys).transpose(1, 2)
         scores_grad = torch._softmax_backward_data(weights_grad, weights, -1, weights.dtype).mul_(scale)
@@ -118,9 +116,9 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     ctx.save_for_backward(*tensors)
 
 
-_operation.register_fake(lambda query, key, value, mask, causal, scale: _like(query, key))
+_operation.register_fake(lambda query, key, *rest: _like(query, key))
 _operation_backward.register_fake(
-    lambda out_grad, query, key, value, mask, causal, scale: tuple(_like(states, key) for states in (query, key, value))
+    lambda grad, query, key, value, *rest: tuple(_like(t, key) for t in (query, key, value))
 )
 _operation.register_autograd(
     lambda ctx, grad: (*_operation_backward(grad, *ctx.saved_tensors, ctx.causal, ctx.scale), None, None, None),
@@ -148,11 +146,11 @@ def _rows(grouped: torch.Tensor, block: Block, tokens: slice) -> torch.Tensor:
     return grouped[block.rows].flatten(0, 1)[:, tokens].flatten(1, 2)
 
 
-def _weights(query: torch.Tensor, key: torch.Tensor, block: Block, bias: torch.Tensor, scale: float) -> torch.Tensor:
+def _weights(query: torch.Tensor, key: torch.Tensor, block: Block, scale: float) -> torch.Tensor:
     """`(rows · key_value_heads, queries · groups, keys)`: rows sum to 1, and those that are not the block's to 0."""
     queries, keys = _rows(query, block, block.queries), _rows(key, block, block.keys)
     scores = torch.baddbmm(queries.new_empty(1, 1, 1), queries, keys.transpose(1, 2), beta=0, alpha=scale)
-    scores.unflatten(1, (len(bias), -1))[..., block.edge :].add_(bias)
+    scores.unflatten(1, (len(block.bias), -1))[..., block.edge :].add_(block.bias.to(scores.dtype))
     weights = torch.softmax(scores, dim=-1)
     weights[:, block.count * query.shape[3] :] = 0
     return weights

@@ -56,7 +56,7 @@ def test_a_checkpoint_of_any_encoder_goes_on(source, objective, tmp_path, capsys
     saved: PreTrainedModel = getattr(model_of(source), "discriminator", model_of(source))
     saved.save_pretrained(tmp_path)
     model = load(objective, tmp_path)
-    assert type(model) is CLASSES[PRETRAINING[objective].model][0]
+    assert type(model) is CLASSES[PRETRAINING[objective].model]
     said = capsys.readouterr().out
     new = set(said.rpartition("these are new: ")[2].strip(". \n").split(", ")) - {""}
     assert new == lacking(source, objective)

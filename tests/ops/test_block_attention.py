@@ -27,7 +27,7 @@ from tuner.model import TunerEncoderConfig, TunerEncoderModel
 from tuner.ops import block_attention as blocked
 from tuner.ops import block_plan as blocks
 from tuner.ops.block_attention import BLOCK_ATTENTION, block_attention_forward, block_mask, can_use_block_attention
-from tuner.ops.block_plan import BlockPlan, plan_blocks, plan_causal, plan_full
+from tuner.ops.block_plan import BlockPlan, plan_blocks, plan_time
 
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -102,7 +102,7 @@ def test_any_mask(rows, window, size, step, groups, seed):
 @pytest.mark.parametrize("time", [1, 4, 11])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_all_see_all(small_blocks, time, batch):
-    attend(torch.ones(batch, 1, time, time, dtype=torch.bool), plan_full(time, torch.device("cpu")), 6, 3, 0)
+    attend(torch.ones(batch, 1, time, time, dtype=torch.bool), plan_time(time, causal=False), 6, 3, 0)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -126,7 +126,7 @@ def test_encoders(small_blocks, padded, compiled, monkeypatch):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_causal(small_blocks, time, batch):
     mask = causal(time).expand(batch, 1, time, time)
-    attend(mask, plan_causal(time, torch.device("cpu")), 6, 3, 0)
+    attend(mask, plan_time(time, causal=True), 6, 3, 0)
 
 
 def test_blocks_hold_one_conversation_each(small_blocks):
@@ -143,7 +143,7 @@ def test_few_sizes_are_computed_whatever_the_lengths():
     sizes = {
         (b.queries.stop - b.queries.start, b.keys.stop - b.keys.start)
         for n in range(1, 300)
-        for b in plan_causal(n, torch.device("cpu")).blocks
+        for b in plan_time(n, causal=True).blocks
     }
     assert len(sizes) <= 3 * 5
 

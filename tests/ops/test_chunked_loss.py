@@ -73,16 +73,6 @@ def test_smoothed_labels_are_those_of_transformers():
     torch.testing.assert_close(found, wanted)
 
 
-def test_torch_func_takes_it():
-    torch.manual_seed(3)
-    hidden, weight, targets = torch.randn(5, 8), torch.randn(300, 8), torch.arange(5)
-    found = torch.func.grad(chunked_cross_entropy, argnums=(0, 1))(hidden, weight, targets)
-    wanted = torch.func.grad(lambda h, w: F.cross_entropy(h @ w.T, targets, reduction="sum"), argnums=(0, 1))(
-        hidden, weight
-    )
-    torch.testing.assert_close(found, wanted)
-
-
 def test_an_accelerator_gets_few_operations_and_is_never_waited_for(monkeypatch):
     """At 4,096 tokens and a vocabulary of 49,152, forwards and backwards, in the slices of an accelerator."""
     of_device = losses.slice_rows

@@ -142,7 +142,7 @@ def test_a_schedule_acts_on_every_group():
 @pytest.mark.parametrize("kind", [0, 1])
 def test_groups_of_one_kind_alone(kind):
     weight = nn.Parameter(torch.ones(4, 4))
-    optimizer = MuonWithAdamW([{"params": [weight], "use_muon": bool(kind)}], LR)
+    optimizer = MuonWithAdamW([{"params": [weight], "use_muon": bool(kind)}], LR, BETAS, EPS, DECAY)
     weight.grad = torch.eye(4)
     optimizer.step()
     assert not torch.equal(weight, torch.ones(4, 4)) and len(optimizer.state) == 1
@@ -169,18 +169,6 @@ def test_a_parameter_without_a_gradient_stays():
     assert_same(model, now)
     for number, state in optimizer.state_dict()["state"].items():
         assert all(torch.equal(torch.as_tensor(state[k]), torch.as_tensor(states[number][k])) for k in state)
-
-
-def test_a_closure_makes_gradients():
-    weight = nn.Parameter(torch.ones(4, 4))
-    optimizer = MuonWithAdamW([{"params": [weight], "use_muon": True}], LR)
-
-    def closure():
-        loss = weight.square().sum()
-        loss.backward()
-        return loss
-
-    assert float(optimizer.step(closure)) == 16
 
 
 # ---- checkpoints ----
@@ -319,7 +307,7 @@ def test_matrices_of_blocks_are_for_muon_and_embeddings_heads_norms_and_biases_a
         elif parameter.dim() == 3:
             assert (uses_muon, decay) == (False, DECAY), "Muon takes matrices alone"
     assert {"embedding", "matrix", "weight"} <= seen
-    MuonWithAdamW(muon_groups(model, DECAY), LR)  # which takes them
+    together(model)  # which takes them
 
 
 def test_a_tied_head_is_no_matrix_of_muon():

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuner.optim.rounding import compress, expand, join, round_stochastically, split
+from tuner.optim.split_adamw import compress, expand, join, round_stochastically, split
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False, max_value=2.0**127, min_value=-(2.0**127))
 

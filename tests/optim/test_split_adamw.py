@@ -11,8 +11,7 @@ from transformers import TrainingArguments
 
 from tests.recipes import ROOT, environment, equal
 from tuner.optim import split_adamw
-from tuner.optim.rounding import join
-from tuner.optim.split_adamw import SplitAdamW, halve_parameters, own_optimizer
+from tuner.optim.split_adamw import SplitAdamW, halve_parameters, join, own_optimizer
 
 
 def train(optimizer, parameter, steps, seed=0):

@@ -11,13 +11,13 @@ import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from tests.model.helpers import SHAPE, tiny_decoder
 from tests.train.zoo import FAMILIES, build, compared, probed
-from tuner.model import TunerEncoderConfig, TunerEncoderModel
+from tuner.model import TunerEncoderConfig, TunerEncoderForMaskedLM
 from tuner.train.probe import probe
 
 PRECISIONS = [None, torch.bfloat16]
@@ -92,11 +92,10 @@ def test_learned_prompts_pack_nothing(kind):
     assert not found.packing and found.padding and found.chunked_loss, found
 
 
-def test_an_encoder_has_its_mask():
-    model = TunerEncoderModel._from_config(TunerEncoderConfig(**SHAPE), attn_implementation="sdpa")
-    assert not probe(model, causal=True).padding
-    found = probe(model, causal=False)
-    assert found.padding and not found.packing and not found.chunked_loss
+def test_tokens_that_see_later_ones_need_a_mask():
+    config = TunerEncoderConfig(**SHAPE)
+    found = probe(TunerEncoderForMaskedLM._from_config(config, attn_implementation="sdpa"))
+    assert not found.padding and not found.packing and not found.chunked_loss
 
 
 def one_row_only(
@@ -112,14 +111,21 @@ def test_an_attention_that_fails_for_two_rows(autocast, monkeypatch):
     monkeypatch.setitem(AttentionMaskInterface._global_mapping, "one_row_only", sdpa_mask)
     found = probe(tiny_decoder("one_row_only"), autocast=autocast)
     assert not found.packing and found.padding and found.chunked_loss
+    assert found.why["packing"].startswith("relative difference ")
     assert found.say() == [
-        "TunerDecoderForCausalLM with one_row_only attention does not keep the sequences of one row apart (relative "
-        f"difference {found.differences['packing']:.1g}): each sequence has a row of its own."
+        "TunerDecoderForCausalLM with one_row_only attention does not keep the sequences of one row apart "
+        f"({found.why['packing']}): each sequence has a row of its own."
     ]
 
 
-class Strange(nn.Module):
+class Strange(PreTrainedModel):
     """Has next to nothing of what a model of transformers has."""
+
+    config_class = PreTrainedConfig
+
+    def __init__(self):
+        super().__init__(PreTrainedConfig())
+        self.only = nn.Linear(1, 1)
 
     def forward(self, **inputs: Any) -> Any:
         raise ValueError("Bad day.\nTrace follows.")

@@ -14,7 +14,7 @@ from tuner.config.recipes import arguments_of, find_recipe
 from tuner.errors import ModelError, one_line
 from tuner.loading.checkpoints import overrides
 from tuner.loading.electra import GeneratorAndDiscriminator
-from tuner.loading.models import configuration_of
+from tuner.loading.models import CLASSES, fields_of
 from tuner.model import PRESETS
 from tuner.objectives.registry import PRETRAINING
 
@@ -64,9 +64,9 @@ def read_training(path: Path) -> Training:
 def _new_config(args: Any, objective: str) -> PreTrainedConfig:
     shape: dict[str, Any] = {**PRESETS[args.preset or "tiny"], **overrides(args.config_overrides or "")}
     shape["vocab_size"] = args.vocab_size or shape["vocab_size"]
-    kind, chosen = configuration_of(PRETRAINING[objective].model, shape)
+    kind = PRETRAINING[objective].model
     try:
-        return kind(**chosen)
+        return CLASSES[kind].config_class(**fields_of(kind, shape))
     except (ValueError, StrictDataclassError) as error:
         raise ModelError(f"No model has this shape: {one_line(error)}") from error
 

@@ -33,9 +33,8 @@ class GeneratorAndDiscriminator(TunerPreTrainedModel):
 
     def __init__(self, config: TunerEncoderConfig, shallow: bool = False):
         super().__init__(config)
-        smaller = _fewer_blocks(config) if shallow else _narrower(config)
         self.discriminator = TunerEncoderForReplacedTokenDetection(config)
-        whole = {**config.to_dict(), **smaller, "tie_word_embeddings": True}
+        whole = {**config.to_dict(), **_smaller(config, shallow), "tie_word_embeddings": True}
         self.generator = TunerEncoderForMaskedLM(type(config)(**whole))
         self.post_init()
 
@@ -47,7 +46,10 @@ class GeneratorAndDiscriminator(TunerPreTrainedModel):
         return self.discriminator(*args, **kwargs)
 
 
-def _narrower(config: TunerEncoderConfig) -> dict[str, Any]:
+def _smaller(config: TunerEncoderConfig, shallow: bool) -> dict[str, Any]:
+    if shallow:
+        count = max(config.num_hidden_layers // SHARE, 1)
+        return {"num_hidden_layers": count, "layer_types": config.layer_types and config.layer_types[:count]}
     heads = max(config.num_attention_heads // SHARE, 1)
     return {
         "hidden_size": config.hidden_size // config.num_attention_heads * heads,
@@ -57,8 +59,3 @@ def _narrower(config: TunerEncoderConfig) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": 1,
     }
-
-
-def _fewer_blocks(config: TunerEncoderConfig) -> dict[str, Any]:
-    count = max(config.num_hidden_layers // SHARE, 1)
-    return {"num_hidden_layers": count, "layer_types": config.layer_types and config.layer_types[:count]}

@@ -15,7 +15,6 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
     AutoModelForSeq2SeqLM,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -37,34 +36,30 @@ from tuner.loading.checkpoints import (
 )
 from tuner.loading.electra import GeneratorAndDiscriminator
 from tuner.model import (
-    TunerDecoderConfig,
     TunerDecoderForCausalLM,
-    TunerEncoderConfig,
     TunerEncoderForMaskedLM,
     TunerEncoderForPreTraining,
     TunerEncoderForReplacedTokenDetection,
     TunerEncoderModel,
     TunerPreTrainedModel,
-    TunerSeq2SeqConfig,
     TunerSeq2SeqForConditionalGeneration,
 )
 from tuner.ops.block_attention import BLOCK_ATTENTION, can_use_block_attention
-from tuner.ops.plain import use_plain_ops
 from tuner.optim.split_adamw import halve_parameters
 
-# What each kind of model is: our class, and the Auto class that finds a checkpoint for it.
-CLASSES: dict[str, tuple[type[TunerPreTrainedModel], Any]] = {
-    "masked": (TunerEncoderForMaskedLM, AutoModelForMaskedLM),
-    "pretraining": (TunerEncoderForPreTraining, AutoModelForPreTraining),
-    "electra": (GeneratorAndDiscriminator, AutoModel),
-    "encoder": (TunerEncoderModel, AutoModel),
-    "seq2seq": (TunerSeq2SeqForConditionalGeneration, AutoModelForSeq2SeqLM),
+# Our class of each kind of model.
+CLASSES: dict[str, type[TunerPreTrainedModel]] = {
+    "decoder": TunerDecoderForCausalLM,
+    "masked": TunerEncoderForMaskedLM,
+    "pretraining": TunerEncoderForPreTraining,
+    "electra": GeneratorAndDiscriminator,
+    "encoder": TunerEncoderModel,
+    "seq2seq": TunerSeq2SeqForConditionalGeneration,
 }
 # Kinds whose loss keeps experts in balance.
 BALANCED = ("decoder", "masked", "pretraining")
-# What loads an encoder's checkpoint, by the end of its architecture's name.
-ENCODERS = {
-    "Model": AutoModel,
+# What loads a checkpoint with its heads, by the end of its architecture's name; of any other, the encoder is taken.
+LOADERS = {
     "ForMaskedLM": AutoModelForMaskedLM,
     "ForPreTraining": AutoModelForPreTraining,
     "ForReplacedTokenDetection": TunerEncoderForReplacedTokenDetection,
@@ -72,7 +67,7 @@ ENCODERS = {
 
 
 def build_model(args: RecipeArguments, kind: str, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, str]:
-    """A model of a kind ("decoder", or a key of `CLASSES`), new ones drawn from the seed alone, ready to be trained.
+    """A model of a kind (a key of `CLASSES`), new ones drawn from the seed alone, ready to be trained.
 
     Returns:
         The model, and a sentence about what of it is new beside a checkpoint's weights, or nothing.
@@ -88,8 +83,8 @@ def build_model(args: RecipeArguments, kind: str, tokenizer: PreTrainedTokenizer
     if not args.model_name_or_path:
         set_seed(args.seed)
         fields = new_shape(args.preset or "tiny", tokenizer, args.max_length, args.dropout, args.config_overrides)
-        class_ = TunerDecoderForCausalLM if kind == "decoder" else CLASSES[kind][0]
-        model = new_model(class_, *configuration_of(kind, fields), args.attn_implementation)
+        class_ = CLASSES[kind]
+        model = new_model(class_, class_.config_class, fields_of(kind, fields), args.attn_implementation)
     elif kind == "decoder":
         options = {**_source(args), "attn_implementation": args.attn_implementation}
         model = pretrained_decoder(args.model_name_or_path, tokenizer, args.own_model, **options)
@@ -116,25 +111,32 @@ def prepare_model(args: RecipeArguments, model: PreTrainedModel) -> PreTrainedMo
     return model
 
 
-def configuration_of(kind: str, fields: dict[str, Any]) -> tuple[type[PreTrainedConfig], dict[str, Any]]:
-    """The configuration of a new model of a kind, and its fields, from those of one stack."""
-    if kind == "decoder":
-        return TunerDecoderConfig, fields
+def use_plain_ops(model: PreTrainedModel) -> None:
+    """Have a model computed by torch and transformers alone: SDPA for attention by blocks, and in our own models norm,
+    gate and rotation as autograd differentiates them. The loss is plain where the layout says so."""
+    for module in model.modules():
+        if hasattr(type(module), "recompute"):
+            module.recompute = False
+    if model.config._attn_implementation == BLOCK_ATTENTION:
+        model.set_attn_implementation("sdpa")
+
+
+def fields_of(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the configuration of a new model of a kind, from those of one stack."""
+    if kind == "pretraining":
+        return {**fields, "type_vocab_size": 2}
     if kind != "seq2seq":
-        return TunerEncoderConfig, {**fields, "type_vocab_size": 2 if kind == "pretraining" else 0}
+        return fields
     # Half of the blocks each, so that a preset's size stays what it says.
     half = {**fields, "num_hidden_layers": max(fields["num_hidden_layers"] // 2, 1)}
-    ids = {name: fields.get(name) for name in SPECIAL_IDS}
-    return TunerSeq2SeqConfig, {"encoder": half, "decoder": dict(half), **ids}
+    return {"encoder": half, "decoder": dict(half), **{name: fields.get(name) for name in SPECIAL_IDS}}
 
 
 def _from_checkpoint(
     args: ModelArguments, kind: str, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedModel, str]:
-    class_, auto = CLASSES[kind]
-    name = str(args.model_name_or_path)
-    source = _source(args)
-    loader = auto if kind == "seq2seq" else _loader_of(name, source) or auto
+    name, class_, source = str(args.model_name_or_path), CLASSES[kind], _source(args)
+    loader = AutoModelForSeq2SeqLM if kind == "seq2seq" else _loader_of(name, source)
     attention = args.attn_implementation or "sdpa"
     checkpoint = load_pretrained(loader, name, torch.float32, attn_implementation=attention, **source)
     checkpoint = as_ours(checkpoint, name)
@@ -144,7 +146,8 @@ def _from_checkpoint(
     if not isinstance(checkpoint.config, class_.config_class):
         shape = class_.config_class.__name__.removesuffix("Config")
         raise ModelError(f"{name} is no {shape}, which this method trains.")
-    model, new = _with_new_parts(args, checkpoint, class_)
+    set_seed(args.seed)
+    model, new = _with_new_parts(checkpoint, class_)
     parts = ", ".join(dict.fromkeys(new))
     return model, f"{name} lacks parts of what is trained; these are new: {parts}." if new else ""
 
@@ -158,23 +161,21 @@ def _loader_of(name_or_path: str, source: dict[str, Any]) -> Any:
     try:
         names = AutoConfig.from_pretrained(path, **source, **how).architectures or []
     except (OSError, ValueError):
-        return None  # loading it says what is wrong
-    return next((loader for end, loader in ENCODERS.items() for name in names if name.endswith(end)), None)
+        names = []  # loading it says what is wrong
+    return next((loader for end, loader in LOADERS.items() for name in names if name.endswith(end)), AutoModel)
 
 
-def _with_new_parts(args: Any, checkpoint: Any, kind: Any) -> tuple[PreTrainedModel, list[str]]:
+def _with_new_parts(checkpoint: Any, kind: Any) -> tuple[PreTrainedModel, list[str]]:
     """A model with a checkpoint's weights in it, and which parts are new; a generator begins as its first blocks."""
-    set_seed(args.seed)
     config = copy.deepcopy(checkpoint.config)
     if kind is TunerEncoderForPreTraining:
         config.type_vocab_size = max(config.type_vocab_size, 2)
-    how = {"attn_implementation": config._attn_implementation}
-    if kind is not GeneratorAndDiscriminator:
-        model = kind._from_config(config, **how)
+    shallow = {"shallow": True} if kind is GeneratorAndDiscriminator else {}
+    model = kind._from_config(config, attn_implementation=config._attn_implementation, **shallow)
+    if not shallow:
         return model, _take(model, checkpoint)
-    pair = kind._from_config(config, shallow=True, **how)
-    generator = [f"generator.{name}" for name in _take(pair.generator, checkpoint)]
-    return pair, [*_take(pair.discriminator, checkpoint), *generator]
+    generator = [f"generator.{name}" for name in _take(model.generator, checkpoint)]
+    return model, [*_take(model.discriminator, checkpoint), *generator]
 
 
 def _take(target: Any, checkpoint: Any) -> list[str]:
@@ -183,13 +184,10 @@ def _take(target: Any, checkpoint: Any) -> list[str]:
     Returns:
         The parts of `target` that it lacks.
     """
-    new = []
+    prefix = ""
     if not isinstance(checkpoint, type(target)) and not isinstance(target, type(checkpoint)):
-        if hasattr(target, "model"):
-            new = [name for name, _ in target.named_children() if name != "model"]
-            target = target.model
-        checkpoint = getattr(checkpoint, "model", checkpoint)
-    state = checkpoint.state_dict()
+        checkpoint, prefix = getattr(checkpoint, "model", checkpoint), "model." if hasattr(target, "model") else ""
+    state, new = {prefix + name: value for name, value in checkpoint.state_dict().items()}, []
     for name, own in target.state_dict().items():
         if name in state and own.dim() == 2 and len(state[name]) < len(own):  # a table with too few rows: those it has
             new.append(f"{len(own) - len(state[name])} of {name.removeprefix('model.').removesuffix('.weight')}")

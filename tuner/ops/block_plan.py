@@ -7,7 +7,7 @@ mask, one conversation's under a packed one, a window's under a sliding one, a r
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -18,6 +18,8 @@ QUERIES = 192
 # Sizes are rounded up to a multiple of this. For every new size a CPU's kernels are compiled anew, a millisecond each,
 # and kept, most of a MiB each: conversations of every length would fill the memory with code.
 STEP = 64
+# In reach of every dtype, and not -inf: padding may see nothing at all.
+HIDDEN = torch.finfo(torch.float16).min
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,11 @@ class Block:
     """Some queries and the keys they meet.
 
     Attributes:
-        rows: rows of the batch that this holds for.
+        rows: of the batch.
         queries, keys: their tokens, each rounded up in number; outside `keys` no query of the block sees anything.
         count: the queries that are the block's own; the others are the next block's, or none.
         edge: every query sees every key of the block before this one, counted within the block.
-        hidden: `(queries, keys from the edge on)`, True where a query does not see a key.
+        bias: `(queries, 1, keys from the edge on)`, what is added to scores: `HIDDEN` where a query does not see a key.
     """
 
     rows: slice
@@ -37,39 +39,25 @@ class Block:
     keys: slice
     count: int
     edge: int
-    hidden: torch.Tensor
+    bias: torch.Tensor
 
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """What a batch's mask leaves to compute, and the mask as SDPA takes it (None: everything, or what is causal)."""
+    """What a batch's mask leaves to compute, and the mask as SDPA takes it."""
 
     blocks: list[Block]
     mask: torch.Tensor | None
-    _biases: dict[torch.dtype, list[torch.Tensor]] = field(default_factory=dict)
-
-    def with_biases(self, dtype: torch.dtype) -> Iterator[tuple[Block, torch.Tensor]]:
-        """Each block and what is added to its scores `(queries, groups, keys from the edge on)`. Every layer asks for
-        the same, so it is made once. The smallest number and not -inf: padding may see nothing at all."""
-        if dtype not in self._biases:
-            least = torch.finfo(dtype).min
-            self._biases[dtype] = [
-                torch.zeros(b.hidden.shape, dtype=dtype, device=b.hidden.device).masked_fill_(b.hidden, least)[:, None]
-                for b in self.blocks
-            ]
-        return zip(self.blocks, self._biases[dtype], strict=True)
 
 
-def plan_causal(time: int, device: torch.device) -> BlockPlan:
-    """The plan of plain causal attention over `time` tokens."""
-    triangle = torch.ones(QUERIES, QUERIES, dtype=torch.bool, device=device).triu(1)
-    return BlockPlan([_block(slice(None), a, b, 0, a, triangle[: b - a, : b - a]) for a, b in _cut([0, time])], None)
-
-
-def plan_full(time: int, device: torch.device) -> BlockPlan:
-    """The plan of `time` tokens that all see all."""
-    none = torch.zeros(QUERIES, 0, dtype=torch.bool, device=device)
-    return BlockPlan([_block(slice(None), a, b, 0, time, none[: b - a]) for a, b in _cut([0, time])], None)
+def plan_time(time: int, causal: bool, device: torch.device | str = "cpu") -> BlockPlan:
+    """The plan of `time` tokens that each see all, or, `causal`, all up to itself."""
+    blocks = []
+    for start, stop in _cut([0, time]):
+        size = stop - start
+        hidden = torch.ones(size, size if causal else 0, dtype=torch.bool, device=device).triu(1)
+        blocks.append(_block(slice(None), start, stop, 0, start if causal else time, hidden))
+    return BlockPlan(blocks, None)
 
 
 def plan_blocks(mask: torch.Tensor) -> BlockPlan:
@@ -97,7 +85,8 @@ def plan_blocks(mask: torch.Tensor) -> BlockPlan:
 def _block(rows: slice, start: int, stop: int, first_key: int, edge: int, hidden: torch.Tensor) -> Block:
     queries, keys = (-(-size // STEP) * STEP for size in (stop - start, edge + hidden.shape[1]))
     hidden = nn.functional.pad(hidden, (0, keys - edge - hidden.shape[1], 0, queries - len(hidden)), value=True)
-    return Block(rows, slice(start, start + queries), slice(first_key, first_key + keys), stop - start, edge, hidden)
+    bias = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, HIDDEN)[:, None]
+    return Block(rows, slice(start, start + queries), slice(first_key, first_key + keys), stop - start, edge, bias)
 
 
 def _cut(bounds: list[int]) -> Iterator[tuple[int, int]]:

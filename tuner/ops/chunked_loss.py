@@ -1,10 +1,9 @@
 """Losses that never hold a (tokens x vocabulary) matrix.
 
-The cross-entropy of a language model needs, of its logits, two numbers a token: the target's, and the log of the sum of
-exponentials. Here the head runs only where there is a label, and over a slice of the vocabulary at a time: the forward
-pass keeps that sum, the backward pass makes the slice's logits again and from them its gradient (Wijmans et al. 2024,
-https://arxiv.org/abs/2411.09009). What is kept is one number a token, and each row of the head's gradient is written
-once, where going by slices of tokens would add to all of it every time.
+Cross-entropy needs two numbers of a token's logits: the target's, and the log of the sum of exponentials. Here the head
+runs over a slice of the vocabulary at a time: the forward pass keeps that sum, the backward pass makes the slice's
+logits again and from them its gradient (Wijmans et al. 2024, https://arxiv.org/abs/2411.09009). Slices of tokens would
+add to all of the head's gradient every time; here each of its rows is written once.
 """
 
 from __future__ import annotations
@@ -20,13 +19,14 @@ from torch.nn import functional as F
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
+        ctx: Any,
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         z_loss: float,
         smoothing: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> torch.Tensor:
         log_sum = torch.full(targets.shape, -torch.inf, device=hidden.device)
         wanted, everything = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
         for _, logits, inside, column in _slices(hidden, weight, bias, targets):
@@ -34,25 +34,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if smoothing:
                 everything += logits.sum(dim=-1)
             log_sum = torch.logaddexp(log_sum, logits.logsumexp(dim=-1))
+        ctx.save_for_backward(hidden, weight, bias, targets, log_sum)
+        ctx.z_loss, ctx.smoothing = z_loss, smoothing
         if smoothing:
             wanted = torch.lerp(wanted, everything / len(weight), smoothing)
         losses = log_sum - wanted
-        return (losses + z_loss * log_sum.square() if z_loss else losses), log_sum
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-        *tensors, ctx.z_loss, ctx.smoothing = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*tensors, output[1])
+        return losses + z_loss * log_sum.square() if z_loss else losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, targets, log_sum = ctx.saved_tensors
         need_hidden, need_weight, need_bias, *_ = ctx.needs_input_grad
         hidden_grad = torch.zeros_like(hidden, dtype=torch.float32) if need_hidden else None
         weight_grad = torch.empty_like(weight) if need_weight else None
-        bias_grad = torch.empty_like(bias) if need_bias and bias is not None else None
+        bias_grad = torch.empty_like(bias) if need_bias else None
         scale = scale[:, None]
         scaled = hidden * scale.to(hidden.dtype)
         for rows, logits, inside, column in _slices(hidden, weight, bias, targets):
@@ -127,8 +123,7 @@ def chunked_cross_entropy(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     cast = None if bias is None else bias.to(dtype)
     with torch.autocast(device, enabled=False):
-        options = (z_loss, label_smoothing)
-        losses, _ = _ChunkedCrossEntropy.apply(hidden.to(dtype), weight.to(dtype), cast, targets, *options)
+        losses = _ChunkedCrossEntropy.apply(hidden.to(dtype), weight.to(dtype), cast, targets, z_loss, label_smoothing)
     return losses.sum() if reduction == "sum" else losses
 
 

@@ -52,15 +52,13 @@ def check_training(training: TrainingArguments) -> None:
         backend = training.torch_compile_backend
         if backend not in known:
             raise ArgumentError(f"--torch_compile_backend {backend}: not here.{nearest(str(backend), known)}")
-    check_optimizer(training)
-    check_schedule(training)
+    _check_optimizer(training)
+    _check_schedule(training)
 
 
-def check_optimizer(training: TrainingArguments) -> None:
-    """Build the optimizer over one small matrix; an `ArgumentError` where there is none, or it refuses its options."""
+def _check_optimizer(training: TrainingArguments) -> None:
+    """Build the optimizer over one small matrix."""
     model: Any = nn.Linear(8, 8)
-    shown = f"--optim {getattr(training.optim, 'value', training.optim)}"
-    shown += f" --optim_args {training.optim_args}" if training.optim_args else ""
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
         given = [options.pop(name) for name in ("params", "model", "optimizer_dict") if name in options]
@@ -71,23 +69,19 @@ def check_optimizer(training: TrainingArguments) -> None:
     except Exception as error:  # each optimizer has its own way to refuse
         if training.optim_target_modules and isinstance(error, ValueError):
             return  # the names of modules, which only the model has
+        shown = f"--optim {getattr(training.optim, 'value', training.optim)}"
+        shown += f" --optim_args {training.optim_args}" if training.optim_args else ""
         raise ArgumentError(f"{shown}: {one_line(error)}") from error
 
 
-def check_schedule(training: TrainingArguments) -> None:
-    """Build the learning rate's schedule, and look at its beginning and end; an `ArgumentError` where it refuses its
-    options, or a rate is no number."""
+def _check_schedule(training: TrainingArguments) -> None:
+    """Build the learning rate's schedule, and look at its beginning, middle and end."""
     steps = training.max_steps if training.max_steps > 0 else max(TRIED_STEPS, 2 * math.ceil(training.warmup_steps))
     name = getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
     try:
-        schedule = get_scheduler(
-            name,
-            optimizer=optimizer,
-            num_warmup_steps=training.get_warmup_steps(steps),
-            num_training_steps=steps,
-            scheduler_specific_kwargs=schedule_kwargs(training, steps),
-        )
+        warmup, options = training.get_warmup_steps(steps), schedule_kwargs(training, steps)
+        schedule = get_scheduler(name, optimizer, warmup, steps, options)
         rates = [rate(step) for rate in getattr(schedule, "lr_lambdas", []) for step in (0, 1, steps // 2, steps)]
         if not all(map(math.isfinite, rates)):
             raise ValueError("the learning rate is no number.")
@@ -101,5 +95,5 @@ def schedule_kwargs(training: TrainingArguments, steps: int) -> dict[str, Any]:
     """`--lr_scheduler_kwargs`, with the steps that `warmup_stable_decay` decays in where they are not given."""
     given: dict[str, Any] = training.lr_scheduler_kwargs or {}
     if training.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
-        return {"num_decay_steps": round(DECAY * steps), **given}
+        given = {"num_decay_steps": round(DECAY * steps), **given}
     return given

@@ -1,14 +1,13 @@
 """Muon for the matrices of the blocks, AdamW for everything else, as one optimizer.
 
 Muon makes a matrix's momentum orthogonal before it steps (Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon/).
-Embeddings, heads, norms and biases stay with AdamW, as there. The step of a matrix is scaled to the size of AdamW's
-(Liu et al. 2025, https://arxiv.org/abs/2502.16982), so that one learning rate and one schedule serve both.
+https://kellerjordan.github.io/posts/muon/); embeddings, heads, norms and biases stay with AdamW, as there. A matrix's
+step is scaled to the size of AdamW's (Liu et al. 2025, https://arxiv.org/abs/2502.16982): one learning rate and one
+schedule serve both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -21,56 +20,36 @@ from tuner.hardware import has_fast_bf16
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """`torch.optim.Muon` and `torch.optim.AdamW` side by side.
+    """`torch.optim.Muon` and `torch.optim.AdamW` side by side, over one list of groups and one state.
 
     Args:
-        params: groups; those with `use_muon` true hold matrices.
-        lr: of both.
-        betas, eps, weight_decay: AdamW's; Muon takes the decay too.
-        momentum: Muon's.
+        params: groups, each with `use_muon`: true for matrices that Muon steps.
+        lr, weight_decay: of both.
+        betas, eps: AdamW's.
     """
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        weight_decay: float = 0.1,
-        momentum: float = 0.95,
-    ):
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
-        self._parts: list[torch.optim.Optimizer] = []
-        if matrices := [group for group in self.param_groups if group.get("use_muon")]:
-            self._parts.append(torch.optim.Muon(matrices, lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw"))
-        if others := [group for group in self.param_groups if not group.get("use_muon")]:
-            self._parts.append(torch.optim.AdamW(others, lr, betas, eps, weight_decay, fused=True))
-        # One set of groups and one state: schedules write to the groups, checkpoints read both.
-        self.param_groups = [group for part in self._parts for group in part.param_groups]
-        self._share()
+        self._parts: dict[bool, torch.optim.Optimizer] = {}
+        if matrices := self._groups(True):
+            self._parts[True] = torch.optim.Muon(matrices, lr, weight_decay, adjust_lr_fn="match_rms_adamw")
+        if others := self._groups(False):
+            self._parts[False] = torch.optim.AdamW(others, lr, betas, eps, weight_decay, fused=True)
+        self.param_groups = [group for part in self._parts.values() for group in part.param_groups]
+
+    def _groups(self, use_muon: bool) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if group["use_muon"] == use_muon]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of both."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for part in self._parts:
-            with _float32() if _is_slow(part) else nullcontext():
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of both; takes no closure."""
+        for is_muon, part in self._parts.items():
+            # Shared anew each time: loading a checkpoint puts other groups and another state in place.
+            part.param_groups, part.state = self._groups(is_muon), self.state
+            device = part.param_groups[0]["params"][0].device.type
+            # Where bfloat16 is imitated it is 20 times slower or more, on a CPU.
+            with _float32() if is_muon and not has_fast_bf16(device) else nullcontext():
                 part.step()
-        return loss
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch does; the parts then share what was loaded."""
-        super().load_state_dict(state_dict)
-        self._share()
-
-    def _share(self) -> None:
-        groups = iter(self.param_groups)
-        for part in self._parts:
-            part.param_groups = [next(groups) for _ in part.param_groups]
-            part.state = self.state
 
 
 class _float32(TorchFunctionMode):
@@ -78,12 +57,6 @@ class _float32(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return args[0].float() if func is torch.Tensor.bfloat16 else func(*args, **(kwargs or {}))
-
-
-def _is_slow(part: torch.optim.Optimizer) -> bool:
-    """Whether it is Muon on hardware that only imitates bfloat16, 20 times slower or more on a CPU."""
-    device = part.param_groups[0]["params"][0].device.type
-    return isinstance(part, torch.optim.Muon) and not has_fast_bf16(device)
 
 
 def muon_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

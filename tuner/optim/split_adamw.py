@@ -1,11 +1,10 @@
 """AdamW over bfloat16 weights that still shows small steps.
 
 bfloat16 keeps 8 significant bits of a weight, and most steps of fine-tuning are smaller than the last of them. Here the
-optimizer holds the next 8, and an update is made on both together in float32: master weights of 16 significant bits for
-one more byte, where mixed precision holds a second copy of four. The first moment takes one byte, with a scale for
-every 64 (as in Dettmers et al. 2022, https://arxiv.org/abs/2110.02861), the second is held in bfloat16. What is cut off
-is rounded stochastically, so that it counts in the mean: `beta2 = 0.999` changes the second moment by less than
-bfloat16 can show, and rounding to nearest would leave it as it is (Zamirai et al. 2020,
+optimizer holds the next 8 in one more byte, and updates both together in float32. The first moment takes one byte, with
+a scale for every 64 (as in Dettmers et al. 2022, https://arxiv.org/abs/2110.02861), the second is held in bfloat16.
+What is cut off is rounded stochastically, so that it counts in the mean: `beta2 = 0.999` changes the second moment by
+less than bfloat16 can show, and rounding to nearest would leave it as it is (Zamirai et al. 2020,
 https://arxiv.org/abs/2010.06192).
 
 In all 8 bytes a parameter, gradient included, where mixed precision over float32 weights takes 18.
@@ -14,7 +13,7 @@ In all 8 bytes a parameter, gradient included, where mixed precision over float3
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from torch import nn
 from transformers import TrainingArguments
 
 from tuner.optim.muon import MuonWithAdamW, muon_groups
-from tuner.optim.rounding import compress, expand, join, round_stochastically, split
 
 # Numbers of the first moment that share a scale; fewer where a parameter's size is no multiple.
 BLOCK = 64
@@ -45,13 +43,11 @@ class SplitAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.01,
     ):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        parameters = self._parameters()
-        for parameter in parameters:
-            if parameter.dtype != torch.bfloat16:
-                raise ValueError(f"SplitAdamW takes bfloat16 parameters, not {parameter.dtype}.")
         # Made now and not at the first step: among what a step leaves free they would lie scattered, and the next step
         # would find no room between them.
-        for parameter in parameters:
+        for parameter in self._parameters():
+            if parameter.dtype != torch.bfloat16:
+                raise ValueError(f"SplitAdamW takes bfloat16 parameters, not {parameter.dtype}.")
             low = parameter.__dict__.pop("remainder", None)
             blocks = parameter.numel() // math.gcd(parameter.numel(), BLOCK)
             self.state[parameter] = {
@@ -62,11 +58,13 @@ class SplitAdamW(torch.optim.Optimizer):
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
 
+    def _parameters(self) -> list[torch.Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update. The random bits that rounding takes follow from the number of the step alone: all processes of a
-        run must round alike, or their weights drift apart."""
-        loss = None if closure is None else closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update; takes no closure. The random bits that rounding takes follow from the number of the step alone:
+        all processes of a run must round alike, or their weights drift apart."""
         step = 1 + max(state["step"] for state in self.state.values())
         noise: dict[torch.device, torch.Tensor] = {}
         for group in self.param_groups:
@@ -77,7 +75,6 @@ class SplitAdamW(torch.optim.Optimizer):
                     size = (chunk_size(device.type),)
                     noise[device] = torch.randint(2**16, size, dtype=torch.int32, device=device, generator=generator)
                 self._update(bucket, group, noise[device])
-        return loss
 
     def _buckets(self, parameters: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
         """Those with a gradient, small neighbours together: one launch of each operation for them all."""
@@ -99,18 +96,18 @@ class SplitAdamW(torch.optim.Optimizer):
 
     def _update(self, bucket: list[torch.Tensor], group: dict[str, Any], noise: torch.Tensor) -> None:
         states = [self.state[parameter] for parameter in bucket]
-        step = states[0]["step"] + 1
+        for state in states:
+            state["step"] += 1
+        step = states[0]["step"]
         beta1, beta2 = group["betas"]
         step_size = group["lr"] / (1 - beta1**step)
         correction = (1 - beta2**step) ** 0.5
-        held = [[p.detach().view(-1) for p in bucket]]
-        held += [[state[name].view(-1) for state in states] for name in ("low", "exp_avg", "exp_avg_sq")]
-        held += [[state["exp_avg_scale"].view(-1) for state in states]]
+        kept = [[state[name] for state in states] for name in ("low", "exp_avg", "exp_avg_sq", "exp_avg_scale")]
+        held = [[t.detach().view(-1) for t in tensors] for tensors in (bucket, *kept)]
         joined = [torch.cat(parts) if len(bucket) > 1 else parts[0] for parts in held]
-        grads = [p.grad.reshape(-1) for p in bucket if p.grad is not None]
-        gradients = torch.cat(grads) if len(bucket) > 1 else grads[0]
-        block = len(gradients) // len(joined[-1])
-        cuts = [t.split(len(noise) // (block if t is joined[-1] else 1)) for t in (*joined, gradients)]
+        gradients = torch.cat([p.grad.reshape(-1) for p in bucket if p.grad is not None])
+        blocks = len(noise) * len(joined[-1]) // len(gradients)
+        cuts = [t.split(blocks if t is joined[-1] else len(noise)) for t in (*joined, gradients)]
         for high, low, first, second, scale, part in zip(*cuts, strict=True):
             gradient, scale = part.float(), scale.unsqueeze(1)
             mean = expand(first, scale).lerp_(gradient, 1 - beta1)
@@ -121,14 +118,9 @@ class SplitAdamW(torch.optim.Optimizer):
             compress(mean, first, scale, bits)
             second.copy_(round_stochastically(square, bits))
             split(weight, high, low, bits)
-        for state in states:
-            state["step"] = step
         if len(bucket) > 1:
             for parts, whole in zip(held, joined, strict=True):
                 torch._foreach_copy_(parts, whole.split([len(part) for part in parts]))
-
-    def _parameters(self) -> list[torch.Tensor]:
-        return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch does, but leaves every state its dtype: torch casts them to their parameter's."""
@@ -145,12 +137,51 @@ def chunk_size(device: str) -> int:
     return 2**18 if device == "cpu" else 2**23
 
 
+def join(high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+    """The float32 that `high` (bfloat16) and `low` (int8, in units of 1/256 of its last bit) stand for together."""
+    return ((high.view(torch.int16).int() << 16) + (low.int() << 8)).view(torch.float32)
+
+
+def split(weight: torch.Tensor, high: torch.Tensor, low: torch.Tensor, noise: torch.Tensor | None = None) -> None:
+    """Write a float32 `weight` as its nearest bfloat16 `high` and the next 8 bits, `low` (int8): rounded to nearest, or
+    stochastically with `noise`, integers uniform in [0, 2^16)."""
+    bits = weight.view(torch.int32) + (0x80 if noise is None else noise & 0xFF)
+    upper = (bits + 0x8000) >> 16
+    high.view(torch.int16).copy_(upper)
+    low.copy_((bits - (upper << 16)) >> 8)
+
+
+def round_stochastically(value: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """A bfloat16 above or below `value`, with the odds that make the mean right; `noise` as in `split`."""
+    return ((value.view(torch.int32) + noise) >> 16).to(torch.int16).view(torch.bfloat16)
+
+
+def compress(values: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, noise: torch.Tensor) -> None:
+    """Write float32 `values` as `codes` (int8) in units of their block's largest, `scales` `(blocks, 1)`.
+
+    A code is the square root, so that small numbers beside a large one keep more digits: steps are 1.6 % of the largest
+    near it, 0.16 % at a hundredth of it. Roots are rounded stochastically; this is right in the mean to 2e-5 of the
+    largest.
+    """
+    blocks = values.view(len(scales), -1)
+    roots = blocks.abs()
+    scales.copy_(roots.amax(dim=1, keepdim=True))
+    roots.div_(scales.clamp(min=torch.finfo(torch.float32).tiny)).sqrt_().mul_(127)
+    roots.view(-1).add_(noise, alpha=2**-16)
+    codes.copy_(roots.floor_().copysign_(blocks).view(-1))
+
+
+def expand(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The float32 numbers that `compress` wrote, as a vector."""
+    roots = codes.float()
+    return roots.mul_(roots.abs()).view(len(scales), -1).mul_(scales / 127**2).view(-1)
+
+
 def halve_parameters(model: nn.Module) -> None:
     """Put a model's float32 parameters into bfloat16, in place; `SplitAdamW` finds the next bits beside them.
 
     Without them every weight would start exactly on bfloat16's grid, and steps below half its spacing would show
-    nowhere at first; with them they show in as many weights as they should. Buffers stay: rotary frequencies need
-    float32.
+    nowhere at first. Buffers stay: rotary frequencies need float32.
     """
     for parameter in model.parameters():
         if parameter.dtype == torch.float32:
@@ -164,17 +195,15 @@ def halve_parameters(model: nn.Module) -> None:
 def own_optimizer(
     args: TrainingArguments, model: nn.Module | None
 ) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
-    """The optimizer of ours that a run asks for, and what to build it with: `SplitAdamW` for bfloat16 weights,
-    `MuonWithAdamW` for `--optim muon`. None where it is one of transformers'."""
-    betas = (args.adam_beta1, args.adam_beta2)
-    chosen = {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
+    """The optimizer of ours that a run asks for, and what to build it with: `MuonWithAdamW` for `--optim muon`,
+    `SplitAdamW` for bfloat16 weights. None where it is one of transformers'."""
+    chosen = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     if model is None:
         return None
     if args.optim_args == "muon=true":
         groups = muon_groups(model, args.weight_decay)
         return MuonWithAdamW, {**chosen, "params": groups, "weight_decay": args.weight_decay}
-    if args.optim.startswith("adamw_torch"):
-        trained = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
-        # An adapter over frozen bfloat16 weights is itself in float32, and torch's AdamW is what it wants.
-        return (SplitAdamW, chosen) if trained == {torch.bfloat16} else None
-    return None
+    # An adapter over frozen bfloat16 weights is itself in float32, and torch's AdamW is what it wants.
+    trained = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    halved = args.optim.startswith("adamw_torch") and trained == {torch.bfloat16}
+    return (SplitAdamW, chosen) if halved else None

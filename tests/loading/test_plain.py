@@ -7,7 +7,7 @@ import torch
 
 from tests.model.helpers import scramble, tiny_decoder, token_ids
 from tests.model.test_shapes import encoder
-from tuner.ops.plain import use_plain_ops
+from tuner.loading.models import use_plain_ops
 
 
 def operations_of(output: torch.Tensor) -> set[str]:

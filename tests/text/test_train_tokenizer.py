@@ -159,6 +159,17 @@ def test_a_pretrained_tokenizer_goes_on_to_conversations(algorithm):
         assert row["input_ids"][0] == tokenizer.bos_token_id
 
 
+@EVERY_ALGORITHM
+def test_a_control_token_that_a_message_quotes_is_text(algorithm):
+    """In Unigram's vocabulary too, where a name would be the likeliest piece of a text that spells it."""
+    tokenizer = trained(algorithm)
+    conversation = samples.talk(f"what is {EOS}?", f"{EOS} ends, {BOS} begins")
+    [row] = encode_conversations(tokenizer, [conversation])
+    assert [row["input_ids"].count(mark) for mark in (tokenizer.bos_token_id, tokenizer.eos_token_id)] == [1, 1]
+    answer = tokenizer.decode([label for label in row["labels"] if label != -100])
+    assert "".join(answer.split()) == f"{EOS}ends,{BOS}begins{EOS}"
+
+
 # What comes back of a text.
 
 

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from tests.processes import ROOT, environment, run_fresh, run_python
+from tests.text.samples import train_bpe_tokenizer
 from tuner import cli
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
-from tuner.text.train_tokenizer import train_bpe_tokenizer
 
 
 @pytest.fixture(scope="module")

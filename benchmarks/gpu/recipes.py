@@ -36,7 +36,7 @@ def prepare(setting: Setting) -> Finding:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from tuner.data.sources import load_splits
-    from tuner.text.train_tokenizer import train_bpe_tokenizer
+    from tuner.text.train_tokenizer import train_tokenizer
 
     train, _ = load_splits("builtin:chitchat")
     short = [row["messages"] for row in train.select(range(1500)) if len(row["messages"]) < 12][:120]
@@ -44,7 +44,7 @@ def prepare(setting: Setting) -> Finding:
     (setting.work / "chats.jsonl").write_text("".join(lines), encoding="utf-8")
     prepare_rows(setting.work / "rows", 40 if setting.small else 800)
     texts = [turn["content"] for row in train.select(range(400 if setting.small else 2000)) for turn in row["messages"]]
-    tokenizer = train_bpe_tokenizer(texts, 512 if setting.small else 8192)
+    tokenizer = train_tokenizer(texts, "bpe", 512 if setting.small else 8192, "clm")
     marks = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     torch.manual_seed(42)
     model = LlamaForCausalLM(LlamaConfig(**setting.llama(**marks)))

@@ -11,10 +11,10 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaFo
 
 from tests.model.helpers import tiny_decoder
 from tests.processes import run_python
+from tests.text.samples import train_bpe_tokenizer
 from tuner.loading.checkpoints import resolve
 from tuner.loading.conversion import convert
 from tuner.text.chat import generation_prompt
-from tuner.text.train_tokenizer import train_bpe_tokenizer
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from tests.text.samples import train_bpe_tokenizer
 from tuner.corpus.reading import open_stream, set_aside
 from tuner.corpus.stream import TokenStream
 from tuner.data.sources import load_splits
 from tuner.data.tokens import token_blocks
 from tuner.errors import DataError
-from tuner.text.train_tokenizer import train_bpe_tokenizer
 
 TEXTS = [" ".join(f"word{(7 * n + i) % 90}" for i in range(n % 13)) for n in range(700)]
 

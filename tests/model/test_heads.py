@@ -20,8 +20,8 @@ from transformers import (
 
 import tuner.model
 from tests.model.test_shapes import SIZE, decoder, encoder, pair
+from tests.text.samples import train_bpe_tokenizer
 from tuner.model import TunerEncoderForReplacedTokenDetection
-from tuner.text.train_tokenizer import train_bpe_tokenizer
 
 CORPUS = ["the cat sat on the mat and the dog ran", "where is the cat now", "a dog and a cat are friends", "yes no"] * 5
 PUBLIC = (

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tuner.data.sources import load_splits
 from tuner.loading.checkpoints import resolve
 from tuner.text.load_tokenizer import load_pretrained_tokenizer
-from tuner.text.train_tokenizer import train_bpe_tokenizer
+from tuner.text.train_tokenizer import train_tokenizer
 
 Conversation = list[dict[str, str]]
 
@@ -30,6 +31,11 @@ def conversations(count: int = 200) -> list[Conversation]:
 def texts() -> list[str]:
     """What is said in them."""
     return [turn["content"] for conversation in conversations() for turn in conversation]
+
+
+def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """The tokenizer of a new decoder."""
+    return train_tokenizer(texts, "bpe", vocab_size, "clm")
 
 
 @cache

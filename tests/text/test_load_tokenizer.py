@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tests.text import samples
+from tests.text.samples import train_bpe_tokenizer
 from tuner.errors import ModelError
 from tuner.text.chat import CHATML_TEMPLATE, TUNER_TEMPLATE
 from tuner.text.load_tokenizer import (
@@ -17,7 +18,6 @@ from tuner.text.load_tokenizer import (
     load_pretrained_tokenizer,
     read_chat_template,
 )
-from tuner.text.train_tokenizer import train_bpe_tokenizer
 
 SMALLEST = 262  # 256 bytes, three special tokens, three roles
 

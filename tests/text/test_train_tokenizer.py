@@ -31,7 +31,6 @@ from tuner.text.train_tokenizer import (
     measure,
     train_tokenizer,
 )
-from tuner.text.word_cache import WordTokenizer, tokenize
 
 ALGORITHMS = get_args(Algorithm)
 EVERY_ALGORITHM = pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -81,6 +80,12 @@ def trained(algorithm, objective="clm", size=1000):
 def trained_on_little(algorithm, objective):
     """One for what does not depend on what was learned."""
     return train_tokenizer(english()[:400], algorithm, 1000, objective)
+
+
+def exact(tokenizer, texts):
+    """The share of texts that come back from their ids unchanged."""
+    ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return sum(back == text for back, text in zip(tokenizer.batch_decode(ids), texts, strict=True)) / len(texts)
 
 
 def state(tokenizer):
@@ -154,6 +159,17 @@ def test_a_pretrained_tokenizer_goes_on_to_conversations(algorithm):
         assert row["input_ids"][0] == tokenizer.bos_token_id
 
 
+@EVERY_ALGORITHM
+def test_a_control_token_that_a_message_quotes_is_text(algorithm):
+    """In Unigram's vocabulary too, where a name would be the likeliest piece of a text that spells it."""
+    tokenizer = trained(algorithm)
+    conversation = samples.talk(f"what is {EOS}?", f"{EOS} ends, {BOS} begins")
+    [row] = encode_conversations(tokenizer, [conversation])
+    assert [row["input_ids"].count(mark) for mark in (tokenizer.bos_token_id, tokenizer.eos_token_id)] == [1, 1]
+    answer = tokenizer.decode([label for label in row["labels"] if label != -100])
+    assert "".join(answer.split()) == f"{EOS}ends,{BOS}begins{EOS}"
+
+
 # What comes back of a text.
 
 
@@ -192,8 +208,7 @@ def test_a_text_that_spells_the_tokens_is_learned_as_text(algorithm):
 @LOSSLESS
 def test_other_scripts_come_back(algorithm):
     for texts in (chinese(), topics(), ["नमस्ते दुनिया", "שלום", "สวัสดีชาวโลก", "e\u0301 é ﬁ Ⅷ", "👩‍👩‍👧‍👦 🇫🇷"]):
-        figures = measure(trained(algorithm), texts)
-        assert (figures["exact"], figures["coverage"]) == (1, 1)
+        assert exact(trained(algorithm), texts) == measure(trained(algorithm), texts)["coverage"] == 1
 
 
 def test_unigram_spells_rare_characters_in_bytes():
@@ -212,7 +227,7 @@ def test_unigram_keeps_the_characters_that_are_frequent():
     assert len(tokenizer) == 1000
     assert 350 < len(counts) < 400
     assert tokenizer.tokenize("你好") in (["你好"], ["你", "好"])
-    assert measure(tokenizer, chinese())["exact"] == 1
+    assert exact(tokenizer, chinese()) == 1
 
 
 def test_wordpiece_is_berts():
@@ -252,20 +267,6 @@ def test_wordpiece_leaves_out_the_rarest_characters_where_room_is_short():
     assert len(short) == 300 and not set(rare) & short.get_vocab().keys()
     assert set(rare) <= ample.get_vocab().keys()
     assert 0.9995 <= measure(short, texts)["coverage"] < measure(ample, texts)["coverage"] == 1
-
-
-def test_wordpiece_lower_cases_when_asked():
-    tokenizer = train_tokenizer(english(), "wordpiece", 800, "mlm", lowercase=True)
-    assert tokenizer("HELLO There É")["input_ids"] == tokenizer("hello there é")["input_ids"]
-    cased = trained("wordpiece", "mlm")
-    assert cased("HELLO There")["input_ids"] != cased("hello there")["input_ids"]
-    assert not any(c.isupper() for token in tokenizer.get_vocab() for c in token if token not in BERT)
-
-
-@LOSSLESS
-def test_lower_casing_is_refused_where_text_comes_back(algorithm):
-    with pytest.raises(ModelError, match=f"Lower-casing is for wordpiece: {algorithm}"):
-        train_tokenizer(english(), algorithm, 800, "mlm", lowercase=True)
 
 
 @EVERY_ALGORITHM
@@ -386,8 +387,8 @@ def test_too_small_a_vocabulary_is_refused(algorithm, objective):
         train_tokenizer(texts, algorithm, least - 1, objective)
     tokenizer = train_tokenizer(texts, algorithm, least, objective)
     assert len(tokenizer) == least
-    figures = measure(tokenizer, texts)
-    assert figures["coverage"] > 0.99 and (figures["exact"] == 1 or algorithm == "wordpiece")
+    assert measure(tokenizer, texts)["coverage"] > 0.99
+    assert exact(tokenizer, texts) == 1 or algorithm == "wordpiece"
 
 
 @EVERY_ALGORITHM
@@ -397,13 +398,6 @@ def test_no_text_is_refused(algorithm, texts):
         train_tokenizer(texts, algorithm, 500, "mlm")
 
 
-def test_unknown_names_are_refused():
-    with pytest.raises(ModelError, match=r"--objective denoising is none of clm, mlm, .*Did you mean denoise\?"):
-        train_tokenizer(english(), "bpe", 500, "denoising")
-    with pytest.raises(ModelError, match="--train_tokenizer sentencepiece is none of bpe, wordpiece, unigram"):
-        train_tokenizer(english(), "sentencepiece", 500, "mlm")
-
-
 # Measuring.
 
 
@@ -411,12 +405,10 @@ def test_unknown_names_are_refused():
 def test_figures_are_those_of_one_text_at_a_time(algorithm):
     tokenizer = trained(algorithm, "mlm")
     texts = [*english(), *chinese()[:300], ""]
-    assert len(texts) > 2000  # three batches
     ids = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
     figures = measure(tokenizer, texts)
     assert figures["bytes_per_token"] == sum(len(t.encode()) for t in texts) / sum(map(len, ids))
-    assert figures["exact"] == sum(tokenizer.decode(i) == t for i, t in zip(ids, texts, strict=True)) / len(texts)
-    assert figures["exact"] == 1 if algorithm != "wordpiece" else 0 < figures["exact"] < 0.9
+    assert exact(tokenizer, texts) == 1 if algorithm != "wordpiece" else 0 < exact(tokenizer, texts) < 0.9
 
 
 def test_what_is_lost_to_the_unknown_is_counted_in_characters():
@@ -428,14 +420,8 @@ def test_what_is_lost_to_the_unknown_is_counted_in_characters():
 
 def test_a_loaded_tokenizer_is_measured():
     figures = measure(samples.smollm2(), english())
-    assert figures["exact"] == 1 and figures["coverage"] == 1
+    assert exact(samples.smollm2(), english()) == figures["coverage"] == 1
     assert figures["bytes_per_token"] > measure(trained("bpe"), english())["bytes_per_token"]
-
-
-@pytest.mark.parametrize("texts", [[], [""]], ids=str)
-def test_nothing_cannot_be_measured(texts):
-    with pytest.raises(DataError, match="There is nothing to measure"):
-        measure(trained("bpe"), texts)
 
 
 THAI = "ภาษาไทยไม่เว้นวรรคระหว่างคำ" * 12
@@ -449,9 +435,6 @@ def test_wordpiece_knows_scripts_without_spaces():
     found = measure(tokenizer, [THAI + rare[0] + THAI, KANA + rare[1] + KANA])
     assert found["coverage"] > 0.99
     assert coverage_warning(tokenizer, [THAI, KANA]) is None
-    ids, _ = tokenize(tokenizer, [THAI + " " + KANA, "words"])
-    rows = tokenizer([THAI + " " + KANA, "words"], add_special_tokens=False)["input_ids"]
-    assert ids.tolist() == rows[0] + rows[1] and WordTokenizer(tokenizer).words
 
 
 def test_a_tokenizer_that_does_not_know_the_texts_is_said():

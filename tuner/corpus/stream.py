@@ -16,8 +16,8 @@ import numpy as np
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from tuner.data.tokens import tokenize
 from tuner.errors import DataError
-from tuner.text.word_cache import missing_ends, tokenize
 
 # Documents that are tokenized at once.
 BATCH = 256
@@ -51,7 +51,7 @@ class TokenStream(IterableDataset[dict[str, Any]]):
         clean: Callable[[str], str | None] | None = None,
     ):
         self.documents, self.tokenizer, self.length = documents, tokenizer, length
-        self.head = [] if start is None else [start]
+        self.head = np.array([] if start is None else [start], np.int64)
         self.before, self.after = before, after
         self.clean = clean
         self._first, self._place = 0, (0, 0, 0)
@@ -68,19 +68,19 @@ class TokenStream(IterableDataset[dict[str, Any]]):
         self._place = (place["epoch"], place["documents"], place["tokens"])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        number, (begun, documents, used) = self._first, self._place
-        width = self.length - len(self.head)
-        waiting: deque[tuple[int, int, list[int]]] = deque()  # documents not all used: epoch, number, tokens
-        available = 0
-        for epoch, document, ids in self._tokenized(begun, documents):
-            waiting.append((epoch, document, ids))
-            available += len(ids)
-            while available - used >= width:
-                block = np.array(self.head + _take(waiting, used, width))
+        number, (begun, skipped, used) = self._first, self._place
+        waiting: deque[tuple[int, int, int]] = deque()  # documents not all used: epoch, number, tokens
+        tokens = np.zeros(0, np.int64)
+        width, taken = self.length - len(self.head), used
+        for epoch, document, ids in self._tokenized(begun, skipped):
+            waiting.append((epoch, document, len(ids)))
+            tokens = np.concatenate([tokens, np.array(ids[taken:], np.int64)])
+            taken = 0
+            while len(tokens) >= width:
+                block, tokens = np.concatenate([self.head, tokens[:width]]), tokens[width:]
                 used += width
-                while waiting and used >= len(waiting[0][2]):
-                    used -= len(waiting[0][2])
-                    available -= len(waiting.popleft()[2])
+                while waiting and used >= waiting[0][2]:
+                    used -= waiting.popleft()[2]
                 self._places.append((number + 1, (*(waiting[0][:2] if waiting else (epoch, document + 1)), used)))
                 yield {"input_ids": block, "row": number, "draw": number}
                 number += 1
@@ -91,32 +91,16 @@ class TokenStream(IterableDataset[dict[str, Any]]):
             number, found, passed = skipped, skipped, 0  # before a place there was something
             self.documents.set_epoch(epoch)
             for batch in self.documents.iter(batch_size=BATCH):
-                left = batch["text"][max(skipped - passed, 0) :]  # `skip` would keep the order of the files
+                texts = batch["text"][max(skipped - passed, 0) :]  # `skip` would keep the order of the files
                 passed += len(batch["text"])
-                texts = [text if self.clean is None else self.clean(text) for text in left]
-                kept = [text for text in texts if text]
-                ids, lengths = tokenize(self.tokenizer, kept)
-                encoded = iter(np.split(ids, np.cumsum(lengths)[:-1]))
-                missing = iter(missing_ends(self.tokenizer, kept, self.before, self.after))
+                if self.clean:
+                    texts = list(map(self.clean, texts))
+                rows = iter(tokenize(self.tokenizer, [text for text in texts if text], self.before, self.after))
                 for text in texts:
-                    tokens: list[Any] = []
-                    if text:
-                        first, last = next(missing).tolist()
-                        tokens = [self.before] * first + next(encoded).tolist() + [self.after] * last
-                    yield epoch, number, tokens
-                    number, found = number + 1, found + len(tokens)
+                    ids = next(rows) if text else []
+                    yield epoch, number, ids
+                    number, found = number + 1, found + len(ids)
             if not found:
                 what = "cleaning leaves" if self.clean else "it has"
                 raise DataError(f"The stream has come to its end, and not one token is in what {what} of it.")
             epoch, skipped = epoch + 1, 0
-
-
-def _take(waiting: deque[tuple[int, int, list[int]]], used: int, width: int) -> list[int]:
-    """The next `width` tokens, after the first `used`."""
-    found: list[int] = []
-    for _, _, ids in waiting:
-        found += ids[used : used + width - len(found)]
-        used = max(used - len(ids), 0)
-        if len(found) == width:
-            break
-    return found

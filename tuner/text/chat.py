@@ -9,6 +9,7 @@ control token that a message spells is text (see `quoted_tokens`).
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,6 +59,7 @@ CHATML_TEMPLATE = """\
 """
 
 Message = dict[str, str]
+Spans = list[tuple[int, int]]  # each from the first character to one past the last
 
 
 def require_generation_marks(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -103,77 +105,72 @@ def encode_conversations(
         DataError: a conversation that the template refuses.
         ModelError: a template that is not Jinja, two beginning tokens, or an end token that is not supervised.
     """
-    names = names or [f"conversation {number}" for number in range(len(conversations))]
-    encoded, spans = _encode(tokenizer, conversations, names)
-    if prompts is not None:  # the template marks one span for each of the assistant's turns
-        spans = [
-            found[sum(m["role"] == "assistant" for m in conversation[:count]) :]
-            for found, conversation, count in zip(spans, conversations, prompts, strict=True)
-        ]
     rows = []
-    for encoding, row_spans in zip(encoded, spans, strict=True):
-        ids = encoding.ids
+    for number, (encoding, spans) in enumerate(_encode(tokenizer, conversations, names)):
+        if prompts is not None:  # the template marks one span for each of the assistant's turns
+            prompt = conversations[number][: prompts[number]]
+            spans = spans[sum(message["role"] == "assistant" for message in prompt) :]
+        ids, offsets = encoding.ids, encoding.offsets
+        starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
         labels = [-100] * len(ids)
-        for begin, end in row_spans:
-            first, last = _tokens_of(encoding, begin, end)
-            labels[first:last] = ids[first:last]
-        _check_ends(tokenizer, ids, labels, eos_required and bool(row_spans))
+        for begin, end in spans:
+            if begin < end:  # the tokens that hold a character of it
+                first, last = bisect_right(ends, begin), bisect_left(starts, end)
+                labels[first:last] = ids[first:last]
+        _check_ends(tokenizer, ids, labels, eos_required and bool(spans))
         rows.append({"input_ids": ids, "labels": labels})
     return rows
+
+
+def generation_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> BatchEncoding:
+    """A conversation, or none yet, that ends where the assistant is to speak, as tensors `(1, time)` for `generate`."""
+    [(encoding, _)] = _encode(tokenizer, [messages], ["the prompt"], add_generation_prompt=True)
+    return BatchEncoding({"input_ids": [encoding.ids], "attention_mask": [encoding.attention_mask]}, tensor_type="pt")
 
 
 def _encode(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Sequence[Message]],
-    names: Sequence[str],
+    names: Sequence[str] | None,
     add_generation_prompt: bool = False,
-) -> tuple[list[Encoding], list[list[tuple[int, int]]]]:
-    """The tokens of conversations, and which characters of what the template wrote are the assistant's."""
-    marks = quoted_tokens(tokenizer)
-    rendered, stretches = [], {}
-    for number, conversation in enumerate(conversations):
-        messages = list(conversation)
-        if marks.quoted(messages):
-            stretches[number] = marks.free_stretch(messages)
-            messages = marks.hide(messages, stretches[number])
-        rendered.append(_render(tokenizer, messages, names[number], add_generation_prompt))
+) -> list[tuple[Encoding, Spans]]:
+    """Of each conversation the tokens, and which characters of what the template wrote are the assistant's."""
+    if not conversations:
+        return []
+    quoted = quoted_tokens(tokenizer, [message["content"] for turns in conversations for message in turns])
+    rendered = []
+    for number, messages in enumerate(conversations):
+        if quoted:
+            messages = [{**message, "content": quoted.hide(message["content"])} for message in messages]
+        name = names[number] if names else f"conversation {number}"
+        rendered.append(_render(tokenizer, messages, name, add_generation_prompt))
     texts = [text for text, _ in rendered]
-    # `verbose=False`: rows longer than the model are the encoder's business (`data/encode.py`), not a warning's.
-    batch = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False) if texts else None
-    encoded = list(batch.encodings) if batch is not None else []
-    for number, start in stretches.items():
-        encoded[number] = marks.encode(texts[number], start)
-    return encoded, [spans for _, spans in rendered]
+    if quoted:
+        encodings = quoted.encode(texts)
+    else:  # `verbose=False`: rows longer than the model are `data/encode.py`'s business, not a warning's
+        batch = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        encodings = batch.encodings or []
+    return [(encoding, spans) for encoding, (_, spans) in zip(encodings, rendered, strict=True)]
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase, conversation: list[Message], name: str, add_generation_prompt: bool
-) -> tuple[str, list[tuple[int, int]]]:
-    how: dict[str, Any] = {"return_assistant_tokens_mask": True, "add_generation_prompt": add_generation_prompt}
-    how |= {"conversations": [conversation], "chat_template": tokenizer.chat_template}
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], name: str, add_generation_prompt: bool
+) -> tuple[str, Spans]:
     try:
-        rendered: Any = render_jinja_template(**how, **tokenizer.special_tokens_map)
+        rendered: Any = render_jinja_template(
+            [list(messages)],
+            chat_template=tokenizer.chat_template,
+            return_assistant_tokens_mask=not add_generation_prompt,
+            add_generation_prompt=add_generation_prompt,
+            **tokenizer.special_tokens_map,
+        )
     except TemplateSyntaxError as error:
         raise ModelError(f"{_origin(tokenizer)}, line {error.lineno}: not Jinja: {error.message}") from error
     except Exception as error:  # a template can fail in every way that Python can
         reason = one_line(error).rstrip(".")
         raise DataError(f"{name}: {_origin(tokenizer)} refused it: {reason}.") from error
-    return rendered[0][0], rendered[1][0]
-
-
-def _tokens_of(encoding: Encoding, begin: int, end: int) -> tuple[int, int]:
-    """The tokens, from first to one past the last, of the characters from `begin` to one before `end`."""
-    # Characters that the tokenizer drops have no token.
-    first = next((t for c in range(begin, end) if (t := encoding.char_to_token(c)) is not None), None)
-    if first is None:
-        return 0, 0
-    last = next(t for c in reversed(range(begin, end)) if (t := encoding.char_to_token(c)) is not None)
-    # A character of several bytes may have several tokens, of which `char_to_token` gives the first.
-    stop = last + 1
-    # `offsets` and `ids` would each make a list of all tokens.
-    while (found := encoding.token_to_chars(stop)) is not None and found[0] < end:
-        stop += 1
-    return first, stop
+    (text,), spans = rendered
+    return text, spans[0] if spans else []
 
 
 def _check_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int], labels: list[int], eos_required: bool) -> None:
@@ -185,12 +182,3 @@ def _check_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int], labels: list
             f"{_origin(tokenizer)} never puts the end token {tokenizer.eos_token!r} inside the generation marks: the "
             "model would not learn to stop."
         )
-
-
-def generation_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Any:
-    """A conversation, or none yet, that ends where the assistant is to speak, as tensors `(1, time)` for `generate`."""
-    if messages and not quoted_tokens(tokenizer).quoted(messages):
-        how: dict[str, Any] = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
-        return tokenizer.apply_chat_template(list(messages), **how)
-    (encoding,), _ = _encode(tokenizer, [messages], ["the prompt"], add_generation_prompt=True)
-    return BatchEncoding({"input_ids": [encoding.ids], "attention_mask": [encoding.attention_mask]}, tensor_type="pt")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from tuner.errors import ModelError
+from tuner.errors import ModelError, one_line
 from tuner.text.chat import CHATML_TEMPLATE
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
@@ -33,10 +33,7 @@ def load_pretrained_tokenizer(
     Raises:
         ModelError: no tokenizer there, no spare token for padding, or an unreadable template.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
-    except Exception as error:  # a damaged file fails in every way that Python can
-        raise ModelError(f"No tokenizer could be loaded from {name_or_path}: {_one_line(error)}") from error
+    tokenizer = _load(name_or_path, f"No tokenizer could be loaded from {name_or_path}", **kwargs)
     if chat_template_path is not None:
         use_chat_template(tokenizer, chat_template_path)
     elif isinstance(tokenizer.chat_template, dict):
@@ -65,23 +62,20 @@ def use_chat_template(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> 
 
 def read_chat_template(name_or_path: str) -> str:
     """`chatml`, or the text of a Jinja file, or the template of the tokenizer in a folder."""
+    flag = f"--chat_template_path {name_or_path}"
     if name_or_path == "chatml":
         return CHATML_TEMPLATE
-    path = Path(name_or_path)
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"--chat_template_path {name_or_path} cannot be read: {_one_line(error)}") from error
-    if path.is_dir():
-        try:
-            template = AutoTokenizer.from_pretrained(name_or_path).chat_template
-        except Exception as error:  # as in `load_pretrained_tokenizer`
-            raise ModelError(f"--chat_template_path {name_or_path} has no tokenizer: {_one_line(error)}") from error
+    if Path(name_or_path).is_dir():
+        template = _load(name_or_path, f"{flag} has no tokenizer").chat_template
         if not template:
-            raise ModelError(f"--chat_template_path {name_or_path}: the tokenizer there has no chat template.")
-        return _default_template(template, f"--chat_template_path {name_or_path}")
-    raise ModelError(f"--chat_template_path {name_or_path} is neither 'chatml', a Jinja file, nor a tokenizer folder.")
+            raise ModelError(f"{flag}: the tokenizer there has no chat template.")
+        return _default_template(template, flag)
+    try:
+        return Path(name_or_path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ModelError(f"{flag} is neither 'chatml', a Jinja file, nor a tokenizer folder.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{flag} cannot be read: {one_line(error)}") from error
 
 
 def _default_template(template: str | dict[str, str], origin: str) -> str:
@@ -96,5 +90,8 @@ def _default_template(template: str | dict[str, str], origin: str) -> str:
     return template["default"]
 
 
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def _load(name_or_path: str, failure: str, **kwargs: object) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path, **kwargs)
+    except Exception as error:  # a damaged file fails in every way that Python can
+        raise ModelError(f"{failure}: {type(error).__name__}: {one_line(error)}") from error

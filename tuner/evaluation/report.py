@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from tuner.errors import one_line
 from tuner.evaluation.samples import SampleCallback
 from tuner.loading.models import build_model
 from tuner.objectives.records import Comparison, Outcome, Rows
+from tuner.train.plan import table
 from tuner.train.trainer import Trainer
 
 FILES = ("metrics.json", "loss.png", "samples.md")
@@ -30,8 +30,7 @@ SPEEDS = ("tokens_per_second", "supervised_tokens_per_second", "peak_share")
 
 def write_report(trainer: Trainer, rows: Rows) -> dict[str, Any]:
     """Evaluate, and write `metrics.json`, `loss.png` and what samples there are into the run's folder. Every process
-    evaluates and returns what `metrics.json` holds; the main one compares, writes and prints.
-    """
+    evaluates and returns what `metrics.json` holds; the main one compares, writes and prints."""
     history, objective, reports = trainer.state.log_history, trainer.objective, trainer.examples.reports
     evaluated = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
     done = [entry for entry in evaluated if entry.get("step") == trainer.saved_step()]
@@ -93,13 +92,9 @@ def _write(folder: Path, metrics: dict[str, Any]) -> None:
 
 def show_comparison(comparison: Comparison, objective: str) -> None:
     """Print a line for each metric, a column for each who is compared."""
-    table = Table("", title=f"{objective}, on the validation rows", title_justify="left")
-    names = list(dict.fromkeys(name for values in comparison.values() for name in values))
-    for name in names:
-        table.add_column(name, justify="right")
-    for metric, values in comparison.items():
-        table.add_row(metric, *(f"{values[name]:.4g}" if name in values else "-" for name in names))
-    Console(highlight=False).print(table)
+    who = list(dict.fromkeys(name for values in comparison.values() for name in values))
+    rows = [(m, *(f"{values[n]:.4g}" if n in values else "-" for n in who)) for m, values in comparison.items()]
+    Console(highlight=False).print(table(f"{objective}, on the validation rows", ("", *who), rows))
 
 
 def plot_losses(path: Path, metrics: dict[str, Any], unit: str) -> None:

@@ -37,45 +37,47 @@ def show_plan(run: Run, rows: Rows, objective: Objective, examples: Examples, mo
     """Print the plan of a run. Trains nothing and writes nothing."""
     console = Console(highlight=False)
     shown = {**run.args.shown(), "bf16": run.training.bf16, "use_cpu": run.training.use_cpu}
+    shown["continues from"] = run.checkpoint or "nothing: starts at step 0"
     arguments = [(name, escape(str(value))) for name, value in shown.items() if value is not None]
-    arguments.append(("continues from", str(run.checkpoint or "nothing: starts at step 0")))
-    console.print(_table("Resolved arguments", ("flag", "value"), arguments))
+    console.print(table("Resolved arguments", ("flag", "value"), arguments))
     if rows.cleaning is not None:
         columns = ("step", "documents", "characters", "documents changed")
-        console.print(_table("Cleaning", columns, rows.cleaning.rows()))
+        console.print(table("Cleaning", columns, rows.cleaning.rows()))
     streamed = isinstance(examples.train, TokenStream)
     console.print(objective.describe(rows, examples) or _counts(rows, examples, streamed))
     if rows.kind == "text":
         found = measure(objective.tokenizer, rows.eval.select(range(min(MEASURED, len(rows.eval))))["text"])
-        known = [("bytes a token", f"{found['bytes_per_token']:.2f}")]
-        known.append(("characters that it knows", f"{found['coverage']:.2%}"))
-        console.print(_table("Tokenizer, on validation text", ("", ""), known))
+        known = {
+            "bytes a token": f"{found['bytes_per_token']:.2f}",
+            "characters known": f"{found['coverage']:.2%}",
+        }
+        console.print(table("Tokenizer, on validation text", ("", ""), known.items()))
     draws = examples.train if streamed else Draws(examples.train)
     for text in objective.show(list(islice(iter(draws), 2))):
         console.print(text)
     sizes = parameters_by_component(model)
     total = sum(sizes.values())
     parts = [(name, f"{count:,}", f"{count / total:.1%}") for name, count in [*sizes.items(), ("all", total)]]
-    console.print(_table(f"Parameters of {type(model).__name__}", ("component", "number", "share"), parts))
+    console.print(table(f"Parameters of {type(model).__name__}", ("component", "number", "share"), parts))
     batch = objective(list(islice(iter(draws), run.training.per_device_train_batch_size)))
     console.print(_estimates(run, batch, 0 if streamed else len(examples.train), model))
     console.print("Dry run: nothing was trained and nothing was written.", style="bold")
 
 
-def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     """A table whose first column is words and whose others are numbers."""
-    table = Table(title=title, title_justify="left")
+    made = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
+        made.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    return table
+        made.add_row(*row)
+    return made
 
 
 def _counts(rows: Rows, examples: Examples, streamed: bool) -> Table:
     sizes = ["a stream"] * 2 if streamed else [f"{len(split):,}" for split in (rows.train, examples.train)]
     held_out = (f"{len(split):,}" for split in (rows.eval, examples.eval))
-    return _table("Data", ("", "train", "eval"), zip(("documents", "examples"), sizes, held_out, strict=True))
+    return table("Data", ("", "train", "eval"), zip(("documents", "examples"), sizes, held_out, strict=True))
 
 
 def _estimates(run: Run, batch: dict, examples: int, model: PreTrainedModel) -> Table:
@@ -88,14 +90,12 @@ def _estimates(run: Run, batch: dict, examples: int, model: PreTrainedModel) -> 
     memory = training_bytes(model, width, labels, training.bf16, bool(training.activation_checkpointing))
     operations = steps * batches * Operations.of(model).training(tokens, labels, pairs)
     peak = measure_peak(product_dtype(training, model)) * ASSUMED_PEAK_SHARE * training.world_size
-    rows = [(f"memory: {name}", f"{size / 2**20:,.0f} MiB") for name, size in memory.items()]
-    rows += [
-        ("memory: all", f"{sum(memory.values()) / 2**20:,.0f} of {memory_bytes() / 2**20:,.0f} MiB"),
-        ("optimizer steps", f"{steps:,}" + (f", {an_epoch:,} an epoch" if an_epoch else "")),
-        ("tokens", f"{steps * batches * tokens:,.0f}"),
-        (
-            "time of the steps",
-            f"{operations / peak / 60:,.1f} minutes, at {ASSUMED_PEAK_SHARE:.0%} of the measured peak",
-        ),
-    ]
-    return _table("Estimates", ("what", "how much"), rows)
+    minutes = f"{operations / peak / 60:,.1f} minutes, at {ASSUMED_PEAK_SHARE:.0%} of the measured peak"
+    rows = {
+        **{f"memory: {name}": f"{size / 2**20:,.0f} MiB" for name, size in memory.items()},
+        "memory: all": f"{sum(memory.values()) / 2**20:,.0f} of {memory_bytes() / 2**20:,.0f} MiB",
+        "optimizer steps": f"{steps:,}" + (f", {an_epoch:,} an epoch" if an_epoch else ""),
+        "tokens": f"{steps * batches * tokens:,.0f}",
+        "time of the steps": minutes,
+    }
+    return table("Estimates", ("what", "how much"), rows.items())

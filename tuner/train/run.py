@@ -59,8 +59,7 @@ class Run(Generic[A]):
 
 
 def open_run(args: A, method: type[Objective[Any]]) -> Run[A]:
-    """Check the flags and the output folder, find the checkpoint to continue from, and write `run.yaml` (not in a dry
-    run).
+    """Check the flags and the folder, find the checkpoint to continue from, and write `run.yaml` (not in a dry run).
 
     Raises:
         CheckpointError: the folder holds another run, or one that is running, or the named checkpoint is not whole.

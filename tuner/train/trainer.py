@@ -19,7 +19,6 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import PreTrainedModel, TrainingArguments
-from transformers import Trainer as TransformersTrainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from tuner.corpus.stream import TokenStream
@@ -45,14 +44,8 @@ COUNTED = ("rows", "tokens")
 
 
 class Trainer(SavingTrainer):
-    """Trains a model by an objective.
-
-    Args:
-        model: a model that the objective trains, bare or in a PEFT wrapper.
-        run: from `open_run`.
-        objective: its loss is put into the model (`use_objective`).
-        examples: from `make_examples`; of a stream the place goes into each checkpoint.
-    """
+    """Trains a model, bare or in a PEFT wrapper, by an objective: its loss is put into the model (`use_objective`). Of
+    examples that are a stream, the place goes into each checkpoint."""
 
     def __init__(self, model: PreTrainedModel, run: Run, objective: Objective[Any], examples: Examples):
         self.run, self.objective, self.examples = run, objective, examples
@@ -80,7 +73,7 @@ class Trainer(SavingTrainer):
             self.add_callback(callback)
         self._step: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each micro-batch: source rows, loss
         self._overflows = 0
-        self._sums: dict[str, torch.Tensor] = {}
+        self._sums: dict[str, Any] = {}
 
     # ---- data ----
 
@@ -117,7 +110,7 @@ class Trainer(SavingTrainer):
     def get_optimizer_cls_and_kwargs(
         args: TrainingArguments, model: PreTrainedModel | None = None
     ) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-        return own_optimizer(args, model) or TransformersTrainer.get_optimizer_cls_and_kwargs(args, model)
+        return own_optimizer(args, model) or SavingTrainer.get_optimizer_cls_and_kwargs(args, model)
 
     def train(self, resume_from_checkpoint: Path | None = None) -> None:
         """Train, or continue from a checkpoint to the same bits.
@@ -242,7 +235,6 @@ class Trainer(SavingTrainer):
         self._sums = {}
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         found = {name: self.accelerator.reduce(value, "sum").cpu().numpy() for name, value in self._sums.items()}
-        del output.metrics[f"{metric_key_prefix}_loss"]
         output.metrics |= {f"{metric_key_prefix}_{k}": v for k, v in self.objective.metrics(found).items()}
         return output
 
@@ -254,11 +246,8 @@ class Trainer(SavingTrainer):
             found = runs(**inputs)
         wide = torch.float32 if self.args.device.type == "mps" else torch.float64  # sums of many batches
         for name, value in found.items():
-            value = value.detach().to(self.args.device, wide)
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        return (found["loss"] / found["count"].clamp(min=1)).detach(), None, None
-
-    # ---- the end ----
+            self._sums[name] = self._sums.get(name, 0) + value.detach().to(self.args.device, wide)
+        return None, None, None
 
     def push_to_hub(self, message: str = "End of training") -> None:
         """Push what was saved, in one commit; an `ArgumentError` where the Hub does not take it."""

@@ -1,12 +1,10 @@
 """Checkpoints that are whole or absent.
 
-A checkpoint is written into a staging folder beside its final place; every file is synced to the disk; a manifest with
-each file's size and SHA-256 is written last; then one rename makes it appear under its name. A reader trusts a
-checkpoint only when its manifest matches its files, so neither a kill in the middle of a save nor a damaged disk can
-pass for a checkpoint: the broken one is named and the previous one is used.
+A checkpoint is written into a staging folder; every file is synced to the disk; a manifest with each file's size and
+SHA-256 is written last; then one rename makes it appear under its name. A reader trusts it only when the manifest
+matches the files: a broken one, after a kill or on a damaged disk, is named, and the previous one is used.
 
-Left out on purpose: asynchronous saving. A save takes seconds, and what it would gain is not worth a second state of
-the optimizer in memory.
+Left out on purpose: asynchronous saving, which would hold a second state of the optimizer in memory to gain seconds.
 """
 
 from __future__ import annotations
@@ -64,11 +62,8 @@ def reporting_failures(output_dir: Path, name: str) -> Iterator[None]:
         # torch's writer stumbles over a full disk with a message of its own.
         full = output_dir.exists() and shutil.disk_usage(output_dir).free < 2**20
         discard_staging(output_dir)
-        before = last_checkpoint(output_dir)
-        raise CheckpointError(
-            f"{name} could not be saved in {output_dir}: {'No space left on device' if full else error}. "
-            f"{f'The last whole checkpoint is {before}.' if before else 'There is no earlier checkpoint.'}"
-        ) from error
+        why = f"{'No space left on device' if full else error}. {last_saved(output_dir)}"
+        raise CheckpointError(f"{name} could not be saved in {output_dir}: {why}") from error
 
 
 def defect(folder: Path) -> str | None:
@@ -104,6 +99,12 @@ def last_checkpoint(output_dir: Path) -> Path | None:
             return folder
         warnings.warn(f"{folder} is not a whole checkpoint: {reason}. Trying the one before it.", stacklevel=2)
     return None
+
+
+def last_saved(output_dir: Path) -> str:
+    """What a run that fails says of `last_checkpoint`."""
+    found = last_checkpoint(output_dir)
+    return f"The last whole checkpoint is {found}." if found else "There is no checkpoint yet."
 
 
 def _hash(path: Path) -> str:

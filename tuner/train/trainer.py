@@ -32,7 +32,7 @@ from tuner.objectives.records import Examples
 from tuner.optim.check import schedule_kwargs
 from tuner.optim.split_adamw import own_optimizer
 from tuner.train.callbacks import Guarded, SpikeGuard, StepSeed, StopOnRequest, Throughput
-from tuner.train.checkpoint import last_checkpoint
+from tuner.train.checkpoint import last_checkpoint, last_saved
 from tuner.train.order import EpochOrder
 from tuner.train.run import Run, locked, product_dtype, say
 from tuner.train.saving import SavingTrainer
@@ -213,11 +213,10 @@ class Trainer(SavingTrainer):
     def _blame(self, what: str, rows: list[torch.Tensor]) -> str:
         known = sorted({int(row) for batch in rows for row in batch.flatten() if row >= 0})
         unit = "rows" if self.objective.keeps_rows and not self._streams else "examples"
-        where = last_checkpoint(self.folder)
         return (
             f"{what} at step {self.state.global_step + 1}, before the optimizer stepped. The batch was training "
             f"{unit} {', '.join(map(str, known))} (counted from 0). A lower --learning_rate is the usual cure. "
-            f"{f'The last whole checkpoint is {where}.' if where else 'No checkpoint was saved yet.'}"
+            f"{last_saved(self.folder)}"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -26,6 +26,7 @@ class SavingTrainer(transformers.Trainer):
     """transformers' `Trainer` with our checkpoints. Each holds `progress()` beside transformers' own state."""
 
     model: Any
+    train_dataset: Any
     objective: Objective[Any]
 
     def __init__(self, *args: Any, **kwargs: Any):

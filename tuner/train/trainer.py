@@ -234,7 +234,7 @@ class Trainer(SavingTrainer):
         self._sums = {}
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         found = {name: self.accelerator.reduce(value, "sum").cpu().numpy() for name, value in self._sums.items()}
-        output.metrics |= {f"{metric_key_prefix}_{k}": v for k, v in self.objective.metrics(found).items()}
+        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in self.objective.metrics(found).items()})
         return output
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Any:

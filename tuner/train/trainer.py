@@ -141,8 +141,9 @@ class Trainer(SavingTrainer):
 
     def _planned_steps(self) -> int:
         loader = self.get_train_dataloader()
-        steps: int = self.set_initial_training_values(self.args, loader)[-1]
-        if steps < 1 or not (self._streams or len(loader)):
+        found = self._streams or len(loader)
+        steps: int = self.set_initial_training_values(self.args, loader)[-1] if found else 0
+        if steps < 1:
             batch, epochs = self.args.train_batch_size * self.args.world_size, self.args.num_train_epochs
             examples = f"{len(self.examples.train):,} examples in batches of {batch}"
             raise ArgumentError(f"There is no step to train: {examples}, --num_train_epochs {epochs:g}.")

@@ -128,7 +128,7 @@ def test_a_killed_run_ends_in_the_same_bits(objective, chats, tmp_path):
     assert "Continuing from" in done.stdout
     assert_same_run(whole, killed)
     if streamed:
-        last = json.loads((killed / "checkpoint-12" / "stream.json").read_text(encoding="utf-8"))
+        last = json.loads((killed / "checkpoint-12" / "progress.json").read_text(encoding="utf-8"))["stream"]
         assert last["epoch"] >= 1 and last["blocks"] == 12 * 8
 
 
@@ -138,8 +138,8 @@ def test_two_processes_read_one_stream(chats, tmp_path):
     more = [*NANO, "--streaming", "true", "--corruption", "infilling", "--max_steps", "4", "--eval_strategy", "no"]
     done = launch_recipe(2, *flags("denoise", chats, tmp_path / "run"), *more, recipe="pretrain.py")
     assert done.returncode == 0, done.stderr[-2000:]
-    place = json.loads((tmp_path / "run" / "checkpoint-4" / "stream.json").read_text(encoding="utf-8"))
-    assert place["blocks"] == 4 * 8 * 2
+    progress = json.loads((tmp_path / "run" / "checkpoint-4" / "progress.json").read_text(encoding="utf-8"))
+    assert progress["stream"]["blocks"] == 4 * 8 * 2
 
 
 @pytest.mark.slow

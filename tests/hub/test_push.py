@@ -71,7 +71,7 @@ def test_a_refusal_is_one_message_and_the_model_is_there(run_folder, monkeypatch
 
     repository = push.HubRepository(arguments(run_folder))
     monkeypatch.setattr(Client, "upload_folder", refuse)
-    with pytest.raises(ArgumentError, match=rf"^--push_to_hub: 429 .*Requests The model is in {run_folder}\.$"):
+    with pytest.raises(ArgumentError, match=rf"^--push_to_hub: 429 .*Requests .* The model is in {run_folder}\.$"):
         repository.push(run_folder, "x")
     monkeypatch.setattr(Client, "create_repo", refuse)
     with pytest.raises(ArgumentError, match="cannot be made ready: 429"):

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.processes import run_python
-from tuner.train.checkpoint import MANIFEST, commit, defect, last_checkpoint, list_checkpoints, staging_folder
+from tuner.train.checkpoint import MANIFEST, STAGING, commit, defect, last_checkpoint, list_checkpoints
 
 
 def make(folder: Path, step: int) -> Path:
-    staged = staging_folder(folder) / f"checkpoint-{step}"
+    staged = folder / STAGING / f"checkpoint-{step}"
     (staged / "nested").mkdir(parents=True)
     (staged / "weights.bin").write_bytes(bytes(range(256)) * 1000)
     (staged / "nested" / "state.json").write_text(json.dumps({"step": step}))

@@ -12,7 +12,7 @@ import yaml
 from tests.processes import environment
 from tuner.config.arguments import RecipeArguments, parse_arguments
 from tuner.errors import CheckpointError
-from tuner.train.folder import locked, prepare_folder
+from tuner.train.run import locked, prepare_folder
 
 SECRET = "hf_abcdefgh"
 
@@ -39,7 +39,7 @@ def test_one_run_at_a_time(tmp_path):
     program = f"""
 import time
 from pathlib import Path
-from tuner.train.folder import locked
+from tuner.train.run import locked
 with locked(Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(100)

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from transformers import TrainerControl, TrainerState
 
 from tuner.train import callbacks
-from tuner.train.callbacks import StopOnRequest
-from tuner.train.guards import SpikeGuard
+from tuner.train.callbacks import SpikeGuard, StopOnRequest
 
 seeded = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 norms = st.floats(0, 1e30, allow_nan=False)

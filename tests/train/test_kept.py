@@ -55,7 +55,7 @@ def test_another_number_of_processes_is_said(chats, tmp_path):
     assert launch_recipe(2, *flags, "--max_steps", "4").returncode == 0
     done = run_recipe(*flags, "--max_steps", "8")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "begun by 2 processes and is continued by 1" in done.stdout + done.stderr
+    assert "Processes: 2 when the run began, 1 now." in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("padding", [[], ["--packing", "false", "--padding_free", "false"]], ids=["packed", "padded"])

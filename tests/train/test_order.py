@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from tuner.data.draws import Draws
 from tuner.train.order import EpochOrder
 
 LENGTHS = np.random.default_rng(0).integers(1, 200, size=1234).tolist()
@@ -11,7 +12,7 @@ ROWS = Dataset.from_dict({"input_ids": [[0] * n for n in LENGTHS]})
 
 
 def order(strategy="random", seed=1, epoch=0, batch=8):
-    return list(EpochOrder(ROWS, strategy, batch, seed, lambda: epoch))
+    return [draw % len(ROWS) for draw in EpochOrder(Draws(ROWS), strategy, batch, seed, lambda: epoch)]
 
 
 @pytest.mark.parametrize("strategy", ["random", "group_by_length", "sequential"])
@@ -41,4 +42,4 @@ def test_grouping_by_length_wastes_little_and_begins_with_the_longest():
 def test_all_sequences_of_a_row_are_its_length(columns):
     ids = [[0] * n for n in LENGTHS]
     rows = Dataset.from_dict({columns[0]: ids, columns[1]: ids, "chosen_labels": ids[::-1]})
-    assert list(EpochOrder(rows, "group_by_length", 8, 1, lambda: 0)) == order("group_by_length")
+    assert list(EpochOrder(Draws(rows), "group_by_length", 8, 1, lambda: 0)) == order("group_by_length")

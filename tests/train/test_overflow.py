@@ -10,20 +10,32 @@ from tuner.train.trainer import OVERFLOWS, Trainer
 
 
 def trainer(scaler, folder):
-    state = SimpleNamespace(global_step=0)
-    fake = SimpleNamespace(_overflows=0, accelerator=SimpleNamespace(scaler=scaler), state=state, folder=folder)
-    fake._unit, fake._blame = "rows", lambda what, rows: Trainer._blame(fake, what, rows)
-    return fake
+    """What the check before the optimizer's step looks at, and nothing else."""
+    bare = Trainer.__new__(Trainer)
+    bare.accelerator = SimpleNamespace(scaler=scaler, distributed_type="NO")
+    bare.args, bare.state = SimpleNamespace(output_dir=folder), SimpleNamespace(global_step=0)
+    bare.objective, bare._streams, bare.guard, bare._overflows = SimpleNamespace(keeps_rows=True), False, None, 0
+    return bare
+
+
+def step(bare, norm):
+    bare._step = [(torch.tensor([[7]]), torch.tensor(2.0))]
+    return bare._get_grad_norm(None, torch.tensor(norm))
 
 
 def test_a_scaler_may_overflow_and_not_for_ever(tmp_path):
-    fake, rows = trainer(torch.amp.GradScaler("cpu"), tmp_path), [torch.tensor([[7]])]
+    bare = trainer(torch.amp.GradScaler("cpu"), tmp_path)
     for _ in range(OVERFLOWS):
-        Trainer._allow_overflow(fake, float("inf"), rows)
+        step(bare, float("inf"))
+    assert step(bare, 1.0) == 1
+    for _ in range(OVERFLOWS):
+        step(bare, float("inf"))
     with pytest.raises(NonFiniteError, match=r"gradient norm is inf at step 1.*rows 7 "):
-        Trainer._allow_overflow(fake, float("inf"), rows)
+        step(bare, float("inf"))
 
 
 def test_without_a_scaler_the_first_one_stops(tmp_path):
+    bare = trainer(None, tmp_path)
+    assert step(bare, 1.0) == 1
     with pytest.raises(NonFiniteError, match="before the optimizer stepped"):
-        Trainer._allow_overflow(trainer(None, tmp_path), float("nan"), [torch.tensor([[7]])])
+        step(bare, float("nan"))

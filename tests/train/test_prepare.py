@@ -22,9 +22,8 @@ from tuner.loading.models import build_model
 from tuner.objectives.registry import PRETRAINING
 from tuner.optim.muon import muon_groups
 from tuner.train import prepare
-from tuner.train.folder import check_folder, plain
 from tuner.train.prepare import make_objective
-from tuner.train.run import Run
+from tuner.train.run import Run, check_folder, plain
 
 Recipe = runpy.run_path(str(ROOT / "recipes" / "pretrain.py"))["PretrainArguments"]
 

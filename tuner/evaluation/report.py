@@ -16,30 +16,29 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from tuner.errors import one_line
 from tuner.evaluation.samples import SampleCallback
 from tuner.loading.models import build_model
 from tuner.objectives.records import Comparison, Outcome, Rows
+from tuner.train.plan import table
 from tuner.train.trainer import Trainer
 
+FILES = ("metrics.json", "loss.png", "samples.md")
 SPEEDS = ("tokens_per_second", "supervised_tokens_per_second", "peak_share")
 
 
 def write_report(trainer: Trainer, rows: Rows) -> dict[str, Any]:
     """Evaluate, and write `metrics.json`, `loss.png` and what samples there are into the run's folder. Every process
-    evaluates and returns what `metrics.json` holds; the main one compares, writes and prints.
-    """
-    history = trainer.state.log_history
+    evaluates and returns what `metrics.json` holds; the main one compares, writes and prints."""
+    history, objective, reports = trainer.state.log_history, trainer.objective, trainer.examples.reports
     evaluated = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
     done = [entry for entry in evaluated if entry.get("step") == trainer.saved_step()]
     after = done[-1] if done else trainer.evaluate()
     before: dict[str, Any] = next((entry for entry in evaluated if entry.get("step") == 0), {})
     rates: dict[str, Any] = next((entry for entry in reversed(history) if SPEEDS[0] in entry), {})
-    reports = trainer.examples.reports
     metrics: dict[str, Any] = {
-        "objective": trainer.objective.name,
+        "objective": objective.name,
         "steps": trainer.state.global_step,
         "saved_step": trainer.saved_step(),
         "train_loss": trainer.mean_loss(),
@@ -52,36 +51,35 @@ def write_report(trainer: Trainer, rows: Rows) -> dict[str, Any]:
     }
     if not trainer.is_world_process_zero():
         return metrics
-    folder, written = trainer.folder, ["the model", "metrics.json"]
-    _write(folder, metrics)
-    trained = trainer.accelerator.unwrap_model(trainer.model)
-    # What the model was when the run began: of its seed, or of its checkpoint.
-    start = (trainer.run.args, trainer.objective.model, trainer.objective.tokenizer)
-    outcome = Outcome(trained, rows, trainer.examples, after, before, lambda: build_model(*start)[0])
-    if _survives(lambda: metrics.update(comparison=trainer.objective.compare(outcome)), "The comparison"):
-        _write(folder, metrics)
-        show_comparison(metrics["comparison"], trainer.objective.name)
-    if _survives(lambda: plot_losses(folder / "loss.png", metrics, trainer.objective.loss_unit), "loss.png"):
-        written.append("loss.png")
+    folder, trained = trainer.folder, trainer.accelerator.unwrap_model(trainer.model)
     samples = next((c for c in trainer.callback_handler.callbacks if isinstance(c, SampleCallback)), None)
-    if samples is not None and _survives(lambda: samples.finish(trainer), "samples.md") and samples.conversations:
-        samples.show()
-        written.append("samples.md")
+    # What the model was when the run began: of its seed, or of its checkpoint.
+    start = (trainer.run.args, objective.model, objective.tokenizer)
+    outcome = Outcome(trained, rows, trainer.examples, after, before, lambda: build_model(*start)[0])
+
+    def compare() -> None:
+        metrics["comparison"] = objective.compare(outcome)
+        _write(folder, metrics)
+        show_comparison(metrics["comparison"], objective.name)
+
+    _write(folder, metrics)
+    _survives(compare, "The comparison")
+    _survives(lambda: plot_losses(folder / "loss.png", metrics, objective.loss_unit), "loss.png")
+    if samples is not None:
+        _survives(lambda: samples.finish(trained, trainer.saved_step(), folder), "samples.md")
     console = Console(highlight=False)
-    console.print(f"Written to {folder}: {', '.join([*written, 'run.yaml'])}")
+    console.print(f"Written to {folder}: the model, run.yaml, {', '.join(f for f in FILES if (folder / f).exists())}.")
     if samples is not None and samples.conversations and rows.kind == "messages":
         console.print(f"Chat with it:  tuner chat {folder}", style="bold")
     return metrics
 
 
-def _survives(work: Callable[[], Any], name: str) -> bool:
+def _survives(work: Callable[[], Any], name: str) -> None:
     """Do what a finished run can do without; a failure is a warning."""
     try:
         work()
     except Exception as error:  # whatever it is, the model and its metrics are written
         warnings.warn(f"{name} could not be made: {type(error).__name__}: {one_line(error)}", stacklevel=2)
-        return False
-    return True
 
 
 def _metrics(entry: dict[str, Any]) -> dict[str, Any]:
@@ -94,33 +92,24 @@ def _write(folder: Path, metrics: dict[str, Any]) -> None:
 
 def show_comparison(comparison: Comparison, objective: str) -> None:
     """Print a line for each metric, a column for each who is compared."""
-    table = Table("", title=f"{objective}, on the validation rows", title_justify="left")
-    names = list(dict.fromkeys(name for values in comparison.values() for name in values))
-    for name in names:
-        table.add_column(name, justify="right")
-    for metric, values in comparison.items():
-        table.add_row(metric, *(f"{values[name]:.4g}" if name in values else "-" for name in names))
-    Console(highlight=False).print(table)
+    who = list(dict.fromkeys(name for values in comparison.values() for name in values))
+    rows = [(m, *(f"{values[n]:.4g}" if n in values else "-" for n in who)) for m, values in comparison.items()]
+    Console(highlight=False).print(table(f"{objective}, on the validation rows", ("", *who), rows))
 
 
 def plot_losses(path: Path, metrics: dict[str, Any], unit: str) -> None:
     """Draw training and validation loss over steps; baselines of the loss as dashed lines."""
     from matplotlib.figure import Figure
 
-    log = metrics["log"]
-    losses = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
-    evaluations = [(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    if losses:
-        axes.plot(*zip(*losses, strict=True), label="training", color="tab:blue", alpha=0.7)
-    if evaluations:
-        axes.plot(*zip(*evaluations, strict=True), "o-", label="validation", color="tab:orange")
+    for name, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
+        entries = [entry for entry in metrics["log"] if name in entry]
+        axes.plot([entry["step"] for entry in entries], [entry[name] for entry in entries], style, label=label)
     for who, value in metrics["comparison"].get(unit, {}).items():
         if who not in ("untrained", "trained"):
             axes.axhline(value, linestyle="--", color="gray", label=f"{who} ({value:.2f})")
     axes.set(xlabel="optimizer step", ylabel=f"loss, {unit}")
     axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend()
+    axes.legend()
     figure.savefig(path, dpi=130)

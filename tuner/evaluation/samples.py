@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,55 +61,42 @@ class SampleCallback(TrainerCallback):
     Other models write nothing.
 
     Attributes:
-        conversations: prompt and reference of each, and answers by step.
+        conversations: prompt, reference and inputs of each, and answers by step.
     """
 
     def __init__(self, rows: Rows, objective: Objective):
-        self.rows, self.objective = rows, objective
-        self.conversations: list[dict[str, Any]] = []
-        self._prompts: list[Any] | None = None
+        self.rows, self.tokenizer = rows, objective.tokenizer
+        self.conversations: list[tuple[str, str, Any, dict[int, str]]] = []
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
         if state.is_world_process_zero:
             self._sample(model, state.global_step)
 
-    def finish(self, trainer: Any) -> None:
-        """Sample the saved model, unless that was done, and write `samples.md`."""
-        self._sample(trainer.accelerator.unwrap_model(trainer.model), trainer.saved_step())
-        if self.conversations:
-            (trainer.folder / "samples.md").write_text(self.markdown(), encoding="utf-8")
-
     def _sample(self, model: Any, step: int) -> None:
-        encodes = getattr(model.config, "is_encoder_decoder", False)
-        done = any(str(step) in conversation["answers"] for conversation in self.conversations)
-        if encodes or not model.can_generate() or done:
+        if getattr(model.config, "is_encoder_decoder", False) or not model.can_generate():
             return
-        tokenizer, was_training = self.objective.tokenizer, model.training
-        if self._prompts is None:
-            self._prompts = prompts_of(self.rows.eval, self.rows.kind, tokenizer)
-            names = ("prompt", "reference")
-            self.conversations = [{**dict(zip(names, prompt, strict=False)), "answers": {}} for prompt in self._prompts]
+        if not self.conversations:
+            prompts = prompts_of(self.rows.eval, self.rows.kind, self.tokenizer)
+            self.conversations = [(*prompt, {}) for prompt in prompts]
+        was_training = model.training
         model.eval()
         set_seed(0)
-        for conversation, (_, _, inputs) in zip(self.conversations, self._prompts, strict=True):
-            conversation["answers"][str(step)] = answer(model, tokenizer, inputs)
+        for _, _, inputs, answers in self.conversations:
+            if step not in answers:
+                answers[step] = answer(model, self.tokenizer, inputs)
         model.train(was_training)
 
-    def markdown(self) -> str:
-        """All prompts with the answers of each step."""
-        parts = []
-        for conversation in self.conversations:
-            answers = "".join(f"**step {step}:** {text}\n\n" for step, text in conversation["answers"].items())
-            prompt, reference = conversation["prompt"], conversation["reference"]
-            parts.append(f"**prompt:** {prompt}\n\n{answers}*the row says:* {reference}\n")
-        return "# Answers to validation prompts\n\n" + "\n---\n\n".join(parts)
-
-    def show(self) -> None:
-        """Print each prompt with the first and the last answer."""
-        console = Console(highlight=False)
-        for conversation in self.conversations:
-            answers = list(conversation["answers"].items())
-            console.print(f"\n[bold]prompt[/]     {escape(conversation['prompt'])}")
-            for step, text in [answers[0], *answers[-1:]] if len(answers) > 1 else answers:
-                name = "before" if step == "0" else f"step {step}"
-                console.print(f"[bold]{name:10s}[/] {escape(text)}")
+    def finish(self, model: Any, step: int, folder: Path) -> None:
+        """Sample the saved model, unless that was done; print its answers beside the first, and write `samples.md`."""
+        self._sample(model, step)
+        parts, console = [], Console(highlight=False)
+        for prompt, reference, _, answers in self.conversations:
+            written = "".join(f"**step {step}:** {text}\n\n" for step, text in answers.items())
+            parts.append(f"**prompt:** {prompt}\n\n{written}*the row says:* {reference}\n")
+            console.print(f"\n[bold]prompt[/]     {escape(prompt)}")
+            for step in dict.fromkeys((min(answers), list(answers)[-1])):
+                name = f"step {step}" if step else "before"
+                console.print(f"[bold]{name:10s}[/] {escape(answers[step])}")
+        if parts:
+            text = "# Answers to validation prompts\n\n" + "\n---\n\n".join(parts)
+            (folder / "samples.md").write_text(text, encoding="utf-8")

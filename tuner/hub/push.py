@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from tuner.config.arguments import RecipeArguments
-from tuner.errors import ArgumentError
+from tuner.errors import ArgumentError, one_line
 
 PUSHED = [
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*.py"),
@@ -22,11 +22,8 @@ PUSHED = [
 
 
 class HubRepository:
-    """The repository that a run is pushed to; made, or found, before the run starts.
-
-    Raises:
-        ArgumentError: the Hub does not let it be made.
-    """
+    """The repository that a run is pushed to; made, or found, before the run starts. An `ArgumentError` says what the
+    Hub refuses."""
 
     def __init__(self, args: RecipeArguments):
         self._api: Any = HfApi(token=args.extra.get("hub_token"))
@@ -35,18 +32,11 @@ class HubRepository:
         try:
             made = self._api.create_repo(name, private=args.extra.get("hub_private_repo"), exist_ok=True)
         except Exception as error:  # the Hub client's exception types are many and private
-            raise ArgumentError(f"--push_to_hub: the repository cannot be made ready: {_first_line(error)}") from error
+            raise ArgumentError(f"--push_to_hub: the repository cannot be made ready: {one_line(error)}") from error
         self.repo_id: str = made.repo_id
 
     def push(self, folder: Path, message: str) -> str:
-        """Upload a run's folder.
-
-        Returns:
-            Where it is.
-
-        Raises:
-            ArgumentError: the Hub does not take it; the folder is whole.
-        """
+        """Upload a run's folder, and return where it is."""
         try:
             done = self._api.upload_folder(
                 repo_id=self.repo_id,
@@ -57,9 +47,5 @@ class HubRepository:
                 revision=self.revision,
             )
         except Exception as error:  # as above
-            raise ArgumentError(f"--push_to_hub: {_first_line(error)} The model is in {folder}.") from error
+            raise ArgumentError(f"--push_to_hub: {one_line(error)} The model is in {folder}.") from error
         return str(done.commit_url)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

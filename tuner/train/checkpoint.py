@@ -1,12 +1,10 @@
 """Checkpoints that are whole or absent.
 
-A checkpoint is written into a staging folder beside its final place; every file is synced to the disk; a manifest with
-each file's size and SHA-256 is written last; then one rename makes it appear under its name. A reader trusts a
-checkpoint only when its manifest matches its files, so neither a kill in the middle of a save nor a damaged disk can
-pass for a checkpoint: the broken one is named and the previous one is used.
+A checkpoint is written into a staging folder; every file is synced to the disk; a manifest with each file's size and
+SHA-256 is written last; then one rename makes it appear under its name. A reader trusts it only when the manifest
+matches the files: a broken one, after a kill or on a damaged disk, is named, and the previous one is used.
 
-Left out on purpose: asynchronous saving. A save takes seconds, and what it would gain is not worth a second state of
-the optimizer in memory.
+Left out on purpose: asynchronous saving, which would hold a second state of the optimizer in memory to gain seconds.
 """
 
 from __future__ import annotations
@@ -26,18 +24,12 @@ from safetensors import SafetensorError
 from tuner.errors import CheckpointError
 
 MANIFEST = "manifest.json"
-STAGING = ".saving"
-_NAME = re.compile(r"^checkpoint-(\d+)$")
-
-
-def staging_folder(output_dir: Path) -> Path:
-    """Where a checkpoint is written before it is one."""
-    return output_dir / STAGING
+STAGING = ".saving"  # where in a run's folder a checkpoint is written before it is one
 
 
 def discard_staging(output_dir: Path) -> None:
     """Remove what an interrupted save left behind."""
-    shutil.rmtree(staging_folder(output_dir), ignore_errors=True)
+    shutil.rmtree(output_dir / STAGING, ignore_errors=True)
 
 
 def commit(staged: Path, final: Path) -> None:
@@ -48,35 +40,30 @@ def commit(staged: Path, final: Path) -> None:
     """
     files = {}
     for path in sorted(p for p in staged.rglob("*") if p.is_file()):
-        files[str(path.relative_to(staged))] = {"bytes": path.stat().st_size, "sha256": _hash_and_sync(path)}
+        _sync(path)
+        files[str(path.relative_to(staged))] = {"bytes": path.stat().st_size, "sha256": _hash(path)}
     manifest = staged / MANIFEST
     manifest.write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
-    _hash_and_sync(manifest)
-    _sync_folder(staged)
+    _sync(manifest)
+    _sync(staged)
     if final.exists():  # a broken one of the same step, or a re-save of it
         shutil.rmtree(final)
     os.rename(staged, final)
-    _sync_folder(final.parent)
+    _sync(final.parent)
 
 
 @contextmanager
 def reporting_failures(output_dir: Path, name: str) -> Iterator[None]:
-    """Turn a failure to write `name` into one message that says what is still whole; half-written files are removed.
-
-    Raises:
-        CheckpointError: the disk is full or failing.
-    """
+    """Turn a failure to write `name` into one `CheckpointError` that says what is still whole; half-written files are
+    removed."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch's writer stumbles over a full disk with a message of its own.
         full = output_dir.exists() and shutil.disk_usage(output_dir).free < 2**20
         discard_staging(output_dir)
-        before = last_checkpoint(output_dir)
-        raise CheckpointError(
-            f"{name} could not be saved in {output_dir}: {'No space left on device' if full else error}. "
-            f"{f'The last whole checkpoint is {before}.' if before else 'There is no earlier checkpoint.'}"
-        ) from error
+        why = f"{'No space left on device' if full else error}. {last_saved(output_dir)}"
+        raise CheckpointError(f"{name} could not be saved in {output_dir}: {why}") from error
 
 
 def defect(folder: Path) -> str | None:
@@ -100,10 +87,8 @@ def defect(folder: Path) -> str | None:
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """The folders named `checkpoint-<step>`, newest first, whole or not."""
-    if not output_dir.is_dir():
-        return []
-    found = [(int(match[1]), p) for p in output_dir.iterdir() if p.is_dir() and (match := _NAME.match(p.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+    found = [p for p in output_dir.glob("checkpoint-*") if p.is_dir() and re.fullmatch(r"checkpoint-\d+", p.name)]
+    return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
 
 
 def last_checkpoint(output_dir: Path) -> Path | None:
@@ -116,22 +101,20 @@ def last_checkpoint(output_dir: Path) -> Path | None:
     return None
 
 
-def _hash_and_sync(path: Path) -> str:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
-    return _hash(path)
+def last_saved(output_dir: Path) -> str:
+    """What a run that fails says of `last_checkpoint`."""
+    found = last_checkpoint(output_dir)
+    return f"The last whole checkpoint is {found}." if found else "There is no checkpoint yet."
 
 
 def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from datasets import Dataset
 from torch.utils.data import Sampler
 
 from tuner.data.draws import FILLER, Draws
@@ -19,11 +18,10 @@ MEGABATCH = 50
 
 
 class EpochOrder(Sampler[int]):
-    """Indices of one epoch.
+    """Draws of one epoch: a row's number grows with every epoch.
 
     Args:
-        dataset: rows of sequences (`input_ids`, `chosen_input_ids`, `first`, ...), or `Draws`, which are given by draw:
-            a row's number grows with every epoch.
+        draws: of rows of sequences (`input_ids`, `chosen_input_ids`, `first`, ...).
         strategy: `random`; `group_by_length`, rows of like length in one batch and the longest batch first, so that a
             run that cannot hold it fails at once; `sequential`.
         batch_size: rows in one forward pass, for `group_by_length`.
@@ -35,7 +33,7 @@ class EpochOrder(Sampler[int]):
 
     def __init__(
         self,
-        dataset: Dataset | Draws,
+        draws: Draws,
         strategy: str,
         batch_size: int,
         seed: int,
@@ -43,16 +41,13 @@ class EpochOrder(Sampler[int]):
         processes: int = 1,
         drop_last: bool = False,
     ):
-        self.size = len(dataset)
-        together, missing = batch_size * processes, -self.size % (batch_size * processes)
-        self.filled = missing if processes > 1 and not drop_last else 0
-        self.kept = self.size - self.size % together if drop_last else self.size
-        self.counts_epochs = isinstance(dataset, Draws)
         self.strategy, self.batch_size, self.seed, self.epoch = strategy, batch_size, seed, epoch
-        self.lengths: np.ndarray | None = None
-        rows = dataset.rows.with_format(None) if isinstance(dataset, Draws) else dataset
-        columns = [name for name in rows.column_names if name.endswith("input_ids") or name in ("first", "second")]
+        self.size, together = len(draws), batch_size * processes
+        self.kept = self.size - self.size % together if drop_last else self.size
+        self.filled = -self.kept % together if processes > 1 else 0
         if strategy == "group_by_length":
+            rows = draws.rows.with_format(None)
+            columns = [name for name in rows.column_names if name.endswith("input_ids") or name in ("first", "second")]
             self.lengths = np.sum([[len(ids) for ids in rows[name]] for name in columns], axis=0)
 
     def __len__(self) -> int:
@@ -62,21 +57,22 @@ class EpochOrder(Sampler[int]):
         epoch = self.epoch()
         generator = np.random.default_rng([self.seed, epoch])
         order = np.arange(self.size) if self.strategy == "sequential" else generator.permutation(self.size)
-        if self.lengths is not None:
-            order = self._grouped(order, self.lengths, generator)
-        order = (order + epoch * self.size if self.counts_epochs else order)[: self.kept]
-        return iter([*order.tolist(), *[FILLER] * self.filled])
+        if self.strategy == "group_by_length":
+            order = self._grouped(order, generator)
+        return iter([*(order[: self.kept] + epoch * self.size).tolist(), *[FILLER] * self.filled])
 
-    def _grouped(self, order: np.ndarray, lengths: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    def _grouped(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         batches: list[np.ndarray] = []
-        for start in range(0, self.size, self.batch_size * MEGABATCH):
-            mega = order[start : start + self.batch_size * MEGABATCH]
-            mega = mega[np.argsort(-lengths[mega], kind="stable")]
-            batches += [mega[i : i + self.batch_size] for i in range(0, len(mega), self.batch_size)]
+        for mega in _cut(order, self.batch_size * MEGABATCH):
+            batches += _cut(mega[np.argsort(-self.lengths[mega], kind="stable")], self.batch_size)
         # An incomplete batch stays last; all others change places.
         last = [batches.pop()] if len(batches[-1]) < self.batch_size else []
         batches = [batches[i] for i in generator.permutation(len(batches))]
         if batches:
-            longest = max(range(len(batches)), key=lambda i: lengths[batches[i]].max())
+            longest = np.argmax([self.lengths[batch].max() for batch in batches])
             batches[0], batches[longest] = batches[longest], batches[0]
         return np.concatenate(batches + last)
+
+
+def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return np.split(rows, range(size, len(rows), size))

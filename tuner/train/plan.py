@@ -7,11 +7,12 @@ of memory and time: memory by counting tensors, time by counting operations agai
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import islice
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 from transformers import PreTrainedModel
 
 from tuner.corpus.stream import TokenStream
@@ -35,87 +36,67 @@ MEASURED = 500
 def show_plan(run: Run, rows: Rows, objective: Objective, examples: Examples, model: PreTrainedModel) -> None:
     """Print the plan of a run. Trains nothing and writes nothing."""
     console = Console(highlight=False)
-    console.print(_arguments(run))
+    shown = {**run.args.shown(), "bf16": run.training.bf16, "use_cpu": run.training.use_cpu}
+    shown["continues from"] = run.checkpoint or "nothing: starts at step 0"
+    arguments = [(name, escape(str(value))) for name, value in shown.items() if value is not None]
+    console.print(table("Resolved arguments", ("flag", "value"), arguments))
     if rows.cleaning is not None:
-        table = _table("Cleaning", "step", "documents", "characters", "documents changed")
-        for name, *numbers in rows.cleaning:
-            table.add_row(name, *(f"{number:,}" for number in numbers))
-        console.print(table)
-    console.print(objective.describe(rows, examples) or _counts(rows, examples))
-    if rows.kind == "text":
-        console.print(_tokenizer(rows, objective))
+        columns = ("step", "documents", "characters", "documents changed")
+        steps = [(name, *(f"{number:,}" for number in numbers)) for name, *numbers in rows.cleaning]
+        console.print(table("Cleaning", columns, steps))
     streamed = isinstance(examples.train, TokenStream)
-    draws = list(islice(iter(examples.train if streamed else Draws(examples.train)), 2))
-    for text in objective.show(draws):
+    console.print(objective.describe(rows, examples) or _counts(rows, examples, streamed))
+    if rows.kind == "text":
+        found = measure(objective.tokenizer, rows.eval.select(range(min(MEASURED, len(rows.eval))))["text"])
+        known = {
+            "bytes a token": f"{found['bytes_per_token']:.2f}",
+            "characters known": f"{found['coverage']:.2%}",
+        }
+        console.print(table("Tokenizer, on validation text", ("", ""), known.items()))
+    draws = examples.train if streamed else Draws(examples.train)
+    for text in objective.show(list(islice(iter(draws), 2))):
         console.print(text)
-    console.print(_parameters(model))
-    console.print(_estimates(run, objective, examples, model))
+    sizes = parameters_by_component(model)
+    total = sum(sizes.values())
+    parts = [(name, f"{count:,}", f"{count / total:.1%}") for name, count in [*sizes.items(), ("all", total)]]
+    console.print(table(f"Parameters of {type(model).__name__}", ("component", "number", "share"), parts))
+    batch = objective(list(islice(iter(draws), run.training.per_device_train_batch_size)))
+    console.print(_estimates(run, batch, 0 if streamed else len(examples.train), model))
     console.print("Dry run: nothing was trained and nothing was written.", style="bold")
 
 
-def _table(title: str, *columns: str) -> Table:
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     """A table whose first column is words and whose others are numbers."""
-    table = Table(title=title, title_justify="left")
+    made = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
-    return table
+        made.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
-def _arguments(run: Run) -> Table:
-    table = _table("Resolved arguments", "flag", "value")
-    for name, value in {**run.args.shown(), "bf16": run.training.bf16, "use_cpu": run.training.use_cpu}.items():
-        if value is not None:
-            table.add_row(name, Text(str(value)))
-    table.add_row("continues from", str(run.checkpoint or "nothing: starts at step 0"))
-    return table
-
-
-def _counts(rows: Rows, examples: Examples) -> Table:
-    table = _table("Data", "", "train", "eval")
-    streamed = isinstance(examples.train, TokenStream)
+def _counts(rows: Rows, examples: Examples, streamed: bool) -> Table:
     sizes = ["a stream"] * 2 if streamed else [f"{len(split):,}" for split in (rows.train, examples.train)]
-    table.add_row("documents", sizes[0], f"{len(rows.eval):,}")
-    table.add_row("examples", sizes[1], f"{len(examples.eval):,}")
-    return table
+    held_out = (f"{len(split):,}" for split in (rows.eval, examples.eval))
+    return table("Data", ("", "train", "eval"), zip(("documents", "examples"), sizes, held_out, strict=True))
 
 
-def _tokenizer(rows: Rows, objective: Objective) -> Table:
-    found = measure(objective.tokenizer, rows.eval.select(range(min(MEASURED, len(rows.eval))))["text"])
-    table = _table("Tokenizer, on validation text", "", "")
-    table.add_row("bytes a token", f"{found['bytes_per_token']:.2f}")
-    table.add_row("characters that it knows", f"{found['coverage']:.2%}")
-    return table
-
-
-def _parameters(model: PreTrainedModel) -> Table:
-    table = _table(f"Parameters of {type(model).__name__}", "component", "number", "share")
-    sizes = parameters_by_component(model)
-    total = sum(sizes.values())
-    for component, count in [*sizes.items(), ("all", total)]:
-        table.add_row(component, f"{count:,}", f"{count / total:.1%}")
-    return table
-
-
-def _estimates(run: Run, objective: Objective, examples: Examples, model: PreTrainedModel) -> Table:
+def _estimates(run: Run, batch: dict, examples: int, model: PreTrainedModel) -> Table:
     training = run.training
-    per_device = training.per_device_train_batch_size
-    per_step = per_device * training.gradient_accumulation_steps * training.world_size
-    streamed = isinstance(examples.train, TokenStream)
-    an_epoch = 0 if streamed else math.ceil(len(examples.train) / per_step)
+    batches = training.gradient_accumulation_steps * training.world_size  # in a step
+    an_epoch = math.ceil(examples / (training.per_device_train_batch_size * batches))  # steps; of a stream, 0
     steps = training.max_steps if training.max_steps > 0 else math.ceil(an_epoch * training.num_train_epochs)
-    draws = examples.train if streamed else Draws(examples.train)
-    batch = objective(list(islice(iter(draws), per_device)))
+    tokens, labels, pairs = count_batch(batch).tolist()
     width = batch["input_ids"].numel()
-    tokens, labels, pairs = (float(count) for count in count_batch(batch))
-    memory = training_bytes(model, width, int(labels), training.bf16, bool(training.activation_checkpointing))
-    operations = steps * (per_step / per_device) * Operations.of(model).training(tokens, labels, pairs)
+    memory = training_bytes(model, width, labels, training.bf16, bool(training.activation_checkpointing))
+    operations = steps * batches * Operations.of(model).training(tokens, labels, pairs)
     peak = measure_peak(product_dtype(training, model)) * ASSUMED_PEAK_SHARE * training.world_size
-    table = _table("Estimates", "what", "how much")
-    for name, size in memory.items():
-        table.add_row(f"memory: {name}", f"{size / 2**20:,.0f} MiB")
-    table.add_row("memory: all", f"{sum(memory.values()) / 2**20:,.0f} of {memory_bytes() / 2**20:,.0f} MiB")
-    table.add_row("optimizer steps", f"{steps:,}" + (f", {an_epoch:,} an epoch" if an_epoch else ""))
-    table.add_row("tokens", f"{steps * per_step / per_device * tokens:,.0f}")
-    minutes = operations / peak / 60
-    table.add_row("time of the steps", f"{minutes:,.1f} minutes, at {ASSUMED_PEAK_SHARE:.0%} of the measured peak")
-    return table
+    minutes = f"{operations / peak / 60:,.1f} minutes, at {ASSUMED_PEAK_SHARE:.0%} of the measured peak"
+    rows = {
+        **{f"memory: {name}": f"{size / 2**20:,.0f} MiB" for name, size in memory.items()},
+        "memory: all": f"{sum(memory.values()) / 2**20:,.0f} of {memory_bytes() / 2**20:,.0f} MiB",
+        "optimizer steps": f"{steps:,}" + (f", {an_epoch:,} an epoch" if an_epoch else ""),
+        "tokens": f"{steps * batches * tokens:,.0f}",
+        "time of the steps": minutes,
+    }
+    return table("Estimates", ("what", "how much"), rows.items())

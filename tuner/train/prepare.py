@@ -6,9 +6,7 @@ mapped rows from the cache of `datasets`.
 
 from __future__ import annotations
 
-import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,62 +35,47 @@ from tuner.train.run import Run, say
 EVALUATED = "(validation)"
 
 
-def load_rows(run: Run) -> Rows:
-    """Load `--dataset_name` and map its rows to the canonical shape of one of the kinds that the method takes.
-
-    Raises:
-        DataError: see `tuner.data.sources` and `tuner.data.schema`.
-    """
-    return _load_rows(run, run.method.kinds)
-
-
-def _load_rows(run: Run, kinds: tuple[Kind, ...]) -> Rows:
+def load_rows(run: Run, kinds: tuple[Kind, ...] | None = None) -> Rows:
+    """Load `--dataset_name` and map its rows to the canonical shape of one of `kinds`, else of those that the method
+    takes. Raises a `DataError` where they have none."""
     args = run.args
     with PartialState().main_process_first():
         splits = (args.dataset_train_split, args.dataset_test_split)
         train, held_out = load_splits(args.dataset_name, args.dataset_config, *splits, args.test_split_size)
-        kind, train, unused = canonicalize(train, args.dataset_name, kinds)
+        kind, train, unused = canonicalize(train, args.dataset_name, kinds or run.method.kinds)
         _, held_out, _ = canonicalize(held_out, f"{args.dataset_name} {EVALUATED}", (kind,))
-    said = unused_sentence(unused, args.dataset_name)
-    if said:
-        say(said)
+    say(unused_sentence(unused, args.dataset_name))
     return Rows(kind, train, held_out)
 
 
 def load_documents(run: Run[TextArguments]) -> Rows:
-    """Load `--dataset_name` as raw text, cleaned as `--clean` says; of a conversation each turn is a line.
-
-    Raises:
-        DataError: see `tuner.data.sources` and `tuner.data.schema`.
-        ArgumentError: flags that a stream does not go with.
-    """
+    """Load `--dataset_name` as raw text, cleaned as `--clean` says; of a conversation each turn is a line. Raises as
+    `load_rows`, and an `ArgumentError` for flags that a stream does not go with."""
     args = run.args
     if args.streaming:
         return Rows("text", *open_documents(args))
-    rows = _load_rows(run, ("messages", "text"))
+    rows = load_rows(run, ("messages", "text"))
     with PartialState().main_process_first():
         train, held_out = to_documents(rows.train, rows.kind), to_documents(rows.eval, rows.kind)
         if args.clean == "none":
             return Rows("text", train, held_out)
         train, held_out, report, said = clean_documents(train, held_out, args)
-    if said:
-        say(said)
+    say(said)
     return Rows("text", train, held_out, report)
 
 
 def load_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
-    """The named tokenizer, or the model's, or for a new model one that is trained on the rows.
-
-    One that is trained is written to the run's folder at once and read from there when the run is continued.
+    """The named tokenizer, or the model's, or for a new model one that is trained on the rows: that one is written to
+    the run's folder at once, and read from there when the run is continued.
 
     Raises:
         ModelError: nothing to load, a vocabulary too small to train, or a tokenizer without the tokens that it takes.
     """
-    args, folder, method = run.args, run.folder, run.method
-    if args.tokenizer_name_or_path or args.model_name_or_path:
+    args, method = run.args, run.method
+    if named := args.tokenizer_name_or_path or args.model_name_or_path:
         if args.vocab_size:
             raise ModelError("--vocab_size is for a tokenizer that is trained here: this one's size is its own.")
-        name, how = resolve(args.tokenizer_name_or_path or args.model_name_or_path or "")
+        name, how = resolve(named)
         how["trust_remote_code"] = args.trust_remote_code
         if args.tokenizer_name_or_path is None:  # it is the model's
             how["revision"] = args.model_revision
@@ -100,25 +83,23 @@ def load_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
         tokenizer = load_pretrained_tokenizer(name, args.chat_template_path or builtin_chat, method.needs_end, **how)
     else:
         with PartialState().main_process_first():
-            if _was_trained(folder) and (run.checkpoint is not None or not PartialState().is_main_process):
-                tokenizer = load_pretrained_tokenizer(str(folder), args.chat_template_path, method.needs_end)
+            written = run.checkpoint is not None or not PartialState().is_main_process
+            if written and (run.folder / "tokenizer_config.json").is_file():
+                tokenizer = load_pretrained_tokenizer(str(run.folder), args.chat_template_path, method.needs_end)
             else:
                 tokenizer = _train_tokenizer(run, rows)
     missing = [name for name in method.tokens if getattr(tokenizer, name) is None]
     if missing:
         raise ModelError(f"{method.name} needs a tokenizer with {', '.join(missing)}; this one has none.")
-    unknown = coverage_warning(tokenizer, rows.held_out_texts())
-    if unknown:
-        say(unknown)
+    say(coverage_warning(tokenizer, rows.held_out_texts()))
     return tokenizer
 
 
 def _train_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
-    args, method = run.args, run.method
+    args = run.args
     size = args.vocab_size or PRESETS[args.preset or "tiny"]["vocab_size"]
     algorithm = args.train_tokenizer if isinstance(args, TextArguments) else "bpe"
-    longest = max(args.max_length, 2048)
-    tokenizer = train_tokenizer(rows.texts(), algorithm, size, method.vocabulary, longest)
+    tokenizer = train_tokenizer(rows.texts(), algorithm, size, run.method.vocabulary, max(args.max_length, 2048))
     if args.chat_template_path:
         use_chat_template(tokenizer, args.chat_template_path)
     if not args.dry_run:
@@ -126,32 +107,16 @@ def _train_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _was_trained(folder: Path) -> bool:
-    """Whether a run's folder holds the tokenizer that it trained."""
-    try:
-        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return False
-
-
 def load_model(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The model that the method trains: the checkpoint named, or a new one drawn from the seed alone.
-
-    Raises:
-        ModelError: see `tuner.loading`.
-    """
+    """The model that the method trains: the checkpoint named, or a new one drawn from the seed alone. Raises a
+    `ModelError` as `build_model` does."""
     model, new = build_model(run.args, run.method.model, tokenizer)
-    if new:
-        say(new)
+    say(new)
     return model
 
 
 def make_objective(run: Run, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Objective[Any]:
-    """The method over this tokenizer and model.
-
-    Raises:
-        ArgumentError, ModelError: a flag or a model that it cannot use.
-    """
+    """The method over this tokenizer and model; an `ArgumentError` or a `ModelError` for what it cannot use."""
     layout = choose_layout(run, model) if issubclass(run.method, NextToken) else None
     objective = run.method(run.args, tokenizer, layout)
     objective.check_model(model)
@@ -159,35 +124,24 @@ def make_objective(run: Run, tokenizer: PreTrainedTokenizerBase, model: PreTrain
 
 
 def make_examples(run: Run, rows: Rows, objective: Objective[Any]) -> Examples:
-    """The objective's examples of both splits.
-
-    Raises:
-        DataError: rows that cannot be used, or too few.
-    """
+    """The objective's examples of both splits; a `DataError` for rows that cannot be used, or too few."""
     args = run.args
-    if not isinstance(rows.train, Dataset):
-        return _streamed(args, rows, objective)
+    if not isinstance(rows.train, Dataset):  # it is a stream
+        web = args.clean == "web"
+        cleans = None if args.clean == "none" else partial(clean_one, web=web)
+        held_out = clean_texts(rows.eval, web) if cleans else rows.eval
+        examples, _ = objective.examples(held_out, "the documents set aside")
+        return Examples(objective.stream(rows.train, cleans), examples)  # type: ignore[attr-defined]
     with PartialState().main_process_first():
         train, train_report = objective.examples(rows.train, args.dataset_name)
         held_out, eval_report = objective.examples(rows.eval, f"{args.dataset_name} {EVALUATED}")
     return Examples(train, held_out, (train_report, eval_report) if train_report and eval_report else None)
 
 
-def _streamed(args: Any, rows: Rows, objective: Any) -> Examples:
-    web = args.clean == "web"
-    cleans = None if args.clean == "none" else partial(clean_one, web=web)
-    held_out = clean_texts(rows.eval, web) if cleans else rows.eval
-    examples, _ = objective.examples(held_out, "the documents set aside")
-    return Examples(objective.stream(rows.train, cleans), examples)
-
-
 def choose_layout(run: Run, model: PreTrainedModel) -> Layout:
     """How sequences lie in a batch of a causal model, and which loss it has: as asked, or as a probe of the model and
-    its attention finds that they can.
-
-    Raises:
-        ModelError: packing or joining asked by hand of a model that lets sequences of one row see each other.
-    """
+    its attention finds that they can. A `ModelError` refuses packing or joining by hand where sequences of one row see
+    each other."""
     args = run.args
     if not run.training.fsdp and not run.training.deepspeed:
         model.to(run.training.device)  # flash attention runs nowhere else
@@ -197,7 +151,7 @@ def choose_layout(run: Run, model: PreTrainedModel) -> Layout:
     joins = found.joining and skips and run.training.n_gpu <= 1 and not args.torch_compile
     joins = joins if args.padding_free is None else args.padding_free
     packs = (found.joining if joins else found.packing) if args.packing is None else args.packing
-    for asked, flag, works in ((packs and not joins, "packing", found.packing), (joins, "padding_free", found.joining)):
+    for flag, asked, works in (("packing", packs and not joins, found.packing), ("padding_free", joins, found.joining)):
         if asked and not works:
             raise ModelError(f"--{flag} true: {found.reason('packing')}. Leave it out: each sequence gets its own row.")
     for line in found.say(packing=not joins and args.packing is None):

@@ -4,46 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from statistics import fmean
+from typing import Any
 
 import torch
 import transformers
 from torch import nn
 from transformers import TrainerCallback, TrainerState
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import rotate_checkpoints
 
-from tuner.train.checkpoint import commit, discard_staging, reporting_failures, staging_folder
+from tuner.objectives.base import Objective
+from tuner.train.checkpoint import STAGING, commit, discard_staging, reporting_failures
 from tuner.train.run import say
 
-PROGRESS = "progress.json"
-
-
-class Stateful(Protocol):
-    """What has a state that a checkpoint keeps as JSON."""
-
-    def state(self) -> dict[str, Any]:
-        """The state, as JSON keeps it exactly."""
-        ...
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Put back what `state` gave."""
-        ...
+PROGRESS, STATE = "progress.json", "trainer_state.json"
 
 
 class SavingTrainer(transformers.Trainer):
-    """transformers' `Trainer` with our checkpoints.
-
-    Attributes:
-        stateful: what is kept beside transformers' own state, by the name of its file.
-    """
+    """transformers' `Trainer` with our checkpoints. Each holds `progress()` beside transformers' own state."""
 
     model: Any
+    train_dataset: Any
+    objective: Objective[Any]
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.stateful: dict[str, Stateful] = {PROGRESS: _Progress(self)}
-        self._checkpoint: Path | None = None
+        self.kept: dict[str, Any] = {}  # `progress` of the checkpoint that is continued from
         self._staging: Path | None = None
         self.add_callback(_Restore(self))
 
@@ -52,18 +40,36 @@ class SavingTrainer(transformers.Trainer):
         """The run's folder."""
         return Path(str(self.args.output_dir))
 
-    def saved_part(self) -> nn.Module:
-        """The model that outlives the training."""
-        bare: nn.Module = self.accelerator.unwrap_model(self.model)
-        return bare
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as JSON keeps it exactly: the sums of the next log line, the best checkpoint, and
+        how many processes trained. It gathers, so every process calls it."""
+        best = self.state.best_model_checkpoint
+        return {
+            "running_loss": self.accelerator.gather(self._tr_loss.reshape(1)).tolist(),
+            "total_loss": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+            "processes": self.args.world_size,
+            "best": best and Path(best).name,  # a path would not survive a move of the folder
+        }
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        """Put back what `progress` gave."""
+        losses, before, now = progress["running_loss"], progress["processes"], self.args.world_size
+        self._tr_loss.fill_(losses[self.args.process_index] if before == now else fmean(losses))
+        self._total_loss_scalar, self._globalstep_last_logged = progress["total_loss"], progress["last_logged"]
+        best = progress["best"] and str(self.folder / progress["best"])
+        self.state.best_model_checkpoint = best if best and os.path.isdir(best) else None
+        if before != now:
+            say(f"Processes: {before} when the run began, {now} now. The result will not equal an uninterrupted run's.")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the part of the model that outlives the training."""
         if _internal_call:  # a part of a checkpoint, which reports for itself
             return super().save_model(output_dir, _internal_call)
-        whole, part = self.model, self.saved_part()
-        if part is not self.accelerator.unwrap_model(whole):
-            self.model = part
+        whole, bare = self.model, self.accelerator.unwrap_model(self.model)
+        part = self.objective.saved_part(bare)
         try:
+            self.model = whole if part is bare else part
             with reporting_failures(self.folder, "The model"):
                 super().save_model(output_dir)
         finally:
@@ -71,26 +77,25 @@ class SavingTrainer(transformers.Trainer):
         return None
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+        return str(self._staging or super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         name = f"checkpoint-{self.state.global_step}"
-        # Progress on every process, because it gathers; the rest is the main one's.
-        kept = {file: kept for file, kept in self.stateful.items() if self.args.should_save or file == PROGRESS}
-        states = {file: kept.state() for file, kept in kept.items()}
         if self.args.should_save:
             discard_staging(self.folder)
         self.accelerator.wait_for_everyone()
-        self._staging = staging_folder(self.folder)
+        self._staging = self.folder / STAGING
         staged, final = self._staging / name, self.folder / name
         try:
             with reporting_failures(self.folder, name):
                 super()._save_checkpoint(model, trial)
-                self.accelerator.wait_for_everyone()
                 if self.state.best_model_checkpoint == str(staged):
                     self.state.best_model_checkpoint = str(final)
+                progress = self.progress()
+                self.accelerator.wait_for_everyone()
                 if self.args.should_save:
-                    self._write_states(staged, states)
+                    replace(self.state, best_model_checkpoint=None).save_to_json(str(staged / STATE))
+                    (staged / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
                     commit(staged, final)
                     discard_staging(self.folder)
                     rotate_checkpoints(str(self.folder), self.args.save_total_limit, self.state.best_model_checkpoint)
@@ -98,35 +103,19 @@ class SavingTrainer(transformers.Trainer):
             self._staging = None
         self.accelerator.wait_for_everyone()
 
-    def _write_states(self, staged: Path, states: dict[str, dict[str, Any]]) -> None:
-        best = self.state.best_model_checkpoint
-        states[PROGRESS]["best"] = best and Path(best).name  # a path in it would not survive a move of the folder
-        self.state.best_model_checkpoint = None
-        self.state.save_to_json(str(staged / "trainer_state.json"))
-        self.state.best_model_checkpoint = best
-        for file, state in states.items():
-            (staged / file).write_text(json.dumps(state), encoding="utf-8")
-
-    def restore_states(self) -> None:
-        """Put back what was kept beside transformers' own state when the checkpoint was written."""
-        for file, kept in self.stateful.items():
-            if self._checkpoint is not None and (self._checkpoint / file).is_file():
-                kept.restore(json.loads((self._checkpoint / file).read_text(encoding="utf-8")))
-
-    def _is_finished(self, checkpoint: Path) -> bool:
-        """Whether a checkpoint is at the last step. transformers' `Trainer` would take one step more."""
-        planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
-        return TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step >= planned
-
-    def _load_finished(self, checkpoint: Path) -> TrainOutput:
-        """The model that a finished run ended with: the best one where that was asked for."""
+    def _open_checkpoint(self, checkpoint: Path, steps: int) -> bool:
+        """Read what is restored at the first step. At the last one there is none (transformers' `Trainer` would take
+        one more): then load the model that the run ended with, the best where that was asked for, and return True."""
+        self.kept = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+        state = TrainerState.load_from_json(str(checkpoint / STATE))
+        if state.global_step < steps:
+            return False
         self._load_from_checkpoint(str(checkpoint))
-        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        self._tr_loss = torch.zeros((), device=self.args.device)
-        self.restore_states()
+        self.state, self._tr_loss = state, torch.zeros((), device=self.args.device)
+        self.restore(self.kept)
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
             self._load_best_model()
-        return TrainOutput(self.state.global_step, self.mean_loss(), {})
+        return True
 
     def mean_loss(self) -> float:
         """Mean of the steps' losses over the whole run, the part before a resume included."""
@@ -144,37 +133,6 @@ class SavingTrainer(transformers.Trainer):
         super()._issue_warnings_after_load(load_result)
 
 
-class _Progress:
-    """What the next log line averages over, the best checkpoint, and how many processes trained."""
-
-    def __init__(self, trainer: SavingTrainer):
-        self._trainer: Any = trainer
-
-    def state(self) -> dict[str, Any]:
-        trainer = self._trainer
-        return {
-            "running_loss": trainer.accelerator.gather(trainer._tr_loss.reshape(1)).tolist(),
-            "total_loss": trainer._total_loss_scalar,
-            "last_logged": trainer._globalstep_last_logged,
-            "processes": trainer.args.world_size,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        trainer, losses = self._trainer, state["running_loss"]
-        rank = trainer.args.process_index
-        trainer._tr_loss.fill_(losses[rank] if rank < len(losses) else sum(losses) / len(losses))
-        trainer._total_loss_scalar = state["total_loss"]
-        trainer._globalstep_last_logged = state["last_logged"]
-        best = trainer.folder / (state.get("best") or "")
-        trainer.state.best_model_checkpoint = str(best) if state.get("best") and os.path.isdir(best) else None
-        before, now = state["processes"], trainer.args.world_size
-        if before != now:
-            say(
-                f"The run was begun by {before} process{'es' if before > 1 else ''} and is continued by {now}: the "
-                "result will not equal an uninterrupted run's."
-            )
-
-
 class _Restore(TrainerCallback):
     """Restores after transformers' `Trainer` has set its sums to zero and before the first step."""
 
@@ -182,4 +140,5 @@ class _Restore(TrainerCallback):
         self._trainer = trainer
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._trainer.restore_states()
+        if self._trainer.kept:
+            self._trainer.restore(self._trainer.kept)

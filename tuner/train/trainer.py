@@ -1,14 +1,14 @@
 """The trainer: transformers' `Trainer` with what every run of ours promises, for every objective.
 
-Built over transformers' `Trainer` and not TRL's: what those add (templates, tokenizing, packing, a loss) is an
-objective's here. The order of the data is a function of (seed, epoch), random numbers of (seed, step, process),
-checkpoints are whole or absent, the loss is the mean over the whole global batch, and nothing that is not finite
-reaches a weight.
+The order of the data is a function of (seed, epoch), random numbers of (seed, step, process), checkpoints are whole or
+absent, the loss is the mean over the whole global batch, and nothing that is not finite reaches a weight. Built over
+transformers' `Trainer` and not TRL's: what those add (templates, tokenizing, packing, a loss) is an objective's here.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import PreTrainedModel, TrainingArguments
-from transformers import Trainer as TransformersTrainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from tuner.corpus.stream import TokenStream
@@ -32,75 +31,58 @@ from tuner.objectives.base import Objective, use_objective
 from tuner.objectives.records import Examples
 from tuner.optim.check import schedule_kwargs
 from tuner.optim.split_adamw import own_optimizer
-from tuner.train.callbacks import Guarded, StepSeed, StopOnRequest, Throughput
-from tuner.train.checkpoint import last_checkpoint
-from tuner.train.folder import locked
-from tuner.train.guards import SpikeGuard
+from tuner.train.callbacks import Guarded, SpikeGuard, StepSeed, StopOnRequest, Throughput
+from tuner.train.checkpoint import last_checkpoint, last_saved
 from tuner.train.order import EpochOrder
-from tuner.train.run import Run, product_dtype, say
+from tuner.train.run import Run, locked, product_dtype, say
 from tuner.train.saving import SavingTrainer
-from tuner.train.streaming import StreamPlace
 
 # Steps in a row that fp16's loss scaling may leave out: from 2^16 it has halved to less than 2^-14 then.
 OVERFLOWS = 30
+# What of a batch is counted with, and no input of the model.
+COUNTED = ("rows", "tokens")
 
 
 class Trainer(SavingTrainer):
-    """Trains a model by an objective.
-
-    Args:
-        model: a model that the objective trains, bare or in a PEFT wrapper.
-        run: from `open_run`.
-        objective: its loss is put into the model (`use_objective`).
-        examples: from `make_examples`; of a stream the place goes into each checkpoint.
-    """
+    """Trains a model, bare or in a PEFT wrapper, by an objective: its loss is put into the model (`use_objective`). Of
+    examples that are a stream, the place goes into each checkpoint."""
 
     def __init__(self, model: PreTrainedModel, run: Run, objective: Objective[Any], examples: Examples):
         self.run, self.objective, self.examples = run, objective, examples
         self.hub = HubRepository(run.args) if run.args.push_to_hub and run.training.should_save else None
         use_objective(model.get_base_model() if hasattr(model, "get_base_model") else model, objective)
-        streams = isinstance(examples.train, TokenStream)
         super().__init__(
             model=model,
             args=run.training,
             data_collator=objective,
-            train_dataset=examples.train if streams else Draws(examples.train),
-            eval_dataset=Draws(examples.eval),
+            train_dataset=examples.train,
+            eval_dataset=examples.eval,
             processing_class=objective.tokenizer,
         )
-        if not streams:
-            self.examples = Examples(
-                self._with_reference(examples.train), self._with_reference(examples.eval), examples.reports
-            )
-            self.train_dataset, self.eval_dataset = Draws(self.examples.train), Draws(self.examples.eval)
+        self._streams = isinstance(examples.train, TokenStream)
+        if not self._streams:
+            train, self.eval_dataset = map(self._with_reference, (examples.train, examples.eval))
+            self.examples, self.train_dataset = replace(examples, train=train, eval=self.eval_dataset), Draws(train)
         self.model_accepts_loss_kwargs = True  # the objective's loss divides by the global batch's count
-        self._unit = "rows" if objective.keeps_rows and not streams else "examples"
         self._throughput = Throughput(Operations.of(self.model), product_dtype(self.args, self.model))
         self.stop = StopOnRequest(run.args.max_minutes)
         self.guard = SpikeGuard() if run.args.skip_spikes else None
-        if self.guard is not None:
-            self.stateful["spike_guard.json"] = self.guard
-        self._stream = StreamPlace(self) if streams else None
-        if self._stream is not None:
-            self.stateful["stream.json"] = self._stream
-        trackers = tuple(INTEGRATION_TO_CALLBACK.values())
-        handler = self.callback_handler
+        handler, trackers = self.callback_handler, tuple(INTEGRATION_TO_CALLBACK.values())
         handler.callbacks = [Guarded(c) if isinstance(c, trackers) else c for c in handler.callbacks]
         for callback in (StepSeed(), self._throughput, self.stop):
             self.add_callback(callback)
         self._step: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each micro-batch: source rows, loss
         self._overflows = 0
-        self._sums: dict[str, torch.Tensor] = {}
+        self._sums: dict[str, Any] = {}
 
     # ---- data ----
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
         return EpochOrder(
-            dataset,
+            self.train_dataset if train_dataset is None else train_dataset,
             strategy=self.args.train_sampling_strategy,
             batch_size=self.args.train_batch_size,
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             epoch=lambda: int(self.state.epoch or 0),
             processes=self.args.world_size,
             drop_last=bool(self.run.args.extra.get("dataloader_drop_last")),
@@ -110,11 +92,10 @@ class Trainer(SavingTrainer):
         return SequentialSampler(eval_dataset)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        rows = (eval_dataset if eval_dataset is not None else self.eval_dataset).rows
-        batch = self.args.eval_batch_size * self.args.world_size
-        # The last batches must not repeat rows: what fills them has no label.
-        length = -(-len(rows) // batch) * batch if self.args.world_size > 1 else len(rows)
-        return super().get_eval_dataloader(Draws(rows.with_format(None), length))
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        # The last batches of several processes must not repeat rows: what fills them has no label.
+        together = self.args.eval_batch_size * self.args.world_size if self.args.world_size > 1 else 1
+        return super().get_eval_dataloader(Draws(rows, -(-len(rows) // together) * together))
 
     def _with_reference(self, rows: Dataset) -> Dataset:
         """The examples with what the objective keeps of the model as it begins; each process computes its share."""
@@ -129,60 +110,69 @@ class Trainer(SavingTrainer):
     def get_optimizer_cls_and_kwargs(
         args: TrainingArguments, model: PreTrainedModel | None = None
     ) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-        return own_optimizer(args, model) or TransformersTrainer.get_optimizer_cls_and_kwargs(args, model)
+        return own_optimizer(args, model) or SavingTrainer.get_optimizer_cls_and_kwargs(args, model)
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        self.args.lr_scheduler_kwargs = schedule_kwargs(self.args, num_training_steps)
-        return super().create_scheduler(num_training_steps, optimizer)
-
-    def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Path | None = None) -> None:
         """Train, or continue from a checkpoint to the same bits.
 
         Raises:
-            ArgumentError: there is not one step to train.
-            Interrupted: a signal came; the state is saved.
+            ArgumentError: there is not one step to train. Interrupted: a signal came; the state is saved.
             NonFiniteError: a loss or gradient was NaN or infinite.
             CheckpointError: a checkpoint could not be written, or another process trains in the folder.
         """
-        self._checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        self._require_steps()
-        if self._checkpoint is not None:
+        steps, checkpoint = self._planned_steps(), resume_from_checkpoint
+        self.args.lr_scheduler_kwargs = schedule_kwargs(self.args, steps)
+        if checkpoint is not None:
             self.args.eval_on_start = False  # the run had its start
-            if self._is_finished(self._checkpoint):
-                say(f"{self._checkpoint} is the end of this run: nothing is left to train.")
-                return self._load_finished(self._checkpoint)
-            if self._stream is not None:
-                self._stream.go_to(self._checkpoint)
+            if self._open_checkpoint(checkpoint, steps):
+                say(f"{checkpoint} is the end of this run: nothing is left to train.")
+                return
+            if self._streams:
+                self.args.ignore_data_skip = True
+                self.train_dataset.go_to(self.kept["stream"])
         release_unused_memory()
         try:
             with locked(self.folder) if self.args.should_save else nullcontext():
-                result = super().train(resume_from_checkpoint=self._checkpoint and str(self._checkpoint), **kwargs)
+                super().train(resume_from_checkpoint=checkpoint and str(checkpoint))
         finally:
             self.stop.restore_handlers()
         release_unused_memory()
         self._report_stop()
-        return result
 
-    def _require_steps(self) -> None:
+    def _planned_steps(self) -> int:
         loader = self.get_train_dataloader()
-        empty = not isinstance(self.train_dataset, TokenStream) and len(loader) == 0
-        if empty or self.set_initial_training_values(self.args, loader)[-1] < 1:
+        found = self._streams or len(loader)
+        steps: int = self.set_initial_training_values(self.args, loader)[-1] if found else 0
+        if steps < 1:
             batch, epochs = self.args.train_batch_size * self.args.world_size, self.args.num_train_epochs
             examples = f"{len(self.examples.train):,} examples in batches of {batch}"
             raise ArgumentError(f"There is no step to train: {examples}, --num_train_epochs {epochs:g}.")
+        return steps
 
     def _report_stop(self) -> None:
-        stop, step = self.stop, f"step {self.state.global_step:,} of {self.state.max_steps:,}"
-        where = last_checkpoint(self.folder) if stop.received or stop.out_of_time else None
+        stop, step, most = self.stop, self.state.global_step, self.state.max_steps
+        if not stop.received and not (stop.out_of_time and step < most):
+            return
+        where = last_checkpoint(self.folder)
+        goes_on = f"Saved {where}. The same command with --resume_from_checkpoint true continues."
+        rest = f"at step {step:,} of {most:,}. {goes_on if where else 'Nothing was saved (--save_strategy no).'}"
         if stop.received:
-            saved = f"Saved {where}." if where else "Nothing was saved (--save_strategy no)."
-            again = "The same command with --resume_from_checkpoint true continues."
-            raise Interrupted(f"Stopped by a signal at step {self.state.global_step}. {saved} {again}", stop.received)
-        if stop.out_of_time and self.state.global_step < self.state.max_steps:
-            saved = "The same command with --resume_from_checkpoint true goes on."
-            if self.args.save_strategy == "no":
-                saved = "Nothing was saved to go on from (--save_strategy no)."
-            say(f"Stopped by --max_minutes {stop.minutes:g} at {step}. {saved}")
+            raise Interrupted(f"Stopped by a signal {rest}", stop.received)
+        say(f"Stopped by --max_minutes {stop.minutes:g} {rest}")
+
+    def progress(self) -> dict[str, Any]:
+        kept = super().progress()
+        if self.guard is not None:
+            kept["spike_guard"] = self.guard.state()
+        if self._streams and self.args.should_save:  # the main process reads for all
+            step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            kept["stream"] = self.train_dataset.place(self.state.global_step * step)
+        return kept
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        super().restore(progress)
+        if self.guard is not None and "spike_guard" in progress:
+            self.guard.restore(progress["spike_guard"])
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         """What the losses of a step are divided by: the objective's counts in the whole global batch. With several
@@ -197,10 +187,8 @@ class Trainer(SavingTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         self._throughput.count(inputs)
-        rows = inputs["rows"]
-        inputs = {k: v for k, v in inputs.items() if k not in ("rows", "tokens")}
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._step.append((rows, loss))
+        loss = super().training_step(model, _model_inputs(inputs), num_items_in_batch)
+        self._step.append((inputs["rows"], loss))
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -209,39 +197,31 @@ class Trainer(SavingTrainer):
         norm = super()._get_grad_norm(model, grad_norm)
         step, self._step = self._step, []
         losses = [loss for _, loss in step]
-        seen = torch.stack([*losses, torch.as_tensor(norm).to(losses[0])])
-        finite = torch.isfinite(seen).tolist()
-        if not all(finite[:-1]):
-            bad = finite.index(False)
-            rows = [rows for (rows, _), good in zip(step, finite[:-1], strict=True) if not good]
-            raise NonFiniteError(self._blame(f"The loss is {float(seen[bad])}", rows))
-        if not finite[-1]:
-            self._allow_overflow(float(seen[-1]), [rows for rows, _ in step])
-            return norm
-        self._overflows = 0
-        if self.guard is not None and self.guard.is_spike(float(norm)):
+        *good, finite = torch.isfinite(torch.stack([*losses, torch.as_tensor(norm).to(losses[0])])).tolist()
+        if not all(good):
+            bad = [(rows, loss) for (rows, loss), is_good in zip(step, good, strict=True) if not is_good]
+            raise NonFiniteError(self._blame(f"The loss is {float(bad[0][1])}", [rows for rows, _ in bad]))
+        self._overflows = 0 if finite else self._overflows + 1
+        # In fp16 the loss scaler leaves out a step whose gradients overflow, and scales less from then on.
+        if self._overflows > (0 if self.accelerator.scaler is None else OVERFLOWS):
+            raise NonFiniteError(self._blame(f"The gradient norm is {float(norm)}", [rows for rows, _ in step]))
+        if finite and self.guard is not None and self.guard.is_spike(float(norm)):
             # Without gradients the optimizer does nothing: no moment moves, no weight decays.
             model.zero_grad(set_to_none=True)
             say(f"Step {self.state.global_step + 1} is left out: its gradient norm {float(norm):.3g} is a spike.")
         return norm
 
-    def _allow_overflow(self, norm: float, rows: list[torch.Tensor]) -> None:
-        """In fp16 the loss scaler leaves out a step whose gradients overflow, and scales less from then on."""
-        self._overflows += 1
-        if self.accelerator.scaler is None or self._overflows > OVERFLOWS:
-            raise NonFiniteError(self._blame(f"The gradient norm is {norm}", rows))
-
     def _blame(self, what: str, rows: list[torch.Tensor]) -> str:
         known = sorted({int(row) for batch in rows for row in batch.flatten() if row >= 0})
-        where = last_checkpoint(self.folder)
+        unit = "rows" if self.objective.keeps_rows and not self._streams else "examples"
         return (
             f"{what} at step {self.state.global_step + 1}, before the optimizer stepped. The batch was training "
-            f"{self._unit} {', '.join(map(str, known))} (counted from 0). A lower --learning_rate is the usual cure. "
-            f"{f'The last whole checkpoint is {where}.' if where else 'No checkpoint was saved yet.'}"
+            f"{unit} {', '.join(map(str, known))} (counted from 0). A lower --learning_rate is the usual cure. "
+            f"{last_saved(self.folder)}"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if isinstance(self.train_dataset, TokenStream):  # transformers counts a resumed one from its place
+        if self._streams:  # transformers counts a resumed one from its place
             self.state.epoch = self.state.global_step / max(self.state.max_steps, 1)
         if "loss" in logs:
             logs |= self._throughput.rates()
@@ -255,35 +235,27 @@ class Trainer(SavingTrainer):
         self._sums = {}
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         found = {name: self.accelerator.reduce(value, "sum").cpu().numpy() for name, value in self._sums.items()}
-        del output.metrics[f"{metric_key_prefix}_loss"]
-        for name, value in self.objective.metrics(found).items():
-            output.metrics[f"{metric_key_prefix}_{name}"] = value
+        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in self.objective.metrics(found).items()})
         return output
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Any:
-        inputs = self._prepare_inputs({k: v for k, v in inputs.items() if k not in ("rows", "tokens")})
+        inputs = self._prepare_inputs(_model_inputs(inputs))
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         runs = model if sharded else self.accelerator.unwrap_model(model, keep_torch_compile=False)
         with torch.no_grad(), self.accelerator.autocast():
             found = runs(**inputs)
         wide = torch.float32 if self.args.device.type == "mps" else torch.float64  # sums of many batches
         for name, value in found.items():
-            value = value.detach().to(self.args.device, wide)
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        return (found["loss"] / found["count"].clamp(min=1)).detach(), None, None
-
-    # ---- the end ----
-
-    def saved_part(self) -> nn.Module:
-        return self.objective.saved_part(super().saved_part())
+            self._sums[name] = self._sums.get(name, 0) + value.detach().to(self.args.device, wide)
+        return None, None, None
 
     def push_to_hub(self, message: str = "End of training") -> None:
-        """Push what was saved, in one commit.
-
-        Raises:
-            ArgumentError: the Hub does not take it.
-        """
+        """Push what was saved, in one commit; an `ArgumentError` where the Hub does not take it."""
         if self.hub is not None:
-            dataset = self.run.args.dataset_name
-            self.create_model_card(model_name=self.hub.repo_id.split("/")[-1], dataset=dataset)
+            name = self.hub.repo_id.split("/")[-1]
+            self.create_model_card(model_name=name, dataset=self.run.args.dataset_name)
             say(f"Pushed to {self.hub.push(self.folder, message)}")
+
+
+def _model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in batch.items() if name not in COUNTED}

@@ -21,18 +21,28 @@ from tuner.data.encoding_report import EncodingReport
 from tuner.data.pack import pack_dataset
 from tuner.data.schema import Kind
 from tuner.data.tokens import whole_documents
-from tuner.errors import ArgumentError, ModelError
+from tuner.errors import ModelError
 from tuner.evaluation.baselines.ngrams import KneserNey, perplexity_per_byte
 from tuner.evaluation.baselines.unigram import is_small, unigram_loss
+from tuner.model import TunerPreTrainedModel
 from tuner.objectives.arguments import TextArguments
-from tuner.objectives.base import SHOWN_TOKENS, Batch, Objective, Row, Sums, balance, own_class, routed
+from tuner.objectives.base import SHOWN_TOKENS, Batch, Objective, Row, Sums, own_class
 from tuner.objectives.records import Comparison, Examples, Outcome, Rows
-from tuner.ops.chunked_loss import chunked_cross_entropy, supervised_positions
+from tuner.ops.chunked_loss import supervised_positions
 
 A = TypeVar("A", bound=RecipeArguments)
 
-# What the dry run shows of the data only where there is some of it.
-RARE = {"left out: nothing to learn": "unlabelled", "the same answer twice": "identical"}
+# The dry run's lines about the data, of each split's report.
+REPORTED = {
+    "rows": "{0.rows:,}",
+    "sequences": "{0.sequences:,}",
+    "tokens": "{0.tokens:,}",
+    "truncated": "{0.share_truncated:.1%}",
+    "labels lost": "{0.share_labels_lost:.1%}",
+    "supervised": "{0.share_supervised:.1%}",
+    "left out: nothing to learn": "{0.unlabelled:,}",
+    "the same answer twice": "{0.identical:,}",
+}
 
 
 class NextToken(Objective[A]):
@@ -58,45 +68,22 @@ class NextToken(Objective[A]):
     def counts(self, batch: Batch) -> torch.Tensor:
         return (batch["labels"][:, 1:] != IGNORED).sum()
 
-    def prepare(self, model: PreTrainedModel) -> None:
-        if self.label_smoothing and not self.layout.chunked_loss:
-            raise ArgumentError(f"--label_smoothing_factor: {own_class(model).__name__} keeps its own loss.")
+    def check_model(self, model: PreTrainedModel) -> None:
+        for flag in ("z_loss", "label_smoothing_factor"):
+            if self.args.values().get(flag) and not self.layout.chunked_loss:
+                raise ModelError(f"--{flag} is not for {type(model).__name__}, which keeps its own loss.")
 
-    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor | int]:
+    def sums(self, model: Any, labels: torch.Tensor, *, training: bool = False, **inputs: Any) -> Sums:
         if not self.layout.chunked_loss:
-            return self._own_loss(model, labels, inputs)
-        hidden, targets, outputs = self._hidden(model, labels, inputs)
-        total = self._cross_entropy(model, hidden, targets, self._z_loss(), self.label_smoothing)
-        return total + balance(model, outputs, inputs) * len(targets), len(targets)
-
-    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
-        if not self.layout.chunked_loss:
-            total, count = self._own_loss(model, labels, inputs)
-        else:
-            hidden, targets, _ = self._hidden(model, labels, inputs)
-            total, count = self._cross_entropy(model, hidden, targets), len(targets)
-        return {"loss": total, "count": torch.tensor(count, device=total.device)}
-
-    def _z_loss(self) -> float:
-        return 0.0
-
-    def _hidden(self, model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-        outputs = model.base_model(**routed(model, labels, inputs), use_cache=False)
-        return *supervised_positions(outputs.last_hidden_state, labels), outputs
-
-    @staticmethod
-    def _cross_entropy(
-        model: Any, hidden: torch.Tensor, targets: torch.Tensor, z_loss: float = 0.0, smoothing: float = 0.0
-    ) -> torch.Tensor:
-        head = model.get_output_embeddings()
-        return chunked_cross_entropy(hidden, head.weight, targets, head.bias, z_loss, smoothing)
-
-    @staticmethod
-    def _own_loss(model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
-        """The model's own, which holds the logits of all tokens; a mean, so that there must be something to average."""
-        count = int((labels[:, 1:] != IGNORED).sum())
-        outputs = own_class(model).forward(model, labels=labels, use_cache=False, **inputs)
-        return (outputs.loss * count if count else outputs.logits.sum() * 0), count
+            # The model's own, which holds the logits of all tokens; a mean, so that there must be something to average.
+            count = (labels[:, 1:] != IGNORED).sum()
+            outputs = own_class(model).forward(model, labels=labels, use_cache=False, **inputs)
+            return {"loss": outputs.loss * count if count else outputs.logits.sum() * 0, "count": count}
+        wanted = model.with_router(labels, inputs) if isinstance(model, TunerPreTrainedModel) else inputs
+        outputs = model.base_model(**wanted, use_cache=False)
+        hidden, targets = supervised_positions(outputs.last_hidden_state, labels)
+        loss = self.token_loss(model, hidden, targets, training, outputs, inputs)
+        return {"loss": loss, "count": targets.new_tensor(len(targets))}
 
     def packed(self, encoded: Dataset) -> Dataset:
         """Blocks of whole sequences, where the layout is packed."""
@@ -108,15 +95,10 @@ class NextToken(Objective[A]):
         table = Table(title="Data", title_justify="left")
         for column in ("", "train", "eval"):
             table.add_column(column, justify="right" if column else "left", overflow="fold")
-        for name, form in (
-            *(("rows", "{0.rows:,}"), ("sequences", "{0.sequences:,}"), ("tokens", "{0.tokens:,}")),
-            *(("truncated", "{0.share_truncated:.1%}"), ("labels lost", "{0.share_labels_lost:.1%}")),
-            *(("supervised", "{0.share_supervised:.1%}"), ("left out: nothing to learn", "{0.unlabelled:,}")),
-            ("the same answer twice", "{0.identical:,}"),
-        ):
-            if name in RARE and not any(getattr(report, RARE[name]) for report in examples.reports):
-                continue
-            table.add_row(name, *(form.format(report) for report in examples.reports))
+        for name, form in REPORTED.items():
+            values = [form.format(report) for report in examples.reports]
+            if set(values) != {"0"}:
+                table.add_row(name, *values)
         if self.layout.packing:
             table.add_row("blocks", f"{len(examples.train):,}", f"{len(examples.eval):,}")
         return table
@@ -164,13 +146,6 @@ class CausalLM(NextToken[TextArguments]):
     name = "clm"
     streams = True
 
-    def check_model(self, model: PreTrainedModel) -> None:
-        if self.args.z_loss and not self.layout.chunked_loss:
-            raise ModelError(f"--z_loss is not for {type(model).__name__}, which keeps its own loss.")
-
-    def _z_loss(self) -> float:
-        return self.args.z_loss
-
     def examples(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport]:
         args = self.args
         cut = (args.max_length, args.truncation_mode, args.max_labels_lost, args.dataset_num_proc)
@@ -201,11 +176,9 @@ class CausalLM(NextToken[TextArguments]):
     def compare(self, outcome: Outcome) -> Comparison:
         """Beside a Kneser-Ney 5-gram: both are asked for the same tokens, all of a sequence but its first."""
         losses = outcome.before_and_after("loss")
-        if isinstance(outcome.examples.train, TokenStream):
-            return {self.loss_unit: losses}
         tokens = list(_sequences(outcome.examples.eval))
         count = sum(len(ids) - 1 for ids in tokens)
-        if is_small(outcome.rows.train):
+        if isinstance(outcome.rows.train, Dataset) and is_small(outcome.rows.train):
             grams = KneserNey.fit(_sequences(outcome.examples.train), len(self.tokenizer))
             nats = -sum(float(grams.log_probabilities(ids)[1:].sum()) for ids in tokens)
             losses = {"5-gram": nats / count, **losses}

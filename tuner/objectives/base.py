@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from rich.table import Table
 from rich.text import Text
+from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
@@ -65,6 +66,8 @@ class Objective(Generic[A]):
     # Whether `rows` of an example are the rows' own numbers; whether examples can be made of a stream.
     keeps_rows: ClassVar[bool] = False
     streams: ClassVar[bool] = False
+    # Whether evaluation tells how many tokens were guessed, for which it holds the logits of all that are asked for.
+    guesses: ClassVar[bool] = False
     # Of `sums` those that are the loss, with their weights.
     terms: ClassVar[dict[str, float]] = {"loss": 1.0}
     loss_unit: ClassVar[str] = "nats a token"
@@ -133,9 +136,9 @@ class Objective(Generic[A]):
                 batch["labels"][number] = IGNORED
         return batch | {"tokens": lengths, "rows": torch.tensor([[row["row"]] for row in rows])}
 
-    def batches(self, rows: Dataset, size: int) -> Iterator[Batch]:
-        """Examples in their order, in batches of `size`."""
-        draws = Draws(rows)
+    def held_out(self, examples: Examples, size: int) -> Iterator[Batch]:
+        """The validation examples in batches of `size`."""
+        draws = Draws(examples.eval)
         for start in range(0, len(draws), size):
             yield self([draws[number] for number in range(start, min(start + size, len(draws)))])
 
@@ -166,20 +169,28 @@ class Objective(Generic[A]):
         Args:
             training: with what only training needs (z-loss, label smoothing, the balance of experts).
         """
+        return self.token_sums(model, *self.hidden(model, labels, **inputs), training, inputs)
+
+    def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """What the head sees of the tokens that are asked for `(tokens, embedding_size)`, those tokens, and the
+        model's output."""
         raise NotImplementedError
 
-    def token_loss(
-        self, model: Any, hidden: torch.Tensor, targets: torch.Tensor, training: bool, outputs: Any, inputs: Any
-    ) -> torch.Tensor:
-        """The sum of the tokens' cross-entropies. In training with `--z_loss`, `--label_smoothing_factor` and, of our
-        own models with experts, their balance, which is a mean and counts for every token."""
-        head = model.get_output_embeddings()
+    def token_sums(
+        self, model: Any, hidden: torch.Tensor, targets: torch.Tensor, outputs: Any, training: bool, inputs: Any
+    ) -> Sums:
+        """The sum of the tokens' cross-entropies. The balance of experts, a mean, counts for every token."""
+        head, count = model.get_output_embeddings(), targets.new_tensor(len(targets))
+        if self.guesses and not training:
+            logits = head(hidden).float()
+            loss, guessed = F.cross_entropy(logits, targets, reduction="sum"), (logits.argmax(-1) == targets).sum()
+            return {"loss": loss, "count": count, "accuracy": guessed}
         extra = (self.z_loss, self.label_smoothing) if training else ()
         loss = chunked_cross_entropy(hidden, head.weight, targets, head.bias, *extra)
-        if not training or not isinstance(model, TunerPreTrainedModel):
-            return loss
-        balance = model.balance(outputs.get("router_logits"), inputs.get("attention_mask"))
-        return loss if balance is None else loss + balance * len(targets)
+        if training and isinstance(model, TunerPreTrainedModel):
+            balance = model.balance(outputs.get("router_logits"), inputs.get("attention_mask"))
+            loss = loss if balance is None else loss + balance * len(targets)
+        return {"loss": loss, "count": count}
 
     def metrics(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
         """Metrics of the sums; none where nothing was counted."""

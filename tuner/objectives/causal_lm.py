@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,7 +20,6 @@ from tuner.data.draws import FILLER
 from tuner.data.encode import encode_dataset
 from tuner.data.encoding_report import EncodingReport
 from tuner.data.pack import pack_dataset
-from tuner.data.schema import Kind
 from tuner.data.tokens import whole_documents
 from tuner.errors import ModelError
 from tuner.evaluation.baselines.ngrams import KneserNey, perplexity_per_byte
@@ -31,18 +31,6 @@ from tuner.objectives.records import Comparison, Examples, Outcome, Rows
 from tuner.ops.chunked_loss import supervised_positions
 
 A = TypeVar("A", bound=RecipeArguments)
-
-# The dry run's lines about the data, of each split's report.
-REPORTED = {
-    "rows": "{0.rows:,}",
-    "sequences": "{0.sequences:,}",
-    "tokens": "{0.tokens:,}",
-    "truncated": "{0.share_truncated:.1%}",
-    "labels lost": "{0.share_labels_lost:.1%}",
-    "supervised": "{0.share_supervised:.1%}",
-    "left out: nothing to learn": "{0.unlabelled:,}",
-    "the same answer twice": "{0.identical:,}",
-}
 
 
 class NextToken(Objective[A]):
@@ -74,31 +62,40 @@ class NextToken(Objective[A]):
                 raise ModelError(f"--{flag} is not for {type(model).__name__}, which keeps its own loss.")
 
     def sums(self, model: Any, labels: torch.Tensor, *, training: bool = False, **inputs: Any) -> Sums:
-        if not self.layout.chunked_loss:
-            # The model's own, which holds the logits of all tokens; a mean, so that there must be something to average.
-            count = (labels[:, 1:] != IGNORED).sum()
-            outputs = own_class(model).forward(model, labels=labels, use_cache=False, **inputs)
-            return {"loss": outputs.loss * count if count else outputs.logits.sum() * 0, "count": count}
-        wanted = model.with_router(labels, inputs) if isinstance(model, TunerPreTrainedModel) else inputs
-        outputs = model.base_model(**wanted, use_cache=False)
-        hidden, targets = supervised_positions(outputs.last_hidden_state, labels)
-        loss = self.token_loss(model, hidden, targets, training, outputs, inputs)
-        return {"loss": loss, "count": targets.new_tensor(len(targets))}
+        if self.layout.chunked_loss:
+            return super().sums(model, labels, training=training, **inputs)
+        # The model's own, which holds the logits of all tokens; a mean, so that there must be something to average.
+        count = int((labels[:, 1:] != IGNORED).sum())
+        outputs = own_class(model).forward(model, labels=labels, use_cache=False, **inputs)
+        return {"loss": outputs.loss * count if count else outputs.logits.sum() * 0, "count": labels.new_tensor(count)}
 
-    def packed(self, encoded: Dataset) -> Dataset:
-        """Blocks of whole sequences, where the layout is packed."""
-        return pack_dataset(encoded, self.args.max_length) if self.layout.packing else encoded
+    def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        inputs = model.with_router(labels, inputs) if isinstance(model, TunerPreTrainedModel) else inputs
+        outputs = model.base_model(**inputs, use_cache=False)
+        return *supervised_positions(outputs.last_hidden_state, labels), outputs
+
+    def examples(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport]:
+        args = self.args
+        cut = (args.max_length, args.truncation_mode, args.max_labels_lost, args.dataset_num_proc)
+        encoded, report = self.encode(rows, *cut, name)
+        return pack_dataset(encoded, args.max_length) if self.layout.packing else encoded, report
+
+    def encode(self, rows: Dataset, *how: Any) -> tuple[Dataset, EncodingReport]:
+        """Rows as sequences (`tuner.data.encode`), and what became of them."""
+        raise NotImplementedError
 
     def describe(self, rows: Rows, examples: Examples) -> Table | None:
         if examples.reports is None:
             return None
-        table = Table(title="Data", title_justify="left")
-        for column in ("", "train", "eval"):
-            table.add_column(column, justify="right" if column else "left", overflow="fold")
-        for name, form in REPORTED.items():
-            values = [form.format(report) for report in examples.reports]
+        table = Table("", title="Data", title_justify="left")
+        for split in ("train", "eval"):
+            table.add_column(split, justify="right")
+        train, held_out = (report.to_dict() for report in examples.reports)
+        for name in train:
+            form = "{:.1%}" if name.startswith("share") else "{:,}"
+            values = [form.format(split[name]) for split in (train, held_out)]
             if set(values) != {"0"}:
-                table.add_row(name, *values)
+                table.add_row(name.replace("_", " "), *values)
         if self.layout.packing:
             table.add_row("blocks", f"{len(examples.train):,}", f"{len(examples.eval):,}")
         return table
@@ -108,13 +105,10 @@ class NextToken(Objective[A]):
         for number, draw in enumerate(map(self.sequence, draws)):
             ids, labels = (draw[name][:SHOWN_TOKENS].tolist() for name in ("input_ids", "labels"))
             head = f"\nTraining row {number}, its first {SHOWN_TOKENS} tokens; what is learnt is green:\n"
-            text, start = Text(head, style="bold"), 0
-            for end in range(1, len(ids) + 1):
-                learnt = labels[start] != IGNORED
-                if end == len(ids) or (labels[end] != IGNORED) != learnt:
-                    piece = self.tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)
-                    text.append(piece, style="not bold green" if learnt else "not bold dim")
-                    start = end
+            text = Text(head, style="bold")
+            for learnt, tokens in groupby(zip(ids, labels, strict=True), lambda token: token[1] != IGNORED):
+                piece = self.tokenizer.decode([i for i, _ in tokens], clean_up_tokenization_spaces=False)
+                text.append(piece, style="not bold green" if learnt else "not bold dim")
             yield text.append("\n")
 
 
@@ -126,12 +120,8 @@ class SFT(NextToken[RecipeArguments]):
     kinds = ("messages", "text")
     loss_unit = "nats a supervised token"
 
-    def examples(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport]:
-        args = self.args
-        kind: Kind = "messages" if "messages" in rows.column_names else "text"
-        cut = (args.max_length, args.truncation_mode, args.max_labels_lost, args.dataset_num_proc)
-        encoded, report = encode_dataset(rows, kind, self.tokenizer, *cut, name)
-        return self.packed(encoded), report
+    def encode(self, rows: Dataset, *how: Any) -> tuple[Dataset, EncodingReport]:
+        return encode_dataset(rows, "messages" if "messages" in rows.column_names else "text", self.tokenizer, *how)
 
     def compare(self, outcome: Outcome) -> Comparison:
         train, held_out = outcome.examples.train, outcome.examples.eval
@@ -146,17 +136,13 @@ class CausalLM(NextToken[TextArguments]):
     name = "clm"
     streams = True
 
-    def examples(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport]:
-        args = self.args
-        cut = (args.max_length, args.truncation_mode, args.max_labels_lost, args.dataset_num_proc)
-        encoded, report = whole_documents(rows, self.tokenizer, *cut, name)
-        return self.packed(encoded), report
+    def encode(self, rows: Dataset, *how: Any) -> tuple[Dataset, EncodingReport]:
+        return whole_documents(rows, self.tokenizer, *how)
 
     def stream(self, documents: Any, clean: Any = None) -> TokenStream:
         """Blocks of documents that are read while training."""
         first, last = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        # One mark for both, as GPT-2's, stands between documents once.
-        before = first if first != last else None
+        before = first if first != last else None  # one mark for both, as GPT-2's, stands between documents once
         return TokenStream(documents, self.tokenizer, self.args.max_length, None, before, last, clean)
 
     def sequence(self, row: Row) -> Row:
@@ -176,9 +162,11 @@ class CausalLM(NextToken[TextArguments]):
     def compare(self, outcome: Outcome) -> Comparison:
         """Beside a Kneser-Ney 5-gram: both are asked for the same tokens, all of a sequence but its first."""
         losses = outcome.before_and_after("loss")
+        if isinstance(outcome.examples.train, TokenStream):
+            return {self.loss_unit: losses}
         tokens = list(_sequences(outcome.examples.eval))
         count = sum(len(ids) - 1 for ids in tokens)
-        if isinstance(outcome.rows.train, Dataset) and is_small(outcome.rows.train):
+        if is_small(outcome.rows.train):
             grams = KneserNey.fit(_sequences(outcome.examples.train), len(self.tokenizer))
             nats = -sum(float(grams.log_probabilities(ids)[1:].sum()) for ids in tokens)
             losses = {"5-gram": nats / count, **losses}

@@ -69,7 +69,7 @@ class Denoise(BlockObjective[DenoiseArguments]):
         losses = {self.loss_unit: outcome.before_and_after("loss")}
         if self.infills:  # all is to be written, and there are no spans
             return losses
-        batch = next(self.batches(outcome.examples.eval, GENERATED))
+        batch = next(self.held_out(outcome.examples, GENERATED))
         sources, targets = batch["input_ids"].numpy(), batch["labels"].numpy()
         marks = set(self.sentinels.tolist())
         wanted = [wanted_spans(target, source, marks) for target, source in zip(targets, sources, strict=True)]

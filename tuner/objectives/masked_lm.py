@@ -14,7 +14,7 @@ from tuner.corpus.corrupt import mask_tokens, word_continuations
 from tuner.corpus.segments import segment_pairs
 from tuner.corpus.stream import TokenStream
 from tuner.data.collate import IGNORED
-from tuner.data.draws import FILLER
+from tuner.data.draws import FILLER, Draws
 from tuner.data.tokens import token_blocks
 from tuner.evaluation.baselines.ngrams import MaskedBigram, most_frequent_token
 from tuner.evaluation.baselines.unigram import is_small
@@ -26,11 +26,10 @@ A = TypeVar("A", bound=TextArguments)
 
 
 class BlockObjective(Objective[A]):
-    """What objectives share that hide something of blocks of raw text and ask for it: the blocks, and the loss over
-    hidden tokens."""
+    """What objectives share that hide something of blocks of raw text and ask for it."""
 
     arguments = TextArguments
-    streams = True
+    streams, guesses = True, True
 
     def block(self) -> tuple[int, int | None, int | None]:
         """Tokens in a block, the one that begins each, and the one that ends a document."""
@@ -50,24 +49,6 @@ class BlockObjective(Objective[A]):
 
     def __call__(self, rows: list[Row]) -> Batch:
         return self.padded([self.example(row) for row in rows], rows)
-
-    def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """What the head sees of the tokens that are asked for `(tokens, embedding_size)`, those tokens, and the
-        model's output."""
-        raise NotImplementedError
-
-    def sums(self, model: Any, labels: torch.Tensor, *, training: bool = False, **inputs: Any) -> Sums:
-        return self.token_sums(model, *self.hidden(model, labels, **inputs), training, inputs)
-
-    def token_sums(
-        self, model: Any, hidden: torch.Tensor, targets: torch.Tensor, outputs: Any, training: bool, inputs: Any
-    ) -> Sums:
-        """The sum of the tokens' cross-entropies; in evaluation also how many were guessed."""
-        if training:
-            return {"loss": self.token_loss(model, hidden, targets, training, outputs, inputs)}
-        logits = model.get_output_embeddings()(hidden).float()
-        loss, guessed = F.cross_entropy(logits, targets, reduction="sum"), (logits.argmax(-1) == targets).sum()
-        return {"loss": loss, "accuracy": guessed, "count": targets.new_tensor(len(targets))}
 
 
 def labelled(states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,19 +100,19 @@ class MaskedLM(BlockObjective[MaskedLMArguments]):
     def compare(self, outcome: Outcome) -> Comparison:
         """Beside the most frequent token, and a bigram that looks both ways."""
         found = outcome.before_and_after("accuracy")
-        if isinstance(outcome.rows.train, Dataset) and is_small(outcome.rows.train):
+        if not isinstance(outcome.examples.train, TokenStream) and is_small(outcome.rows.train):
             found = {**self._counted(outcome), **found}
         return {"accuracy": found, self.loss_unit: outcome.before_and_after("loss")}
 
     def _counted(self, outcome: Outcome) -> dict[str, float]:
-        plain = [self.whole(row) for row in outcome.examples.train.with_format("numpy")]
+        draws, pad = Draws(outcome.examples.train), self.tokenizer.pad_token_id
+        plain = [self.whole(draws[number]) for number in range(len(draws))]
         bigram = MaskedBigram.fit(plain, len(self.tokenizer))
         frequent = most_frequent_token([ids[~self.special[ids]] for ids in plain])
         right = np.zeros(3)
-        for batch in self.batches(outcome.examples.eval, self.args.per_device_eval_batch_size):
+        for batch in self.held_out(outcome.examples, self.args.per_device_eval_batch_size):
             for ids, labels in zip(batch["input_ids"].numpy(), batch["labels"].numpy(), strict=True):
-                real = ids != self.tokenizer.pad_token_id
-                ids, labels = ids[real], labels[real]
+                ids, labels = ids[ids != pad], labels[ids != pad]
                 hidden = labels != IGNORED
                 found = bigram.predict(ids, hidden)
                 right += [(labels[hidden] == frequent).sum(), (found == labels[hidden]).sum(), hidden.sum()]

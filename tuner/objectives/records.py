@@ -30,14 +30,20 @@ class Rows:
     eval: Dataset
     cleaning: CleaningReport | None = None
 
-    def texts(self, held_out: bool = False) -> Iterator[str]:
-        """Every training text (of a stream the first), for a tokenizer to be trained on; or every validation text."""
-        rows = self.eval if held_out else self.train
-        rows = rows if isinstance(rows, Dataset) else rows.take(TOKENIZER_DOCUMENTS)
-        for batch in rows.iter(batch_size=1000):
-            for column in WRITTEN:
-                for value in batch.get(column, ()):
-                    yield from [value] if isinstance(value, str) else (turn["content"] for turn in value)
+    def texts(self) -> Iterator[str]:
+        """Every training text (of a stream the first), for a tokenizer to be trained on."""
+        return _texts(self.train if isinstance(self.train, Dataset) else self.train.take(TOKENIZER_DOCUMENTS))
+
+    def held_out_texts(self) -> Iterator[str]:
+        """Every validation text."""
+        return _texts(self.eval)
+
+
+def _texts(rows: Any) -> Iterator[str]:
+    for batch in rows.iter(batch_size=1000):
+        for column in WRITTEN:
+            for value in batch.get(column, ()):
+                yield from [value] if isinstance(value, str) else (turn["content"] for turn in value)
 
 
 @dataclass

@@ -107,7 +107,7 @@ def load_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
     missing = [name for name in method.tokens if getattr(tokenizer, name) is None]
     if missing:
         raise ModelError(f"{method.name} needs a tokenizer with {', '.join(missing)}; this one has none.")
-    unknown = coverage_warning(tokenizer, rows.texts(held_out=True))
+    unknown = coverage_warning(tokenizer, rows.held_out_texts())
     if unknown:
         say(unknown)
     return tokenizer

@@ -80,11 +80,7 @@ class Objective(Generic[A]):
 
     @classmethod
     def check(cls, args: Any, processes: int) -> None:
-        """Refuse flags that the method has no use for, before anything is loaded.
-
-        Raises:
-            ArgumentError: such a flag.
-        """
+        """An ArgumentError for flags that the method has no use for, before anything is loaded."""
         if args.max_length < cls.least_length:
             raise ArgumentError(f"--objective {cls.name} needs --max_length {cls.least_length} or more.")
         if getattr(args, "streaming", False) and not cls.streams:
@@ -97,27 +93,17 @@ class Objective(Generic[A]):
                 raise ArgumentError(f"--objective {cls.name} takes others of the batch as wrong: --{flag} 2 or more.")
 
     def check_model(self, model: PreTrainedModel) -> None:
-        """Refuse a model that lacks what the method, or a flag, asks of it.
-
-        Raises:
-            ModelError: such a model.
-        """
+        """A ModelError for a model that lacks what the method, or a flag, asks of it."""
 
     # ---- data ----
 
     def examples(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport | None]:
-        """Examples of canonical rows.
-
-        Raises:
-            DataError: rows that cannot be used, or none that can.
-        """
+        """Examples of canonical rows; a DataError where a row cannot be used, or none can."""
         raise NotImplementedError
 
     def __call__(self, rows: list[Row]) -> Batch:
         """Draws (`tuner.data.draws`) as a batch: `labels`, the model's inputs, and `tokens` and `rows` to count with.
-
-        What is random in it is a function of the draw.
-        """
+        What is random in it is a function of the draw."""
         raise NotImplementedError
 
     def padded(self, examples: list[dict[str, np.ndarray]], rows: list[Row]) -> Batch:
@@ -164,11 +150,8 @@ class Objective(Generic[A]):
         return totals, self.counts({"labels": labels, **inputs})
 
     def sums(self, model: Any, labels: torch.Tensor, *, training: bool = False, **inputs: Any) -> Sums:
-        """What is added up over batches: each of `terms`, `count`, and in evaluation what else `metrics` takes.
-
-        Args:
-            training: with what only training needs (z-loss, label smoothing, the balance of experts).
-        """
+        """What is added up over batches: each of `terms`; in training with what only that has (z-loss, label smoothing,
+        the balance of experts), in evaluation with `count` and what else `metrics` takes."""
         return self.token_sums(model, *self.hidden(model, labels, **inputs), training, inputs)
 
     def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +26,9 @@ from tuner.evaluation.baselines.ngrams import KneserNey, perplexity_per_byte
 from tuner.evaluation.baselines.unigram import is_small, unigram_loss
 from tuner.model import TunerPreTrainedModel
 from tuner.objectives.arguments import TextArguments
-from tuner.objectives.base import SHOWN_TOKENS, Batch, Objective, Row, Sums, own_class
+from tuner.objectives.base import SHOWN_TOKENS, A, Batch, Objective, Row, Sums, own_class
 from tuner.objectives.records import Comparison, Examples, Outcome, Rows
 from tuner.ops.chunked_loss import supervised_positions
-
-A = TypeVar("A", bound=RecipeArguments)
 
 
 class NextToken(Objective[A]):
@@ -124,9 +122,8 @@ class SFT(NextToken[RecipeArguments]):
         return encode_dataset(rows, "messages" if "messages" in rows.column_names else "text", self.tokenizer, *how)
 
     def compare(self, outcome: Outcome) -> Comparison:
-        train, held_out = outcome.examples.train, outcome.examples.eval
-        unigram = {"unigram model": unigram_loss(train, held_out, len(self.tokenizer))}
-        return {self.loss_unit: {**unigram, **outcome.before_and_after("loss")}}
+        unigram = unigram_loss(outcome.examples.train, outcome.examples.eval, len(self.tokenizer))
+        return {self.loss_unit: {"unigram model": unigram, **outcome.before_and_after("loss")}}
 
 
 class CausalLM(NextToken[TextArguments]):

@@ -58,9 +58,8 @@ class Denoise(BlockObjective[DenoiseArguments]):
         return {"input_ids": np.concatenate([source, end]), "labels": np.concatenate([target, end])}
 
     def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        outputs = model.model(
-            **inputs, decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels), use_cache=False
-        )
+        decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels)
+        outputs = model.model(**inputs, decoder_input_ids=decoder_input_ids, use_cache=False)
         states, targets = labelled(outputs.last_hidden_state, labels)
         return states * model.config.decoder.logit_scale, targets, outputs
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,10 +19,8 @@ from tuner.data.tokens import token_blocks
 from tuner.evaluation.baselines.ngrams import MaskedBigram, most_frequent_token
 from tuner.evaluation.baselines.unigram import is_small
 from tuner.objectives.arguments import MaskedLMArguments, TextArguments
-from tuner.objectives.base import Batch, Objective, Row, Sums
+from tuner.objectives.base import A, Batch, Objective, Row, Sums
 from tuner.objectives.records import Comparison, Layout, Outcome
-
-A = TypeVar("A", bound=TextArguments)
 
 
 class BlockObjective(Objective[A]):
@@ -78,8 +76,7 @@ class MaskedLM(BlockObjective[MaskedLMArguments]):
 
     def whole(self, row: Row) -> np.ndarray:
         """A row's tokens as the model sees them, none hidden."""
-        ids: np.ndarray = row["input_ids"]
-        return ids
+        return np.asarray(row["input_ids"])
 
     def hide(self, ids: np.ndarray, row: Row) -> dict[str, np.ndarray]:
         """`input_ids` and `labels` of a draw."""

@@ -32,7 +32,7 @@ from tuner.model import (
 )
 from tuner.objectives.base import use_objective
 from tuner.objectives.contrastive import embed
-from tuner.objectives.electra import BINS, fill_in, judge
+from tuner.objectives.electra import BINS, count_scores, fill_in, judge
 from tuner.objectives.records import Layout
 from tuner.objectives.registry import PRETRAINING as OBJECTIVES
 from tuner.ops import chunked_loss as losses
@@ -40,7 +40,7 @@ from tuner.text.train_tokenizer import train_tokenizer
 
 LENGTH = 32
 EVERY = pytest.mark.parametrize("name", OBJECTIVES)
-# With a head over the vocabulary in `token_loss`.
+# With a head over the vocabulary in `token_sums`.
 OF_TOKENS = pytest.mark.parametrize("name", ["clm", "mlm", "mlm+nsp", "denoise"])
 
 
@@ -324,7 +324,8 @@ def test_loss_and_gradients_are_the_models_own(name, slices, monkeypatch):
     found = mean_loss(totals, counts)
     torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
     assert_gradients_equal(torch.autograd.grad(found, parameters, allow_unused=True), wanted, names)
-    assert torch.equal(torch.as_tensor(counts), objective.counts(batch)), "known before the forward pass"
+    counted = objective.sums(model, **inputs_of(batch), training=True)["count"]
+    assert int(counted) == first(objective.counts(batch)), "known before the forward pass"
     use_objective(model.train(), objective)
     torch.testing.assert_close(own_loss(model, batch), plain, rtol=1e-5, atol=1e-5)
     whole = torch.full_like(objective.counts(batch), 7)
@@ -553,7 +554,7 @@ def test_replaced_tokens_are_where_tokens_were_hidden_and_nowhere_else(monkeypat
     model, objective, seen = model_of("rtd"), objective_of("rtd"), []
     forward = model.discriminator.forward
     monkeypatch.setattr(model.discriminator, "forward", lambda **kwargs: seen.append(kwargs) or forward(**kwargs))
-    total, _, scores, is_replaced = objective.both(model, **inputs)
+    total, scores, is_replaced = objective.both(model, **inputs)
     [shown] = seen
     filled, mask = shown["input_ids"], shown["attention_mask"].bool()
     assert torch.equal(filled[~hidden], inputs["input_ids"][~hidden])
@@ -589,7 +590,7 @@ def test_neither_learns_from_the_others_loss_but_through_the_embeddings():
     _, inputs = hidden_and_inputs()
     model = model_of("rtd")
     names, parameters = zip(*model.named_parameters(), strict=True)
-    total, _, scores, is_replaced = objective_of("rtd").both(model, **inputs)
+    total, scores, is_replaced = objective_of("rtd").both(model, **inputs)
     judged = F.binary_cross_entropy_with_logits(scores, is_replaced.float())
     shared = model.discriminator.model.embed_tokens.weight
     assert shared is model.generator.model.embed_tokens.weight is model.generator.lm_head.weight
@@ -626,7 +627,7 @@ def test_tokens_are_drawn_from_the_softmax():
 
 
 @pytest.mark.parametrize("centre", [-3.0, 0.0, 2.0])
-def test_the_area_is_that_of_all_scores_together(centre, monkeypatch):
+def test_the_area_is_that_of_all_scores_together(centre):
     objective = objective_of("rtd")
     rng = np.random.default_rng(0)
     sums: dict[str, Any] = {}
@@ -635,9 +636,9 @@ def test_the_area_is_that_of_all_scores_together(centre, monkeypatch):
         wrong = rng.random(size) < 0.2
         scores = rng.normal(centre, 1.5, size) + 1.2 * wrong
         everything.append((scores, wrong))
-        made = (torch.tensor(3.0), torch.tensor(2.0), torch.tensor(scores), torch.tensor(wrong))
-        monkeypatch.setattr(objective, "both", lambda *_, made=made, **__: made)
-        for key, value in objective.sums(None, torch.zeros(1, size // 2, dtype=torch.long)).items():
+        counts = count_scores(torch.tensor(scores), torch.tensor(wrong))
+        told = {"loss": torch.tensor(3.0), "judged_loss": torch.tensor(2.0), "count": torch.tensor(size // 2)}
+        for key, value in (told | counts).items():
             sums[key] = sums.get(key, 0) + value.double().numpy()
     scores, wrong = (np.concatenate(each) for each in zip(*everything, strict=True))
     found = objective.metrics(dict(sums))
@@ -722,8 +723,8 @@ def contrast_in_a_process(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     model, objective, batches = torch.load(f"{folder}/given", weights_only=False)
     total, count = objective.loss(model, **batches[rank])
-    total.backward()
-    torch.save((total.detach(), int(count), [p.grad for p in model.parameters()]), f"{folder}/found{rank}")
+    total.sum().backward()
+    torch.save((total.sum().detach(), int(count), [p.grad for p in model.parameters()]), f"{folder}/found{rank}")
     torch.distributed.destroy_process_group()
 
 

@@ -22,6 +22,9 @@ class TextArguments(RecipeArguments):
     )
     streaming: bool = flag(False, "Read the text while training, for a corpus larger than the disk.")
     shuffle_buffer: int = flag(10_000, "Documents that a stream is shuffled among.", least=1)
+    mlm_probability: float | None = flag(
+        None, "Share of the tokens that mlm, rtd and denoise hide: 0.15 unless set, for infilling 0.3.", least=0, most=1
+    )
     z_loss: float = flag(0.0, "Weight of the squared log of the softmax's sum; 1e-4 steadies long runs.", least=0)
     skip_spikes: bool = flag(True, "Leave out a step whose gradient norm is 6 sigma above the last 128.")
 
@@ -30,9 +33,6 @@ class TextArguments(RecipeArguments):
 class MaskedLMArguments(TextArguments):
     """Masked tokens: mlm, mlm+nsp, rtd."""
 
-    mlm_probability: float | None = flag(
-        None, "Share of the tokens that mlm, rtd and denoise hide: 0.15 unless set, for infilling 0.3.", least=0, most=1
-    )
     whole_word: bool = flag(False, "Hide whole words in mlm and rtd.")
 
 
@@ -40,9 +40,6 @@ class MaskedLMArguments(TextArguments):
 class DenoiseArguments(TextArguments):
     """Hidden spans: denoise."""
 
-    mlm_probability: float | None = flag(
-        None, "Share of the tokens that mlm, rtd and denoise hide: 0.15 unless set, for infilling 0.3.", least=0, most=1
-    )
     mean_noise_span_length: float = flag(3.0, "Tokens in a span of denoise, on average.", least=1, most=512)
     corruption: Literal["spans", "infilling"] = flag(
         "spans", "What denoise hides: spans, each for a sentinel (T5), or for one mask, all to be written (BART)."

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from rich.table import Table
 from rich.text import Text
+from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
@@ -25,6 +26,7 @@ from tuner.data.schema import Kind
 from tuner.errors import ArgumentError
 from tuner.model import TunerPreTrainedModel
 from tuner.objectives.records import Comparison, Examples, Layout, Outcome, Rows
+from tuner.ops.chunked_loss import chunked_cross_entropy
 
 # Padded sequences have a length that this divides.
 MULTIPLE = 32
@@ -56,52 +58,52 @@ class Objective(Generic[A]):
     vocabulary: ClassVar[str] = "clm"
     # The class of model, as `tuner.loading.models` knows it.
     model: ClassVar[str] = "decoder"
-    # The shortest `max_length` that holds an example.
+    # The shortest `max_length` that holds an example, and the flags of a loss over the vocabulary that it refuses.
     least_length: ClassVar[int] = 2
+    refused: ClassVar[tuple[str, ...]] = ()
+    # Where an example finds wrong partners: nowhere, in its own "batch", or in those of all "processes".
+    rivals: ClassVar[str] = ""
     # Whether `rows` of an example are the rows' own numbers; whether examples can be made of a stream.
     keeps_rows: ClassVar[bool] = False
     streams: ClassVar[bool] = False
+    # Whether evaluation tells how many tokens were guessed, for which it holds the logits of all that are asked for.
+    guesses: ClassVar[bool] = False
+    # Of `sums` those that are the loss, with their weights.
+    terms: ClassVar[dict[str, float]] = {"loss": 1.0}
     loss_unit: ClassVar[str] = "nats a token"
 
     def __init__(self, args: A, tokenizer: PreTrainedTokenizerBase, layout: Layout | None = None):
         self.args, self.tokenizer, self.layout = args, tokenizer, layout or Layout()
         self.longest, self.fixed = args.max_length, False  # a sequence with its ends; whether all are padded to that
         self.label_smoothing = float(args.extra.get("label_smoothing_factor") or 0.0)
+        self.z_loss = float(args.values().get("z_loss") or 0.0)
 
     @classmethod
     def check(cls, args: Any, processes: int) -> None:
-        """Refuse flags that the method has no use for, before anything is loaded.
-
-        Raises:
-            ArgumentError: such a flag.
-        """
+        """An ArgumentError for flags that the method has no use for, before anything is loaded."""
         if args.max_length < cls.least_length:
             raise ArgumentError(f"--objective {cls.name} needs --max_length {cls.least_length} or more.")
         if getattr(args, "streaming", False) and not cls.streams:
             raise ArgumentError("--streaming true makes blocks of text: for clm, mlm, rtd and denoise.")
+        for flag in cls.refused:
+            if args.values().get(flag):
+                raise ArgumentError(f"--{flag} is for losses over the vocabulary: --objective {cls.name} has none.")
+        for flag in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+            if cls.rivals and getattr(args, flag) * (processes if cls.rivals == "processes" else 1) < 2:
+                raise ArgumentError(f"--objective {cls.name} takes others of the batch as wrong: --{flag} 2 or more.")
 
     def check_model(self, model: PreTrainedModel) -> None:
-        """Refuse a model that lacks what the method, or a flag, asks of it.
-
-        Raises:
-            ModelError: such a model.
-        """
+        """A ModelError for a model that lacks what the method, or a flag, asks of it."""
 
     # ---- data ----
 
     def examples(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport | None]:
-        """Examples of canonical rows.
-
-        Raises:
-            DataError: rows that cannot be used, or none that can.
-        """
+        """Examples of canonical rows; a DataError where a row cannot be used, or none can."""
         raise NotImplementedError
 
     def __call__(self, rows: list[Row]) -> Batch:
         """Draws (`tuner.data.draws`) as a batch: `labels`, the model's inputs, and `tokens` and `rows` to count with.
-
-        What is random in it is a function of the draw.
-        """
+        What is random in it is a function of the draw."""
         raise NotImplementedError
 
     def padded(self, examples: list[dict[str, np.ndarray]], rows: list[Row]) -> Batch:
@@ -120,6 +122,12 @@ class Objective(Generic[A]):
                 batch["labels"][number] = IGNORED
         return batch | {"tokens": lengths, "rows": torch.tensor([[row["row"]] for row in rows])}
 
+    def held_out(self, examples: Examples, size: int) -> Iterator[Batch]:
+        """The validation examples in batches of `size`."""
+        draws = Draws(examples.eval)
+        for start in range(0, len(draws), size):
+            yield self([draws[number] for number in range(start, min(start + size, len(draws)))])
+
     def draw(self, row: Row) -> np.random.Generator:
         """The random numbers of a draw."""
         return generator(self.args.seed, row["draw"])
@@ -128,30 +136,44 @@ class Objective(Generic[A]):
         """What the model as the run begins says of each example, kept in the column `reference`; None for nothing."""
         return None
 
-    # ---- the loss ----
+    # ---- loss and evaluation ----
 
     def counts(self, batch: Batch) -> torch.Tensor:
         """Over how many the loss of a batch is, by term: `()` for one term, else `(terms,)`. Needs no model: the
         trainer adds up the whole global batch before the first forward pass."""
         return (batch["labels"] != IGNORED).sum()
 
-    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor | int]:
-        """The sums of a batch's losses, and over how many they are; shapes as those of `counts`."""
+    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sums of a batch's losses `(terms,)`, and its `counts`."""
+        sums = self.sums(model, labels, training=True, **inputs)
+        totals = torch.stack([weight * sums[name] for name, weight in self.terms.items()])
+        return totals, self.counts({"labels": labels, **inputs})
+
+    def sums(self, model: Any, labels: torch.Tensor, *, training: bool = False, **inputs: Any) -> Sums:
+        """What is added up over batches: each of `terms`; in training with what only that has (z-loss, label smoothing,
+        the balance of experts), in evaluation with `count` and what else `metrics` takes."""
+        return self.token_sums(model, *self.hidden(model, labels, **inputs), training, inputs)
+
+    def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """What the head sees of the tokens that are asked for `(tokens, embedding_size)`, those tokens, and the
+        model's output."""
         raise NotImplementedError
 
-    def prepare(self, model: PreTrainedModel) -> None:
-        """Called once, when the loss is put into a model."""
-
-    def saved_part(self, model: Any) -> Any:
-        """The part of a trained model that outlives the training."""
-        return model
-
-    # ---- evaluation ----
-
-    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
-        """What evaluation adds up over batches; `loss` and `count` at least. Without what only training needs (z-loss,
-        label smoothing, the balance of experts)."""
-        raise NotImplementedError
+    def token_sums(
+        self, model: Any, hidden: torch.Tensor, targets: torch.Tensor, outputs: Any, training: bool, inputs: Any
+    ) -> Sums:
+        """The sum of the tokens' cross-entropies. The balance of experts, a mean, counts for every token."""
+        head, count = model.get_output_embeddings(), targets.new_tensor(len(targets))
+        if self.guesses and not training:
+            logits = head(hidden).float()
+            loss, guessed = F.cross_entropy(logits, targets, reduction="sum"), (logits.argmax(-1) == targets).sum()
+            return {"loss": loss, "count": count, "accuracy": guessed}
+        extra = (self.z_loss, self.label_smoothing) if training else ()
+        loss = chunked_cross_entropy(hidden, head.weight, targets, head.bias, *extra)
+        if training and isinstance(model, TunerPreTrainedModel):
+            balance = model.balance(outputs.get("router_logits"), inputs.get("attention_mask"))
+            loss = loss if balance is None else loss + balance * len(targets)
+        return {"loss": loss, "count": count}
 
     def metrics(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
         """Metrics of the sums; none where nothing was counted."""
@@ -162,6 +184,10 @@ class Objective(Generic[A]):
     def compare(self, outcome: Outcome) -> Comparison:
         """The trained model beside the untrained one and beside baselines."""
         return {self.loss_unit: outcome.before_and_after("loss")}
+
+    def saved_part(self, model: Any) -> Any:
+        """The part of a trained model that outlives the training."""
+        return model
 
     # ---- the dry run ----
 
@@ -176,18 +202,11 @@ class Objective(Generic[A]):
             text = Text(f"\nExample {number}, its first {SHOWN_TOKENS} tokens:\n", style="bold")
             shown = [i for i in ids[:SHOWN_TOKENS].tolist() if i != self.tokenizer.pad_token_id]
             text.append(self.tokenizer.decode(shown), style="not bold dim")
-            labels = batch["labels"]
-            if labels.dim() == 2 and number < len(labels):
-                wanted = [i for i in labels[number, :SHOWN_TOKENS].tolist() if i != IGNORED]
+            if batch["labels"].dim() == 2:
+                wanted = [i for i in batch["labels"][number, :SHOWN_TOKENS].tolist() if i != IGNORED]
                 text.append("\nis to give\n", style="bold")
                 text.append(self.tokenizer.decode(wanted), style="not bold green")
             yield text.append("\n")
-
-    def held_out(self, examples: Examples, size: int) -> Iterator[Batch]:
-        """The validation examples in batches of `size`."""
-        draws = Draws(examples.eval)
-        for start in range(0, len(draws), size):
-            yield self([draws[number] for number in range(start, min(start + size, len(draws)))])
 
 
 def use_objective(model: PreTrainedModel, objective: Objective[Any]) -> None:
@@ -212,35 +231,8 @@ def use_objective(model: PreTrainedModel, objective: Objective[Any]) -> None:
 
     body = {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__, "own_class": kind}
     model.__class__ = type(kind.__name__, (kind,), body)
-    objective.prepare(model)
-
-
-def require_others(args: RecipeArguments, name: str, together: int) -> None:
-    """Refuse batches of one where an example takes the others of its batch as wrong.
-
-    Args:
-        together: processes whose batches are taken together.
-
-    Raises:
-        ArgumentError: a batch of one.
-    """
-    for flag in ("per_device_train_batch_size", "per_device_eval_batch_size"):
-        if together * getattr(args, flag) < 2:
-            raise ArgumentError(f"--objective {name} takes others of the batch as wrong: --{flag} 2 or more.")
 
 
 def own_class(model: PreTrainedModel) -> Any:
     """A model's class without an objective in it."""
     return getattr(type(model), "own_class", type(model))
-
-
-def routed(model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs, with the router's logits asked for where our model balances experts."""
-    return model.with_router(labels, inputs) if isinstance(model, TunerPreTrainedModel) else inputs
-
-
-def balance(model: Any, outputs: Any, inputs: dict[str, Any]) -> torch.Tensor | float:
-    """The load-balancing loss of a model of ours with experts, a mean; otherwise 0."""
-    logits = outputs.get("router_logits") if isinstance(model, TunerPreTrainedModel) else None
-    found = model.balance(logits, inputs.get("attention_mask")) if logits else None
-    return 0.0 if found is None else found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,19 +21,14 @@ from tuner.data.draws import FILLER
 from tuner.data.encode import encode_dataset
 from tuner.data.encoding_report import EncodingReport
 from tuner.data.pack import pack_dataset
-from tuner.data.schema import Kind
 from tuner.data.tokens import whole_documents
-from tuner.errors import ArgumentError, ModelError
+from tuner.errors import ModelError
 from tuner.evaluation.baselines.ngrams import KneserNey, is_small, unigram_loss
+from tuner.model import TunerPreTrainedModel
 from tuner.objectives.arguments import TextArguments
-from tuner.objectives.base import SHOWN_TOKENS, Batch, Objective, Row, Sums, balance, own_class, routed
+from tuner.objectives.base import SHOWN_TOKENS, A, Batch, Objective, Row, Sums, own_class
 from tuner.objectives.records import Comparison, Examples, Outcome, Rows
-from tuner.ops.chunked_loss import chunked_cross_entropy, supervised_positions
-
-A = TypeVar("A", bound=RecipeArguments)
-
-# What the dry run shows of the data only where there is some of it.
-RARE = {"left out: nothing to learn": "unlabelled", "the same answer twice": "identical"}
+from tuner.ops.chunked_loss import supervised_positions
 
 
 class NextToken(Objective[A]):
@@ -58,65 +54,46 @@ class NextToken(Objective[A]):
     def counts(self, batch: Batch) -> torch.Tensor:
         return (batch["labels"][:, 1:] != IGNORED).sum()
 
-    def prepare(self, model: PreTrainedModel) -> None:
-        if self.label_smoothing and not self.layout.chunked_loss:
-            raise ArgumentError(f"--label_smoothing_factor: {own_class(model).__name__} keeps its own loss.")
+    def check_model(self, model: PreTrainedModel) -> None:
+        for flag in ("z_loss", "label_smoothing_factor"):
+            if self.args.values().get(flag) and not self.layout.chunked_loss:
+                raise ModelError(f"--{flag} is not for {type(model).__name__}, which keeps its own loss.")
 
-    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor | int]:
-        if not self.layout.chunked_loss:
-            return self._own_loss(model, labels, inputs)
-        hidden, targets, outputs = self._hidden(model, labels, inputs)
-        total = self._cross_entropy(model, hidden, targets, self._z_loss(), self.label_smoothing)
-        return total + balance(model, outputs, inputs) * len(targets), len(targets)
-
-    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
-        if not self.layout.chunked_loss:
-            total, count = self._own_loss(model, labels, inputs)
-        else:
-            hidden, targets, _ = self._hidden(model, labels, inputs)
-            total, count = self._cross_entropy(model, hidden, targets), len(targets)
-        return {"loss": total, "count": torch.tensor(count, device=total.device)}
-
-    def _z_loss(self) -> float:
-        return 0.0
-
-    def _hidden(self, model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-        outputs = model.base_model(**routed(model, labels, inputs), use_cache=False)
-        return *supervised_positions(outputs.last_hidden_state, labels), outputs
-
-    @staticmethod
-    def _cross_entropy(
-        model: Any, hidden: torch.Tensor, targets: torch.Tensor, z_loss: float = 0.0, smoothing: float = 0.0
-    ) -> torch.Tensor:
-        head = model.get_output_embeddings()
-        return chunked_cross_entropy(hidden, head.weight, targets, head.bias, z_loss, smoothing)
-
-    @staticmethod
-    def _own_loss(model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
-        """The model's own, which holds the logits of all tokens; a mean, so that there must be something to average."""
+    def sums(self, model: Any, labels: torch.Tensor, *, training: bool = False, **inputs: Any) -> Sums:
+        if self.layout.chunked_loss:
+            return super().sums(model, labels, training=training, **inputs)
+        # The model's own, which holds the logits of all tokens; a mean, so that there must be something to average.
         count = int((labels[:, 1:] != IGNORED).sum())
         outputs = own_class(model).forward(model, labels=labels, use_cache=False, **inputs)
-        return (outputs.loss * count if count else outputs.logits.sum() * 0), count
+        return {"loss": outputs.loss * count if count else outputs.logits.sum() * 0, "count": labels.new_tensor(count)}
 
-    def packed(self, encoded: Dataset) -> Dataset:
-        """Blocks of whole sequences, where the layout is packed."""
-        return pack_dataset(encoded, self.args.max_length) if self.layout.packing else encoded
+    def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        inputs = model.with_router(labels, inputs) if isinstance(model, TunerPreTrainedModel) else inputs
+        outputs = model.base_model(**inputs, use_cache=False)
+        return *supervised_positions(outputs.last_hidden_state, labels), outputs
+
+    def examples(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport]:
+        args = self.args
+        cut = (args.max_length, args.truncation_mode, args.max_labels_lost, args.dataset_num_proc)
+        encoded, report = self.encode(rows, *cut, name)
+        return pack_dataset(encoded, args.max_length) if self.layout.packing else encoded, report
+
+    def encode(self, rows: Dataset, *how: Any) -> tuple[Dataset, EncodingReport]:
+        """Rows as sequences (`tuner.data.encode`), and what became of them."""
+        raise NotImplementedError
 
     def describe(self, rows: Rows, examples: Examples) -> Table | None:
         if examples.reports is None:
             return None
-        table = Table(title="Data", title_justify="left")
-        for column in ("", "train", "eval"):
-            table.add_column(column, justify="right" if column else "left", overflow="fold")
-        for name, form in (
-            *(("rows", "{0.rows:,}"), ("sequences", "{0.sequences:,}"), ("tokens", "{0.tokens:,}")),
-            *(("truncated", "{0.share_truncated:.1%}"), ("labels lost", "{0.share_labels_lost:.1%}")),
-            *(("supervised", "{0.share_supervised:.1%}"), ("left out: nothing to learn", "{0.unlabelled:,}")),
-            ("the same answer twice", "{0.identical:,}"),
-        ):
-            if name in RARE and not any(getattr(report, RARE[name]) for report in examples.reports):
-                continue
-            table.add_row(name, *(form.format(report) for report in examples.reports))
+        table = Table("", title="Data", title_justify="left")
+        for split in ("train", "eval"):
+            table.add_column(split, justify="right")
+        train, held_out = (report.to_dict() for report in examples.reports)
+        for name in train:
+            form = "{:.1%}" if name.startswith("share") else "{:,}"
+            values = [form.format(split[name]) for split in (train, held_out)]
+            if set(values) != {"0"}:
+                table.add_row(name.replace("_", " "), *values)
         if self.layout.packing:
             table.add_row("blocks", f"{len(examples.train):,}", f"{len(examples.eval):,}")
         return table
@@ -126,13 +103,10 @@ class NextToken(Objective[A]):
         for number, draw in enumerate(map(self.sequence, draws)):
             ids, labels = (draw[name][:SHOWN_TOKENS].tolist() for name in ("input_ids", "labels"))
             head = f"\nTraining row {number}, its first {SHOWN_TOKENS} tokens; what is learnt is green:\n"
-            text, start = Text(head, style="bold"), 0
-            for end in range(1, len(ids) + 1):
-                learnt = labels[start] != IGNORED
-                if end == len(ids) or (labels[end] != IGNORED) != learnt:
-                    piece = self.tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)
-                    text.append(piece, style="not bold green" if learnt else "not bold dim")
-                    start = end
+            text = Text(head, style="bold")
+            for learnt, tokens in groupby(zip(ids, labels, strict=True), lambda token: token[1] != IGNORED):
+                piece = self.tokenizer.decode([i for i, _ in tokens], clean_up_tokenization_spaces=False)
+                text.append(piece, style="not bold green" if learnt else "not bold dim")
             yield text.append("\n")
 
 
@@ -144,17 +118,12 @@ class SFT(NextToken[RecipeArguments]):
     kinds = ("messages", "text")
     loss_unit = "nats a supervised token"
 
-    def examples(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport]:
-        args = self.args
-        kind: Kind = "messages" if "messages" in rows.column_names else "text"
-        cut = (args.max_length, args.truncation_mode, args.max_labels_lost, args.dataset_num_proc)
-        encoded, report = encode_dataset(rows, kind, self.tokenizer, *cut, name)
-        return self.packed(encoded), report
+    def encode(self, rows: Dataset, *how: Any) -> tuple[Dataset, EncodingReport]:
+        return encode_dataset(rows, "messages" if "messages" in rows.column_names else "text", self.tokenizer, *how)
 
     def compare(self, outcome: Outcome) -> Comparison:
-        train, held_out = outcome.examples.train, outcome.examples.eval
-        unigram = {"unigram model": unigram_loss(train, held_out, len(self.tokenizer))}
-        return {self.loss_unit: {**unigram, **outcome.before_and_after("loss")}}
+        unigram = unigram_loss(outcome.examples.train, outcome.examples.eval, len(self.tokenizer))
+        return {self.loss_unit: {"unigram model": unigram, **outcome.before_and_after("loss")}}
 
 
 class CausalLM(NextToken[TextArguments]):
@@ -164,24 +133,13 @@ class CausalLM(NextToken[TextArguments]):
     name = "clm"
     streams = True
 
-    def check_model(self, model: PreTrainedModel) -> None:
-        if self.args.z_loss and not self.layout.chunked_loss:
-            raise ModelError(f"--z_loss is not for {type(model).__name__}, which keeps its own loss.")
-
-    def _z_loss(self) -> float:
-        return self.args.z_loss
-
-    def examples(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport]:
-        args = self.args
-        cut = (args.max_length, args.truncation_mode, args.max_labels_lost, args.dataset_num_proc)
-        encoded, report = whole_documents(rows, self.tokenizer, *cut, name)
-        return self.packed(encoded), report
+    def encode(self, rows: Dataset, *how: Any) -> tuple[Dataset, EncodingReport]:
+        return whole_documents(rows, self.tokenizer, *how)
 
     def stream(self, documents: Any, clean: Any = None) -> TokenStream:
         """Blocks of documents that are read while training."""
         first, last = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        # One mark for both, as GPT-2's, stands between documents once.
-        before = first if first != last else None
+        before = first if first != last else None  # one mark for both, as GPT-2's, stands between documents once
         return TokenStream(documents, self.tokenizer, self.args.max_length, None, before, last, clean)
 
     def sequence(self, row: Row) -> Row:

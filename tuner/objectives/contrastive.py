@@ -20,7 +20,7 @@ from tuner.errors import ArgumentError, ModelError
 from tuner.evaluation.baselines.ngrams import is_small
 from tuner.evaluation.baselines.retrieval import embedding_retrieval_at_1, tfidf_retrieval_at_1
 from tuner.objectives.arguments import ContrastiveArguments
-from tuner.objectives.base import Batch, Objective, Row, Sums, own_class, require_others
+from tuner.objectives.base import Batch, Objective, Row, Sums, own_class
 from tuner.objectives.records import Comparison, Outcome
 
 # Parts of a batch; their lengths are rounded up to a multiple, so that kernels meet few sizes.
@@ -42,14 +42,8 @@ class Contrastive(Objective[ContrastiveArguments]):
     model = "encoder"
     loss_unit = "nats a pair"
     least_length = 3  # two ends and a token
-
-    @classmethod
-    def check(cls, args: Any, processes: int) -> None:
-        super().check(args, processes)
-        require_others(args, cls.name, processes)
-        for flag in ("z_loss", "label_smoothing_factor"):
-            if args.values().get(flag):
-                raise ArgumentError(f"--{flag} is for losses over the vocabulary: --objective contrastive has none.")
+    refused = ("z_loss", "label_smoothing_factor")
+    rivals = "processes"
 
     def check_model(self, model: PreTrainedModel) -> None:
         drops = any(getattr(model.config, name, 0) for name in ("hidden_dropout", "attention_dropout"))
@@ -69,26 +63,14 @@ class Contrastive(Objective[ContrastiveArguments]):
         real = torch.tensor([row["draw"] != FILLER for row in rows])
         return batch | {"labels": torch.arange(len(rows)).masked_fill(~real, IGNORED)}
 
-    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def sums(self, model: Any, labels: torch.Tensor, *, training: bool = False, **inputs: Any) -> Sums:
         ones, others = embed(model, **inputs).chunk(2)
-        return self.both_ways(ones, others, labels != IGNORED)
-
-    def both_ways(
-        self, ones: torch.Tensor, others: torch.Tensor, real: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss of texts and their partners, a sum, and over how many."""
-        scores, targets = gathered(ones, others, real, self.args.temperature)
-        both = [F.cross_entropy(score[real], targets[real], reduction="sum") for score in scores]
-        return (both[0] + both[1]) / 2, real.sum()
-
-    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
-        ones, others = embed(model, **inputs).chunk(2)
-        total, count = self.both_ways(ones, others, labels != IGNORED)
-        real = (labels != IGNORED).nonzero().squeeze(1)
-        scores = ones[real] @ others[real].T
-        own = torch.arange(len(real), device=ones.device)
-        right = (scores.argmax(-1) == own).sum() if len(real) else scores.sum()
-        return {"loss": total, "count": count, "accuracy": right}
+        real = labels != IGNORED
+        found = {"loss": contrast(ones, others, real, self.args.temperature), "count": real.sum()}
+        if training:
+            return found
+        best = (ones @ others.T).masked_fill(~real, -torch.inf).argmax(-1)  # of this process's batch alone
+        return found | {"accuracy": ((best == torch.arange(len(ones), device=ones.device)) & real).sum()}
 
     def compare(self, outcome: Outcome) -> Comparison:
         """Beside the cosine of TF-IDF vectors."""
@@ -147,17 +129,17 @@ def _states(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     return own_class(model).forward(model, **inputs).last_hidden_state.float()
 
 
-def gathered(
-    ones: torch.Tensor, others: torch.Tensor, real: torch.Tensor, temperature: float
-) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Cosines over the temperature of this process's texts and all processes': ones against others, others against
-    ones, each `(batch, all texts)`, -inf for those that are not `real` `(batch,)`; and the column of each partner."""
-    batch, first = len(ones), 0
-    all_ones, all_others, counts = ones, others, real
+def contrast(ones: torch.Tensor, others: torch.Tensor, real: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The loss of texts and their partners, a sum over those that are `real` `(batch,)`: ones against all processes'
+    others, others against all ones, halved."""
+    first, all_ones, all_others, counted = 0, ones, others, real
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        first = batch * torch.distributed.get_rank()
+        first = len(ones) * torch.distributed.get_rank()
         all_ones, all_others = torch.cat(all_gather(ones)), torch.cat(all_gather(others))
-        counts = torch.cat(all_gather(real.float())) > 0
-    targets = torch.arange(first, first + batch, device=ones.device)
-    one, other = (ones @ all_others.T / temperature, others @ all_ones.T / temperature)
-    return (one.masked_fill(~counts, -torch.inf), other.masked_fill(~counts, -torch.inf)), targets
+        counted = torch.cat(all_gather(real.float())) > 0
+    partners = torch.arange(first, first + len(ones), device=ones.device)[real]
+    scores = [(ones @ all_others.T / temperature), (others @ all_ones.T / temperature)]
+    losses = [
+        F.cross_entropy(score.masked_fill(~counted, -torch.inf)[real], partners, reduction="sum") for score in scores
+    ]
+    return (losses[0] + losses[1]) / 2

@@ -9,12 +9,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tuner.corpus.corrupt import corrupt_spans, infill, sentinels
-from tuner.data.collate import IGNORED
 from tuner.errors import ModelError
 from tuner.evaluation.baselines.spans import copy_spans, count_matches, spans_of, wanted_spans
 from tuner.objectives.arguments import DenoiseArguments
 from tuner.objectives.base import Batch, Row
-from tuner.objectives.masked_lm import BlockObjective
+from tuner.objectives.masked_lm import BlockObjective, labelled
 from tuner.objectives.records import Comparison, Layout, Outcome
 
 # Rows that are generated for in the comparison.
@@ -31,7 +30,6 @@ class Denoise(BlockObjective[DenoiseArguments]):
     tokens = ("eos_token",)
     vocabulary = "denoise"
     model = "seq2seq"
-    starts = False
     least_length = 3  # two tokens and the end
 
     def __init__(self, args: DenoiseArguments, tokenizer: PreTrainedTokenizerBase, layout: Layout | None = None):
@@ -45,27 +43,25 @@ class Denoise(BlockObjective[DenoiseArguments]):
         # Of a stream several processes get batches in one, which must then be of one width.
         self.fixed = args.streaming and self.infills
 
-    def block_length(self) -> int:
-        return self.args.max_length - 1  # room for the end
+    def block(self) -> tuple[int, int | None, int | None]:
+        return self.args.max_length - 1, None, self.tokenizer.eos_token_id  # room for the end
 
     def example(self, row: Row) -> dict[str, np.ndarray]:
         ids, end, draw = row["input_ids"], [self.tokenizer.eos_token_id], self.draw(row)
         share, mean = self.args.mlm_probability, self.args.mean_noise_span_length
+        if share is None:
+            share = 0.3 if self.infills else 0.15
         if self.infills:
-            share = 0.3 if share is None else share
             source, target = infill(ids, draw, self.tokenizer.mask_token_id, share, mean), ids
         else:
-            share = 0.15 if share is None else share
             source, target = corrupt_spans(ids, draw, self.sentinels, share, mean)
         return {"input_ids": np.concatenate([source, end]), "labels": np.concatenate([target, end])}
 
     def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        outputs = model.model(
-            **inputs, decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels), use_cache=False
-        )
-        where = (labels.reshape(-1) != IGNORED).nonzero().squeeze(1)
-        states = outputs.last_hidden_state.flatten(0, 1).index_select(0, where)
-        return states * model.config.decoder.logit_scale, labels.reshape(-1).index_select(0, where), outputs
+        decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels)
+        outputs = model.model(**inputs, decoder_input_ids=decoder_input_ids, use_cache=False)
+        states, targets = labelled(outputs.last_hidden_state, labels)
+        return states * model.config.decoder.logit_scale, targets, outputs
 
     def compare(self, outcome: Outcome) -> Comparison:
         """Spans written exactly without looking at the target: by both models, and by copying what stands before."""
@@ -90,5 +86,4 @@ def _generate(model: Any, batch: Batch) -> np.ndarray:
     """What a model writes for each row, as long as the longest target."""
     inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask") if name in batch}
     ids = model.generate(**inputs, max_new_tokens=batch["labels"].shape[1], do_sample=False, num_beams=1)
-    found: np.ndarray = ids.cpu().numpy()
-    return found
+    return np.asarray(ids.cpu())

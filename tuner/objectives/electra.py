@@ -9,8 +9,6 @@ import torch
 from torch.nn import functional as F
 
 from tuner.data.collate import IGNORED
-from tuner.data.draws import generator
-from tuner.errors import ArgumentError
 from tuner.loading.electra import GeneratorAndDiscriminator
 from tuner.objectives.base import Batch, Row, Sums
 from tuner.objectives.masked_lm import MaskedLM
@@ -27,18 +25,13 @@ class ReplacedTokens(MaskedLM):
     name = "rtd"
     model = "electra"
     keep = 0.0  # what is chosen is always hidden, as there
-    weight: ClassVar[float] = 50.0
+    terms: ClassVar[dict[str, float]] = {"loss": 1.0, "judged_loss": 50.0}
     loss_unit = "nats a hidden token + 50 x nats a judged one"
-
-    @classmethod
-    def check(cls, args: Any, processes: int) -> None:
-        super().check(args, processes)
-        if args.z_loss:
-            raise ArgumentError("--z_loss is for losses over the vocabulary: --objective rtd has none.")
+    refused = ("z_loss",)
 
     def __call__(self, rows: list[Row]) -> Batch:
         # For the generator's choices, on any device; one a row, for a batch may be shared out among processes.
-        seeds = [int(generator(self.args.seed, row["draw"]).integers(2**31)) for row in rows]
+        seeds = [int(self.draw(row).integers(2**31)) for row in rows]
         return super().__call__(rows) | {"choice_seed": torch.tensor(seeds)}
 
     def counts(self, batch: Batch) -> torch.Tensor:
@@ -46,37 +39,23 @@ class ReplacedTokens(MaskedLM):
         return torch.stack([(batch["labels"] != IGNORED).sum(), judged.sum()])
 
     def both(
-        self, model: Any, labels: torch.Tensor, **inputs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The generator's loss and the discriminator's, sums; its logits, and what it should have seen."""
+        self, model: Any, labels: torch.Tensor, label_smoothing: float = 0.0, **inputs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The generator's loss, a sum; and of `judge` the discriminator's logits and which tokens were replaced."""
         seed = int(inputs.pop("choice_seed")[0])
         hidden, targets, _ = self.hidden(model.generator, labels, **inputs)
-        smoothing = self.label_smoothing if model.training else 0.0
-        total, drawn = fill_in(hidden, targets, model, seed, smoothing)
-        scores, is_replaced = judge(model, labels, drawn, **inputs)
-        return (
-            total,
-            F.binary_cross_entropy_with_logits(scores, is_replaced.float(), reduction="sum"),
-            scores,
-            is_replaced,
-        )
+        total, drawn = fill_in(hidden, targets, model, seed, label_smoothing)
+        return total, *judge(model, labels, drawn, **inputs)
 
-    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        total, judged, scores, _ = self.both(model, labels, **inputs)
-        hidden = (labels != IGNORED).sum()
-        return torch.stack([total, self.weight * judged]), torch.stack([hidden, hidden.new_tensor(len(scores))])
+    def sums(self, model: Any, labels: torch.Tensor, *, training: bool = False, **inputs: Any) -> Sums:
+        smoothing = self.label_smoothing if training else 0.0
+        total, scores, is_replaced = self.both(model, labels, smoothing, **inputs)
+        judged = F.binary_cross_entropy_with_logits(scores, is_replaced.float(), reduction="sum")
+        found = {"loss": total, "judged_loss": judged, "count": (labels != IGNORED).sum()}
+        return found if training else found | count_scores(scores, is_replaced)
 
     def saved_part(self, model: Any) -> Any:
         return model.discriminator
-
-    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
-        total, judged, scores, is_replaced = self.both(model, labels, **inputs)
-        return {
-            "loss": total,
-            "count": (labels != IGNORED).sum(),
-            "judged_loss": judged,
-            **count_scores(scores, is_replaced),
-        }
 
     def metrics(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
         if not sums["count"]:
@@ -85,7 +64,7 @@ class ReplacedTokens(MaskedLM):
         generator_loss = float(sums["loss"] / sums["count"])
         judged = float(sums["judged_loss"] / max((positive + negative).sum(), 1))
         return {
-            "loss": generator_loss + self.weight * judged,
+            "loss": generator_loss + self.terms["judged_loss"] * judged,
             "generator_loss": generator_loss,
             "auc": area_under_curve(positive, negative),
             "replaced": float(positive.sum() / sums["count"]),
@@ -103,13 +82,8 @@ class ReplacedTokens(MaskedLM):
 def fill_in(
     hidden: torch.Tensor, targets: torch.Tensor, model: GeneratorAndDiscriminator, seed: int, label_smoothing: float = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The generator's loss, a sum, and a token drawn for each masked one.
-
-    Args:
-        hidden: `(tokens, embedding_size)`, what its head sees.
-        targets: `(tokens,)`.
-        seed: of the draws.
-    """
+    """The generator's loss, a sum, of what its head sees `(tokens, embedding_size)`, and a token drawn for each masked
+    one."""
     logits = model.generator.lm_head(hidden).float()
     generator = torch.Generator(logits.device).manual_seed(seed)
     # The first of exponential clocks with these rates to ring is a draw from the softmax.
@@ -121,10 +95,8 @@ def fill_in(
 def judge(
     model: GeneratorAndDiscriminator, labels: torch.Tensor, drawn: torch.Tensor, input_ids: torch.Tensor, **inputs: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The discriminator's logits of the tokens that count, and which of them were replaced.
-
-    A token that happens to be the original is no replaced one.
-    """
+    """The discriminator's logits of the tokens that count, and which of them were replaced: one that happens to be the
+    original was not."""
     hidden = labels != IGNORED
     filled = input_ids.masked_scatter(hidden, drawn)
     is_replaced = torch.zeros_like(hidden).masked_scatter(hidden, drawn != labels[hidden])

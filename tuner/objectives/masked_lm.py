@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,41 +18,27 @@ from tuner.data.draws import FILLER, Draws
 from tuner.data.tokens import token_blocks
 from tuner.evaluation.baselines.ngrams import MaskedBigram, is_small
 from tuner.objectives.arguments import MaskedLMArguments, TextArguments
-from tuner.objectives.base import Batch, Objective, Row, Sums, balance, require_others, routed
+from tuner.objectives.base import A, Batch, Objective, Row, Sums
 from tuner.objectives.records import Comparison, Layout, Outcome
-from tuner.ops.chunked_loss import chunked_cross_entropy
-
-A = TypeVar("A", bound=TextArguments)
 
 
 class BlockObjective(Objective[A]):
-    """What objectives share that hide something of blocks of raw text and ask for it: the blocks, and the loss over
-    hidden tokens. A class says where the hidden states of those tokens are (`hidden`)."""
+    """What objectives share that hide something of blocks of raw text and ask for it."""
 
     arguments = TextArguments
-    streams = True
-    # Whether a block begins with the tokenizer's first token; each document ends with its last.
-    starts: ClassVar[bool] = True
+    streams, guesses = True, True
 
-    def ends(self) -> tuple[int | None, int | None]:
-        """The token that begins a block, and the one that ends a document."""
-        if self.starts:
-            return self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        return None, self.tokenizer.eos_token_id
-
-    def block_length(self) -> int:
-        """Tokens in a block."""
-        return self.args.max_length
+    def block(self) -> tuple[int, int | None, int | None]:
+        """Tokens in a block, the one that begins each, and the one that ends a document."""
+        return self.args.max_length, self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
 
     def examples(self, rows: Dataset, name: str) -> tuple[Dataset, None]:
-        start, end = self.ends()
-        blocks = token_blocks(rows, self.tokenizer, self.block_length(), start, end, self.args.dataset_num_proc, name)
-        return blocks, None
+        return token_blocks(rows, self.tokenizer, *self.block(), self.args.dataset_num_proc, name), None
 
     def stream(self, documents: Any, clean: Any = None) -> TokenStream:
         """Blocks of documents that are read while training."""
-        start, end = self.ends()
-        return TokenStream(documents, self.tokenizer, self.block_length(), start, None, end, clean)
+        length, start, end = self.block()
+        return TokenStream(documents, self.tokenizer, length, start, None, end, clean)
 
     def example(self, row: Row) -> dict[str, np.ndarray]:
         """The sequences of one draw."""
@@ -61,32 +47,11 @@ class BlockObjective(Objective[A]):
     def __call__(self, rows: list[Row]) -> Batch:
         return self.padded([self.example(row) for row in rows], rows)
 
-    def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """What the head sees of the tokens that are asked for `(tokens, embedding_size)`, those tokens, and the
-        model's output."""
-        raise NotImplementedError
 
-    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor | int]:
-        hidden, targets, outputs = self.hidden(model, labels, **inputs)
-        total = self.token_loss(model, hidden, targets)
-        return total + balance(model, outputs, inputs) * len(targets), len(targets)
-
-    def token_loss(self, model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The sum of the tokens' cross-entropies, with `--z_loss` and `--label_smoothing_factor`."""
-        head = model.get_output_embeddings()
-        return chunked_cross_entropy(hidden, head.weight, targets, head.bias, self.args.z_loss, self.label_smoothing)
-
-    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
-        hidden, targets, _ = self.hidden(model, labels, **inputs)
-        return token_sums(model, hidden, targets)
-
-
-def token_sums(model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> Sums:
-    """The sum of the tokens' cross-entropies, and how many were guessed."""
-    logits = model.get_output_embeddings()(hidden).float()
-    loss = F.cross_entropy(logits, targets, reduction="sum")
-    count = torch.tensor(len(targets), device=loss.device)
-    return {"loss": loss, "accuracy": (logits.argmax(-1) == targets).sum(), "count": count}
+def labelled(states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states of the tokens that have a label, `(tokens, hidden_size)`, and those labels."""
+    where = (labels.reshape(-1) != IGNORED).nonzero().squeeze(1)
+    return states.flatten(0, 1).index_select(0, where), labels.reshape(-1).index_select(0, where)
 
 
 class MaskedLM(BlockObjective[MaskedLMArguments]):
@@ -108,6 +73,10 @@ class MaskedLM(BlockObjective[MaskedLMArguments]):
         self.special = np.zeros(len(tokenizer), dtype=bool)
         self.special[tokenizer.all_special_ids] = True
 
+    def whole(self, row: Row) -> np.ndarray:
+        """A row's tokens as the model sees them, none hidden."""
+        return np.asarray(row["input_ids"])
+
     def hide(self, ids: np.ndarray, row: Row) -> dict[str, np.ndarray]:
         """`input_ids` and `labels` of a draw."""
         share = 0.15 if self.args.mlm_probability is None else self.args.mlm_probability
@@ -120,10 +89,9 @@ class MaskedLM(BlockObjective[MaskedLMArguments]):
         return self.hide(row["input_ids"], row)
 
     def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        outputs = model.model(**routed(model, labels, inputs))
-        where = (labels.reshape(-1) != IGNORED).nonzero().squeeze(1)
-        states = outputs.last_hidden_state.flatten(0, 1).index_select(0, where)
-        return model.prediction(states), labels.reshape(-1).index_select(0, where), outputs
+        outputs = model.model(**model.with_router(labels, inputs))
+        states, targets = labelled(outputs.last_hidden_state, labels)
+        return model.prediction(states), targets, outputs
 
     def compare(self, outcome: Outcome) -> Comparison:
         """Beside the most frequent token, and a bigram that looks both ways."""
@@ -147,11 +115,6 @@ class MaskedLM(BlockObjective[MaskedLMArguments]):
                 right += [(labels[hidden] == frequent).sum(), (found == labels[hidden]).sum(), hidden.sum()]
         return {"most frequent": float(right[0] / right[2]), "bigram, both ways": float(right[1] / right[2])}
 
-    def whole(self, row: Row) -> np.ndarray:
-        """A row's tokens as the model sees them, none hidden."""
-        ids: np.ndarray = row["input_ids"]
-        return ids
-
 
 class NextSentence(MaskedLM):
     """mlm+nsp: also whether the second of two segments follows the first, `-log p(follows | both)`, a mean over pairs;
@@ -160,13 +123,10 @@ class NextSentence(MaskedLM):
     name = "mlm+nsp"
     model = "pretraining"
     streams = False
+    terms: ClassVar[dict[str, float]] = {"loss": 1.0, "nsp_loss": 1.0}
     loss_unit = "nats a hidden token + nats a pair"
     least_length = 5  # two ends, one between, a token of each segment
-
-    @classmethod
-    def check(cls, args: Any, processes: int) -> None:
-        super().check(args, processes)
-        require_others(args, cls.name, 1)
+    rivals = "batch"
 
     def examples(self, rows: Dataset, name: str) -> tuple[Dataset, None]:
         longest = (self.args.max_length - 3) // 2
@@ -194,20 +154,12 @@ class NextSentence(MaskedLM):
     def counts(self, batch: Batch) -> torch.Tensor:
         return torch.stack([(batch[name] != IGNORED).sum() for name in ("labels", "next_sentence_label")])
 
-    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        relation = inputs.pop("next_sentence_label")
-        hidden, targets, outputs = self.hidden(model, labels, **inputs)
-        guess = model.seq_relationship(outputs.pooler_output).float()
-        tokens = self.token_loss(model, hidden, targets) + balance(model, outputs, inputs) * len(targets)
-        pairs = F.cross_entropy(guess, relation, reduction="sum")
-        return torch.stack([tokens, pairs]), self.counts({"labels": labels, "next_sentence_label": relation})
-
-    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
+    def sums(self, model: Any, labels: torch.Tensor, *, training: bool = False, **inputs: Any) -> Sums:
         relation = inputs.pop("next_sentence_label")
         hidden, targets, outputs = self.hidden(model, labels, **inputs)
         guess = model.seq_relationship(outputs.pooler_output).float()
         return {
-            **token_sums(model, hidden, targets),
+            **self.token_sums(model, hidden, targets, outputs, training, inputs),
             "nsp_loss": F.cross_entropy(guess, relation, reduction="sum"),
             "nsp_accuracy": (guess.argmax(-1) == relation).sum(),
             "pairs": (relation != IGNORED).sum(),

@@ -57,36 +57,24 @@ class Examples:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a causal model's sequences lie in a batch, and which loss it has; see `tuner.train.prepare.choose_layout`.
+    """How a causal model's sequences lie in a batch, and which loss it has; see `tuner.train.prepare.choose_layout`."""
 
-    Attributes:
-        packing: several sequences share a row.
-        padding_free: the rows of a batch are joined into one.
-        chunked_loss: the loss is computed without a (tokens x vocabulary) matrix.
-        masks: the model needs an attention mask beside padding on the right.
-    """
-
-    packing: bool = False
-    padding_free: bool = False
-    chunked_loss: bool = True
-    masks: bool = False
+    packing: bool = False  # several sequences share a row
+    padding_free: bool = False  # the rows of a batch are joined into one
+    chunked_loss: bool = True  # the loss is computed without a (tokens x vocabulary) matrix
+    masks: bool = False  # the model needs an attention mask beside padding on the right
 
 
 @dataclass
 class Outcome:
-    """What a run came to, for the comparison with baselines.
-
-    Attributes:
-        after, before: metrics of the saved model's evaluation, and of that before the first step, if there was one.
-        untrained: makes the model that the run began with.
-    """
+    """What a run came to, for the comparison with baselines."""
 
     model: Any
     rows: Rows
     examples: Examples
-    after: dict[str, float]
-    before: dict[str, float]
-    untrained: Callable[[], PreTrainedModel]
+    after: dict[str, float]  # metrics of the saved model's evaluation
+    before: dict[str, float]  # and of that before the first step, if there was one
+    untrained: Callable[[], PreTrainedModel]  # makes the model that the run began with
 
     def before_and_after(self, name: str) -> dict[str, float]:
         """A metric of the untrained and of the trained model, those that were measured."""

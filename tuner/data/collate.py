@@ -46,7 +46,9 @@ def collate_causal(
         -1 where there is none. Joined rows are a batch of one.
     """
     if padding_free:
-        features = [_joined(features)]
+        each = [{"position_ids": torch.arange(len(f["input_ids"])), **f} for f in features]
+        names = ("input_ids", "labels", "rows", "position_ids")
+        features = [{name: torch.cat([torch.as_tensor(f[name]) for f in each]) for name in names}]
     batch = {
         "input_ids": pad([f["input_ids"] for f in features], pad_token_id, multiple),
         "labels": pad([f["labels"] for f in features], IGNORED, multiple),
@@ -55,17 +57,7 @@ def collate_causal(
     }
     if "position_ids" in features[0]:
         # Padding counts from 0 too: to the mask it is one more sequence.
-        positions = torch.arange(batch["input_ids"].shape[1]).repeat(len(features), 1)
-        for row, feature in zip(positions, features, strict=True):
-            length = len(feature["input_ids"])
-            row[length:] = row[: len(row) - length].clone()
-            row[:length] = torch.as_tensor(feature["position_ids"])
-        batch["position_ids"] = positions
+        padding = torch.arange(batch["input_ids"].shape[1])
+        rows = [torch.as_tensor(f["position_ids"]) for f in features]
+        batch["position_ids"] = torch.stack([torch.cat([row, padding[: len(padding) - len(row)]]) for row in rows])
     return batch
-
-
-def _joined(features: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    positions = [f["position_ids"] if "position_ids" in f else torch.arange(len(f["input_ids"])) for f in features]
-    columns = {name: [f[name] for f in features] for name in ("input_ids", "labels", "rows")}
-    columns["position_ids"] = positions
-    return {name: torch.cat([torch.as_tensor(part) for part in parts]) for name, parts in columns.items()}

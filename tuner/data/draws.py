@@ -26,8 +26,7 @@ class Draws(TorchDataset[dict[str, Any]]):
 
     def __init__(self, rows: Dataset, length: int | None = None):
         self.rows = rows.with_format("numpy")
-        self.length = len(rows) if length is None else length
-        self.fills = length is not None
+        self.length, self.fills = len(rows) if length is None else length, length is not None
 
     def __len__(self) -> int:
         return self.length

@@ -6,70 +6,67 @@ Where a row has no prompt of its own, what both conversations begin with is the 
 from __future__ import annotations
 
 import re
-from itertools import takewhile
+from collections.abc import Sequence
 from typing import Any
 
-from tuner.data.turns import Message, message, messages_of, shown
+from tuner.data.turns import ROLES, Message, message, messages_of, shown
 from tuner.errors import DataError
 
 LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 # How Anthropic's data sets write turns (Bai et al. 2022, https://arxiv.org/abs/2204.05862).
-HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+HH_TURN = re.compile(r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
 
 
-def preference(row: dict[str, Any], unused: set[str]) -> dict[str, Any]:
+def preference(row: dict[str, Any], unused: set[str], *_: str) -> dict[str, Any]:
     """`prompt` (or none), `chosen` and `rejected`: strings, or lists of messages that may repeat the prompt.
 
     Other values, and conversations without a common prompt, are a DataError.
     """
-    texts = [row["chosen"], row["rejected"]]
-    if all(isinstance(text, str) for text in texts):
-        plain = "prompt" in row
-        chosen, rejected = ([message("assistant", t, "")] for t in texts) if plain else _texts_to_turns(*texts)
+    answers = ("chosen", "rejected")
+    prompt = _turns(row, "prompt", "user", unused) if "prompt" in row else []
+    if not all(isinstance(row[column], str) for column in answers):
+        chosen, rejected = (messages_of(row[column], column, unused) for column in answers)
+    elif prompt:
+        chosen, rejected = (_turns(row, column, "assistant", unused) for column in answers)
     else:
-        chosen, rejected = (messages_of(row[column], column, unused) for column in ("chosen", "rejected"))
-    prompt = _prompt(row["prompt"], unused) if "prompt" in row else None
-    if prompt is not None and chosen[0]["role"] == rejected[0]["role"] == "assistant":
+        chosen, rejected = _conversations([row[column] for column in answers])
+    if prompt and chosen[0]["role"] == rejected[0]["role"] == "assistant":
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    room = min(len(chosen), len(rejected)) - 1  # the last turn is an answer, also where both are the same
-    pairs = zip(chosen[:room], rejected, strict=False)
-    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    if prompt is not None and chosen[: len(prompt)] == rejected[: len(prompt)] == prompt:
+    common = _common(chosen[:-1], rejected[:-1])  # the last turn is an answer, also where both are the same
+    if prompt and chosen[: len(prompt)] == rejected[: len(prompt)] == prompt:
         common = len(prompt)
-    elif prompt is not None and not any(prompt[-1]["content"].strip() in m["content"] for m in chosen[:common]):
+    elif prompt and not any(prompt[-1]["content"].strip() in turn["content"] for turn in chosen[:common]):
         raise DataError("column 'chosen' and column 'rejected' are conversations that do not repeat column 'prompt'.")
     if common == 0 and {chosen[0]["role"], rejected[0]["role"]} != {"assistant"}:
         raise DataError("column 'chosen' and column 'rejected' do not begin alike, so they have no common prompt.")
     return {"prompt": chosen[:common], "chosen": chosen[common:], "rejected": rejected[common:]}
 
 
-def unpaired(row: dict[str, Any], unused: set[str]) -> dict[str, Any]:
+def unpaired(row: dict[str, Any], unused: set[str], *_: str) -> dict[str, Any]:
     """`prompt`, `completion` and `label`: whether the completion is desirable. Other values are a DataError."""
     label = LABELS.get(str(row["label"]).lower())
     if label is None:
         raise DataError(f"column 'label' must be true or false, not {shown(row['label'])}.")
-    answer = row["completion"]
-    text = isinstance(answer, str)
-    turns = [message("assistant", answer, "")] if text else messages_of(answer, "completion", unused)
-    return {"prompt": _prompt(row["prompt"], unused), "completion": turns, "label": label}
+    turns = {c: _turns(row, c, role, unused) for c, role in (("prompt", "user"), ("completion", "assistant"))}
+    return {**turns, "label": label}
 
 
-def _prompt(value: Any, unused: set[str]) -> list[Message]:
-    if isinstance(value, list):
-        return messages_of(value, "prompt", unused, answered=False)
-    return [message("user", value, "'prompt'")]
+def _turns(row: dict[str, Any], column: str, role: str, unused: set[str]) -> list[Message]:
+    """A list of messages, or a text as one of the role."""
+    if isinstance(row[column], list):
+        return messages_of(row[column], column, unused, answered=role == "assistant")
+    return [message(role, row[column], f"{column!r}")]
 
 
-def _texts_to_turns(chosen: str, rejected: str) -> tuple[list[Message], list[Message]]:
-    if HH_TURN.match(chosen) and HH_TURN.match(rejected):
-        return _hh_turns(chosen), _hh_turns(rejected)
-    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
-    common -= chosen[:common].endswith(" ")  # as TRL has it: the space belongs to the answer
-    asked = message("user", chosen[:common], "'chosen'")
-    return [asked, message("assistant", chosen[common:], "")], [asked, message("assistant", rejected[common:], "")]
+def _conversations(texts: list[str]) -> list[list[Message]]:
+    if all(map(HH_TURN.match, texts)):
+        return [[message(ROLES[who.lower()], said.strip(), "") for who, said in HH_TURN.findall(t)] for t in texts]
+    common = _common(*texts)
+    common -= texts[0][:common].endswith(" ")  # as TRL has it: the space belongs to the answer
+    return [[message("user", text[:common], ""), message("assistant", text[common:], "")] for text in texts]
 
 
-def _hh_turns(text: str) -> list[Message]:
-    _, *parts = HH_TURN.split(text)
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
+def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many items both begin with."""
+    shorter = min(len(one), len(other))
+    return next((number for number in range(shorter) if one[number] != other[number]), shorter)

@@ -22,12 +22,11 @@ from tuner.data import preference_rows, turns
 from tuner.data.cache_key import map_batches
 from tuner.data.preference_rows import preference, unpaired
 from tuner.data.sources import SOURCE_ROW
-from tuner.data.turns import Message, history_of, message, messages_of, says_something, text_of
+from tuner.data.turns import MEDIA, NO_TOOLS, history_of, message, messages_of, passed_over, says_something, text_of
 from tuner.errors import DataError
 
 Kind = Literal["messages", "text", "preference", "unpaired"]
 Row = dict[str, Any]
-Convert = Callable[[Row, set[str]], dict[str, Any]]
 
 _TURNS = List({"role": Value("string"), "content": Value("string")})
 _UNUSED = "_unused"
@@ -47,10 +46,21 @@ CALLED: dict[Kind, str] = {
 # Columns of instruction formats that mean something to a conversation.
 SYSTEM_COLUMNS = ("system", "system_prompt")
 REFUSED_COLUMNS = {
-    **dict.fromkeys(("tools", "functions"), "tool use is not trained here"),
-    **dict.fromkeys(("images", "image", "audio", "audios", "videos", "video"), "only text is trained on"),
+    **dict.fromkeys(("tools", "functions"), NO_TOOLS),
+    **MEDIA,
     "history": "it belongs beside 'instruction' or a 'prompt' that is a string",
 }
+
+
+class Shape(NamedTuple):
+    """A shape of rows: its columns, what it is a row of, what makes it canonical, what else may be there, and what its
+    columns hold. A conversion is given the row, the set that takes the names of what is not used, and the columns."""
+
+    needed: tuple[str, ...]
+    kind: Kind
+    convert: Callable[..., Any]
+    accepted: str
+    optional: tuple[str, ...] = ()
 
 
 def canonicalize(
@@ -89,37 +99,22 @@ def canonicalize(
 
 def unused_sentence(unused: dict[str, float], name: str) -> str | None:
     """What `canonicalize` says is not used, in a line; None where there is nothing."""
-    if not unused:
-        return None
     listed = ", ".join(f"{key} ({100 * share:.3g} % of the rows)" for key, share in unused.items())
-    return f"{name}: not used are {listed}."
-
-
-class Shape(NamedTuple):
-    """A shape of rows: its columns, what it is a row of, what makes it canonical, and columns that may be there too."""
-
-    needed: tuple[str, ...]
-    kind: Kind
-    convert: Convert
-    accepted: str
-    optional: tuple[str, ...] = ()
+    return f"{name}: not used are {listed}." if unused else None
 
 
 def shape_of(row: Row, name: str, kinds: tuple[Kind, ...] = ("messages", "text")) -> Shape:
     """The shape of a row, by its columns; a DataError where it has none, or one of another kind."""
     known = [shape for shape in SHAPES if row.keys() >= set(shape.needed)]
-    wanted_shapes = [f"  {' + '.join(shape.needed):<31} {shape.accepted}" for shape in SHAPES if shape.kind in kinds]
-    accepted = "\n".join(["The shapes accepted are:", *wanted_shapes])
     judged = "unpaired" not in kinds and isinstance(row.get("label"), bool)  # SFT would learn the bad answers too
     for shape in known:
         if shape.kind in kinds and not (judged and shape.needed == ("prompt", "completion")):
             return shape
+    wanted = [f"\n  {' + '.join(shape.needed):<31} {shape.accepted}" for shape in SHAPES if shape.kind in kinds]
+    accepted = f"The shapes accepted are:{''.join(wanted)}"
     if known:
-        wanted = " or ".join(CALLED[kind] for kind in kinds)
-        columns = ", ".join(known[0].needed)
-        raise DataError(
-            f"{name}: its rows are {CALLED[known[0].kind]} (columns {columns}), but {wanted} are needed.\n{accepted}"
-        )
+        needed, kind, called = ", ".join(known[0].needed), known[0].kind, " or ".join(CALLED[kind] for kind in kinds)
+        raise DataError(f"{name}: its rows are {CALLED[kind]} (columns {needed}), but {called} are needed.\n{accepted}")
     found = {column: value for column, value in row.items() if column != SOURCE_ROW}
     shown = {k: v if len(str(v)) <= 80 else f"{str(v)[:77]}..." for k, v in found.items()}
     raise DataError(f"{name}: no known shape has the columns {', '.join(found)}.\nA row is {shown}.\n{accepted}")
@@ -134,62 +129,52 @@ def canonical(row: Row, shape: Shape, unused: set[str]) -> dict[str, Any]:
     Raises:
         DataError: a row that breaks its shape, or says what cannot be honoured.
     """
-    converted = shape.convert(row, unused)
+    converted: dict[str, Any] = shape.convert(row, unused, *shape.needed)
+    for column in SYSTEM_COLUMNS:
+        if column in shape.optional and says_something(row.get(column)):
+            system, said = message("system", row[column], f"{column!r}"), converted["messages"]
+            if said[0]["role"] != "system":
+                said.insert(0, system)
+            elif said[0] != system:
+                raise DataError(f"the column {column!r} and the first message are two system messages. Drop one.")
+    refused = {} if shape.kind == "text" else REFUSED_COLUMNS
     for column in row.keys() - {*shape.needed, *shape.optional, SOURCE_ROW}:
         if says_something(row[column]):
-            if column in REFUSED_COLUMNS and shape.kind != "text":
-                raise DataError(f"the column {column!r} is not supported: {REFUSED_COLUMNS[column]}. Drop the column.")
-            unused.add(f"column {column!r}")
+            unused.add(passed_over("column", column, refused))
     return converted
 
 
 def _convert_batch(batch: dict[str, list[Any]], indices: list[int], shape: int, name: str) -> dict[str, list[Any]]:
-    numbers = batch.get(SOURCE_ROW, indices)
-    columns: dict[str, list[Any]] = {column: [] for column in CANONICAL[SHAPES[shape].kind]} | {_UNUSED: []}
-    for position, number in enumerate(numbers):
+    rows = []
+    for position, number in enumerate(batch.get(SOURCE_ROW, indices)):
         unused: set[str] = set()
         try:
             row = canonical({column: values[position] for column, values in batch.items()}, SHAPES[shape], unused)
         except DataError as error:
             raise DataError(f"{name}, row {number}: {error}") from None
-        for column, value in (row | {SOURCE_ROW: number, _UNUSED: sorted(unused)}).items():
-            columns[column].append(value)
-    return columns
+        rows.append({**row, SOURCE_ROW: number, _UNUSED: sorted(unused)})
+    return {column: [row[column] for row in rows] for column in rows[0]}
 
 
-def _with_system(row: Row, messages: list[Message]) -> list[Message]:
-    for column in SYSTEM_COLUMNS:
-        if says_something(row.get(column)):
-            system = message("system", row[column], f"{column!r}")
-            if messages[0]["role"] != "system":
-                return [system, *messages]
-            if messages[0] != system:
-                raise DataError(f"the column {column!r} and the first message are two system messages. Drop one.")
-    return messages
+def _from_text(row: Row, unused: set[str], column: str) -> Row:
+    return {"text": text_of(row[column], f"{column!r}")}
 
 
-def _from_turns(row: Row, unused: set[str]) -> dict[str, Any]:
-    column = "messages" if "messages" in row else "conversations"
-    return {"messages": _with_system(row, messages_of(row[column], column, unused))}
+def _from_turns(row: Row, unused: set[str], column: str) -> Row:
+    return {"messages": messages_of(row[column], column, unused)}
 
 
-def _from_prompt_completion(row: Row, unused: set[str]) -> dict[str, Any]:
-    prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, list) or isinstance(completion, list):
+def _from_answer(row: Row, unused: set[str], question: str, answer: str) -> Row:
+    """A prompt and a completion, or an instruction, which may have an input, and an output."""
+    if question == "prompt" and (isinstance(row[question], list) or isinstance(row[answer], list)):
         if says_something(row.get("history")):
             raise DataError(f"the column 'history' is not supported: {REFUSED_COLUMNS['history']}.")
-        asked = messages_of(prompt, "prompt", unused, answered=False)
-        return {"messages": _with_system(row, asked + messages_of(completion, "completion", unused))}
-    asked = [message("user", prompt, "'prompt'"), message("assistant", completion, "'completion'")]
-    return {"messages": _with_system(row, history_of(row.get("history")) + asked)}
-
-
-def _from_instruction(row: Row, unused: set[str]) -> dict[str, Any]:
-    question = message("user", row["instruction"], "'instruction'")
-    if row.get("input"):
-        question["content"] += "\n\n" + text_of(row["input"], "'input'")
-    asked = [*history_of(row.get("history")), question, message("assistant", row["output"], "'output'")]
-    return {"messages": _with_system(row, asked)}
+        asked = messages_of(row[question], question, unused, answered=False)
+        return {"messages": asked + messages_of(row[answer], answer, unused)}
+    asked = [message("user", row[question], f"{question!r}"), message("assistant", row[answer], f"{answer!r}")]
+    if question == "instruction" and row.get("input"):
+        asked[0]["content"] += "\n\n" + text_of(row["input"], "'input'")
+    return {"messages": history_of(row.get("history")) + asked}
 
 
 _OPENAI = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
@@ -203,7 +188,7 @@ SHAPES: tuple[Shape, ...] = (
     Shape(("messages",), "messages", _from_turns, _OPENAI, SYSTEM_COLUMNS),
     Shape(("conversations",), "messages", _from_turns, _SHAREGPT, SYSTEM_COLUMNS),
     Shape(("prompt", "completion", "label"), "unpaired", unpaired, f"{_EITHER}; true or false"),
-    Shape(("prompt", "completion"), "messages", _from_prompt_completion, _EITHER, (*SYSTEM_COLUMNS, "history")),
-    Shape(("instruction", "output"), "messages", _from_instruction, "strings; also input, system and history", _ALPACA),
-    Shape(("text",), "text", lambda row, _: {"text": text_of(row["text"], "'text'")}, "a string"),
+    Shape(("prompt", "completion"), "messages", _from_answer, _EITHER, _ALPACA[1:]),
+    Shape(("instruction", "output"), "messages", _from_answer, "strings; also input, system and history", _ALPACA),
+    Shape(("text",), "text", _from_text, "a string"),
 )

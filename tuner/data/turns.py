@@ -21,14 +21,13 @@ ROLES = {
 }
 TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "tool_response", "observation", "ipython")
 SPOKEN = {"role", "content", "from", "value"}
+NO_TOOLS, NO_MEDIA = "tool use is not trained here", "only text is trained on"
+MEDIA = dict.fromkeys(("images", "image", "audio", "audios", "videos", "video"), NO_MEDIA)
 # What a turn says beside its content, and what its user can do.
-REASONING = ("reasoning_content", "reasoning", "thinking")
-TOOLS = ("tool_calls", "function_call", "tool_call_id")
-MEDIA = ("images", "image", "audio", "audios", "videos", "video")
 REFUSED_KEYS = {
-    **dict.fromkeys(REASONING, "write the reasoning into the content, or drop the key"),
-    **dict.fromkeys(TOOLS, "drop the key, or rows with it: tool use is not trained here"),
-    **dict.fromkeys(MEDIA, "drop the key: only text is trained on"),
+    **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "write the reasoning into the content"),
+    **dict.fromkeys(("tool_calls", "function_call", "tool_call_id"), NO_TOOLS),
+    **MEDIA,
 }
 # OpenAI's and axolotl's flags for turns that are not learnt.
 LEARNT_KEYS = ("weight", "train", "training")
@@ -45,8 +44,7 @@ def messages_of(turns: Any, column: str, unused: set[str], answered: bool = True
     Raises:
         DataError: anything else, naming column and turn.
     """
-    if isinstance(turns, str):
-        turns = parsed(turns)
+    turns = parsed(turns)
     if not isinstance(turns, list) or not turns:
         raise DataError(f"column {column!r} must be a list of turns, not {shown(turns)}.")
     messages = []
@@ -55,58 +53,51 @@ def messages_of(turns: Any, column: str, unused: set[str], answered: bool = True
         if not isinstance(turn, dict):
             raise DataError(f"{where} must be an object, not {shown(turn)}.")
         speaker = turn.get("role") or turn.get("from")
-        content = turn["content"] if turn.get("content") is not None else turn.get("value")
+        role = ROLES.get(str(speaker).lower())
         if speaker is None:
             given = {name: value for name, value in turn.items() if value is not None}  # Arrow adds the others' keys
             raise DataError(f"{where} has neither 'role' nor 'from': {shown(given)}.")
-        role = ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
+        if str(speaker).lower() in TOOL_ROLES:
+            raise DataError(f"{where}: the role {speaker!r} is not supported: {NO_TOOLS}. Drop such rows.")
         if role is None:
-            raise _unknown_role(speaker, where)
-        if not turn.keys() <= SPOKEN:
-            _check_keys(turn, role, where, unused)
+            raise DataError(f"{where}: unknown role {speaker!r}; known are {', '.join(ROLES)}.")
+        for key in turn.keys() - SPOKEN:
+            if key in LEARNT_KEYS:
+                _check_learnt(key, turn[key], role, where)
+            elif says_something(turn[key]):
+                unused.add(passed_over("message key", key, REFUSED_KEYS, f"{where}: "))
+        content = turn["content"] if turn.get("content") is not None else turn.get("value")
         messages.append(message(role, content, f"{column!r}, turn {number}: the content"))
     if answered and not any(m["role"] == "assistant" for m in messages):
         raise DataError(f"column {column!r} has no assistant turn, so there is nothing to learn.")
     return messages
 
 
-def _unknown_role(speaker: Any, where: str) -> DataError:
-    if isinstance(speaker, str) and speaker.lower() in TOOL_ROLES:
-        return DataError(
-            f"{where}: the role {speaker!r} is not supported: tool use is not trained here. Drop such rows."
+def _check_learnt(key: str, value: Any, role: str, where: str) -> None:
+    off = role == "assistant" and value is not None and value != 1
+    on = role != "assistant" and key != "weight" and value
+    if off or on:
+        raise DataError(
+            f"{where}: {key!r} is {value}, but here every turn of the assistant is learnt and no other. "
+            "Drop the key to accept that, or drop the turn."
         )
-    return DataError(f"{where}: unknown role {speaker!r}; known are {', '.join(ROLES)}.")
 
 
-def _check_keys(turn: dict[str, Any], role: str, where: str, unused: set[str]) -> None:
-    for key in turn.keys() - SPOKEN:
-        value = turn[key]
-        if key in LEARNT_KEYS:
-            off = role == "assistant" and value is not None and value != 1
-            on = role != "assistant" and key != "weight" and value
-            if off or on:
-                raise DataError(
-                    f"{where}: {key!r} is {value}, but here every turn of the assistant is learnt and no other. "
-                    "Drop the key to accept that, or drop the turn."
-                )
-        elif says_something(value):
-            if key in REFUSED_KEYS:
-                raise DataError(f"{where}: the key {key!r} is not supported: {REFUSED_KEYS[key]}.")
-            unused.add(f"message key {key!r}")
+def passed_over(what: str, name: str, refused: dict[str, str], where: str = "") -> str:
+    """What to call a column or key that is not used; a DataError where that is `refused`."""
+    if name in refused:
+        raise DataError(f"{where}the {what} {name!r} is not supported: {refused[name]}. Drop it, or such rows.")
+    return f"{what} {name!r}"
 
 
 def message(role: str, content: Any, where: str) -> Message:
-    """One canonical message; a DataError where the content is not text."""
-    return {"role": role, "content": content if isinstance(content, str) else text_of(_joined(content), where)}
-
-
-def _joined(content: Any) -> Any:
-    """Content in parts (`[{"type": "text", "text": ...}]`) as one text, where all parts are text."""
+    """One canonical message; a DataError where the content is not text, nor parts that all are
+    (`[{"type": "text", "text": ...}]`)."""
     if isinstance(content, list) and content:
-        texts: list[Any] = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
-        if all(isinstance(text, str) for text in texts):
-            return "".join(texts)
-    return content
+        parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
+        if all(isinstance(part, str) for part in parts):
+            content = "".join(parts)
+    return {"role": role, "content": text_of(content, where)}
 
 
 def text_of(value: Any, where: str) -> str:
@@ -120,7 +111,7 @@ def history_of(value: Any) -> list[Message]:
     """Earlier `[question, answer]` pairs, as LLaMA-Factory's `history` holds them; a DataError for anything else."""
     if not says_something(value):
         return []
-    pairs = parsed(value) if isinstance(value, str) else value
+    pairs = parsed(value)
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise DataError(f"column 'history' must be a list of [question, answer] pairs, not {shown(value)}.")
     return [
@@ -130,13 +121,13 @@ def history_of(value: Any) -> list[Message]:
     ]
 
 
-def parsed(text: str) -> Any:
-    """The list that a JSON text says, as in a field of a CSV; else the text."""
+def parsed(value: Any) -> Any:
+    """The list that a JSON text says, as in a field of a CSV; else the value."""
     try:
-        value = json.loads(text) if text.lstrip().startswith("[") else text
+        found = json.loads(value) if isinstance(value, str) else None
     except (ValueError, RecursionError):
-        return text
-    return value if isinstance(value, list) else text
+        return value
+    return found if isinstance(found, list) else value
 
 
 def says_something(value: Any) -> bool:

@@ -185,7 +185,7 @@ def test_unpaired_rows_are_for_kto():
     with pytest.raises(DataError, match="unpaired rows are for kto"):
         objective_of().examples(unpaired, "rows")
     examples, report = objective_of(loss_type="kto").examples(unpaired, "rows")
-    assert list(examples["desirable"]) == [True, True, False, False] and report.sequences == 4
+    assert list(examples["desirable"]) == [True, False, True, False] and report.sequences == 4
 
 
 @pytest.mark.slow

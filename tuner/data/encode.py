@@ -108,7 +108,7 @@ def _split(tokenizer: PreTrainedTokenizerBase, messages: list[Message], row: Enc
     system message leads. A single exchange that is longer stays whole: `cut` cuts it, and counts what is lost."""
     turns = [turn for turn, message in enumerate(messages, 1) if message["role"] == "assistant"]
     labels = [*row["labels"], -100]
-    if len(turns) == 1 or set(labels[max_length:]) == {-100}:
+    if len(turns) == 1 or set(labels[max_length:]) <= {-100}:
         return [row]
     ends = [t for t, (label, after) in enumerate(pairwise(labels), 1) if label != -100 and after == -100]
     if len(ends) != len(turns):  # answers that touch one another, or have no token

@@ -11,18 +11,29 @@ refused (see also `turns`).
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
-from tuner.data import preference_rows, turns
+from tuner.data import turns
 from tuner.data.cache_key import map_batches
-from tuner.data.preference_rows import preference, unpaired
 from tuner.data.sources import SOURCE_ROW
-from tuner.data.turns import MEDIA, NO_TOOLS, history_of, message, messages_of, passed_over, says_something, text_of
+from tuner.data.turns import (
+    MEDIA,
+    NO_TOOLS,
+    ROLES,
+    Message,
+    history_of,
+    message,
+    messages_of,
+    passed_over,
+    says_something,
+    shown,
+    text_of,
+)
 from tuner.errors import DataError
 
 Kind = Literal["messages", "text", "preference", "unpaired"]
@@ -37,12 +48,7 @@ _COLUMNS: dict[Kind, dict[str, Any]] = {
     "unpaired": {"prompt": _TURNS, "completion": _TURNS, "label": Value("bool")},
 }
 CANONICAL = {kind: Features({**columns, SOURCE_ROW: Value("int64")}) for kind, columns in _COLUMNS.items()}
-CALLED: dict[Kind, str] = {
-    "messages": "conversations",
-    "text": "texts",
-    "preference": "preferences between two answers",
-    "unpaired": "answers judged good or bad",
-}
+CALLED = {"messages": "conversations", "text": "texts", "preference": "pairs of answers", "unpaired": "judged answers"}
 # Columns of instruction formats that mean something to a conversation.
 SYSTEM_COLUMNS = ("system", "system_prompt")
 REFUSED_COLUMNS = {
@@ -50,15 +56,18 @@ REFUSED_COLUMNS = {
     **MEDIA,
     "history": "it belongs beside 'instruction' or a 'prompt' that is a string",
 }
+LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+# How Anthropic's data sets write turns (Bai et al. 2022, https://arxiv.org/abs/2204.05862).
+HH_TURN = re.compile(r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
 
 
 class Shape(NamedTuple):
-    """A shape of rows: its columns, what it is a row of, what makes it canonical, what else may be there, and what its
-    columns hold. A conversion is given the row, the set that takes the names of what is not used, and the columns."""
+    """A shape of rows: its columns, what it is a row of, what makes it canonical (a function of the row, the set of
+    names of what is not used, and the columns), what its columns hold, and columns that may be there too."""
 
     needed: tuple[str, ...]
     kind: Kind
-    convert: Callable[..., Any]
+    convert: Callable[..., Row]
     accepted: str
     optional: tuple[str, ...] = ()
 
@@ -83,18 +92,16 @@ def canonicalize(
     mapped = map_batches(
         rows,
         _convert_batch,
-        [__file__, turns.__file__, preference_rows.__file__],
+        [__file__, turns.__file__],
         {"shape": SHAPES.index(shape), "name": name},
         with_indices=True,
         remove_columns=rows.column_names,
         features=Features({**CANONICAL[shape.kind], _UNUSED: List(Value("string"))}),
         desc="Reading rows",
     )
-    found: Counter[str] = Counter()
-    for batch in mapped.select_columns([_UNUSED]).with_format("arrow").iter(batch_size=100_000):
-        counts = pc.value_counts(pc.list_flatten(batch[_UNUSED]))
-        found.update({entry["values"].as_py(): entry["counts"].as_py() for entry in counts})
-    return shape.kind, mapped.remove_columns(_UNUSED), {key: n / len(rows) for key, n in sorted(found.items())}
+    found = pc.list_flatten(mapped.select_columns([_UNUSED]).with_format("arrow")[:][_UNUSED])
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(found).to_pylist()}
+    return shape.kind, mapped.remove_columns(_UNUSED), {key: counts[key] / len(rows) for key in sorted(counts)}
 
 
 def unused_sentence(unused: dict[str, float], name: str) -> str | None:
@@ -113,14 +120,14 @@ def shape_of(row: Row, name: str, kinds: tuple[Kind, ...] = ("messages", "text")
     wanted = [f"\n  {' + '.join(shape.needed):<31} {shape.accepted}" for shape in SHAPES if shape.kind in kinds]
     accepted = f"The shapes accepted are:{''.join(wanted)}"
     if known:
-        needed, kind, called = ", ".join(known[0].needed), known[0].kind, " or ".join(CALLED[kind] for kind in kinds)
-        raise DataError(f"{name}: its rows are {CALLED[kind]} (columns {needed}), but {called} are needed.\n{accepted}")
+        its, needed = f"{CALLED[known[0].kind]} (columns {', '.join(known[0].needed)})", map(CALLED.get, kinds)
+        raise DataError(f"{name}: its rows are {its}, but {' or '.join(needed)} are needed.\n{accepted}")
     found = {column: value for column, value in row.items() if column != SOURCE_ROW}
-    shown = {k: v if len(str(v)) <= 80 else f"{str(v)[:77]}..." for k, v in found.items()}
-    raise DataError(f"{name}: no known shape has the columns {', '.join(found)}.\nA row is {shown}.\n{accepted}")
+    cut = {column: v if len(str(v)) <= 80 else f"{str(v)[:77]}..." for column, v in found.items()}
+    raise DataError(f"{name}: no known shape has the columns {', '.join(found)}.\nA row is {cut}.\n{accepted}")
 
 
-def canonical(row: Row, shape: Shape, unused: set[str]) -> dict[str, Any]:
+def canonical(row: Row, shape: Shape, unused: set[str]) -> Row:
     """A row in its kind's canonical columns.
 
     Args:
@@ -129,7 +136,7 @@ def canonical(row: Row, shape: Shape, unused: set[str]) -> dict[str, Any]:
     Raises:
         DataError: a row that breaks its shape, or says what cannot be honoured.
     """
-    converted: dict[str, Any] = shape.convert(row, unused, *shape.needed)
+    converted = shape.convert(row, unused, *shape.needed)
     for column in SYSTEM_COLUMNS:
         if column in shape.optional and says_something(row.get(column)):
             system, said = message("system", row[column], f"{column!r}"), converted["messages"]
@@ -137,10 +144,9 @@ def canonical(row: Row, shape: Shape, unused: set[str]) -> dict[str, Any]:
                 said.insert(0, system)
             elif said[0] != system:
                 raise DataError(f"the column {column!r} and the first message are two system messages. Drop one.")
-    refused = {} if shape.kind == "text" else REFUSED_COLUMNS
     for column in row.keys() - {*shape.needed, *shape.optional, SOURCE_ROW}:
         if says_something(row[column]):
-            unused.add(passed_over("column", column, refused))
+            unused.add(passed_over("column", column, {} if shape.kind == "text" else REFUSED_COLUMNS))
     return converted
 
 
@@ -156,39 +162,95 @@ def _convert_batch(batch: dict[str, list[Any]], indices: list[int], shape: int, 
     return {column: [row[column] for row in rows] for column in rows[0]}
 
 
-def _from_text(row: Row, unused: set[str], column: str) -> Row:
+def _text(row: Row, unused: set[str], column: str) -> Row:
     return {"text": text_of(row[column], f"{column!r}")}
 
 
-def _from_turns(row: Row, unused: set[str], column: str) -> Row:
+def _conversation(row: Row, unused: set[str], column: str) -> Row:
     return {"messages": messages_of(row[column], column, unused)}
 
 
-def _from_answer(row: Row, unused: set[str], question: str, answer: str) -> Row:
-    """A prompt and a completion, or an instruction, which may have an input, and an output."""
-    if question == "prompt" and (isinstance(row[question], list) or isinstance(row[answer], list)):
-        if says_something(row.get("history")):
-            raise DataError(f"the column 'history' is not supported: {REFUSED_COLUMNS['history']}.")
-        asked = messages_of(row[question], question, unused, answered=False)
-        return {"messages": asked + messages_of(row[answer], answer, unused)}
-    asked = [message("user", row[question], f"{question!r}"), message("assistant", row[answer], f"{answer!r}")]
-    if question == "instruction" and row.get("input"):
-        asked[0]["content"] += "\n\n" + text_of(row["input"], "'input'")
-    return {"messages": history_of(row.get("history")) + asked}
+def _prompted(row: Row, unused: set[str], prompt: str, completion: str) -> Row:
+    if not isinstance(row[prompt], list) and not isinstance(row[completion], list):
+        return _instructed(row, unused, prompt, completion)
+    if says_something(row.get("history")):
+        raise DataError(f"the column 'history' is not supported: {REFUSED_COLUMNS['history']}.")
+    asked = messages_of(row[prompt], prompt, unused, answered=False)
+    return {"messages": asked + messages_of(row[completion], completion, unused)}
+
+
+def _instructed(row: Row, unused: set[str], instruction: str, output: str) -> Row:
+    asked = message("user", row[instruction], f"{instruction!r}")
+    if instruction == "instruction" and row.get("input"):
+        asked["content"] += "\n\n" + text_of(row["input"], "'input'")
+    return {"messages": [*history_of(row.get("history")), asked, message("assistant", row[output], f"{output!r}")]}
+
+
+def _either(row: Row, column: str, role: str, unused: set[str]) -> list[Message]:
+    """A list of messages, or a text as one of the role."""
+    if isinstance(row[column], list):
+        return messages_of(row[column], column, unused, answered=role == "assistant")
+    return [message(role, row[column], f"{column!r}")]
+
+
+def _unpaired(row: Row, unused: set[str], *_: str) -> Row:
+    label = LABELS.get(str(row["label"]).lower())
+    if label is None:
+        raise DataError(f"column 'label' must be true or false, not {shown(row['label'])}.")
+    prompt, completion = _either(row, "prompt", "user", unused), _either(row, "completion", "assistant", unused)
+    return {"prompt": prompt, "completion": completion, "label": label}
+
+
+def _preference(row: Row, unused: set[str], *_: str) -> Row:
+    """Two answers, or conversations that begin alike. Without a column `prompt` that is the prompt, as in TRL's
+    `extract_prompt`; else the conversations must repeat it, where they do not begin with an answer."""
+    prompt, texts = _either(row, "prompt", "user", unused) if "prompt" in row else [], [row["chosen"], row["rejected"]]
+    if not all(isinstance(text, str) for text in texts):
+        chosen, rejected = (messages_of(row[column], column, unused) for column in ("chosen", "rejected"))
+    elif prompt:
+        chosen, rejected = ([message("assistant", text, "")] for text in texts)
+    else:
+        chosen, rejected = _conversations(texts)
+    answers_only = chosen[0]["role"] == rejected[0]["role"] == "assistant"
+    if prompt and answers_only:
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    common = _common(chosen[:-1], rejected[:-1])  # the last turn is an answer, also where both are the same
+    if prompt and chosen[: len(prompt)] == rejected[: len(prompt)] == prompt:
+        common = len(prompt)
+    elif prompt and not any(prompt[-1]["content"].strip() in turn["content"] for turn in chosen[:common]):
+        raise DataError("column 'chosen' and column 'rejected' are conversations that do not repeat column 'prompt'.")
+    if common == 0 and not answers_only:
+        raise DataError("column 'chosen' and column 'rejected' do not begin alike, so they have no common prompt.")
+    return {"prompt": chosen[:common], "chosen": chosen[common:], "rejected": rejected[common:]}
+
+
+def _conversations(texts: list[str]) -> list[list[Message]]:
+    if all(map(HH_TURN.match, texts)):
+        return [[message(ROLES[who.lower()], said.strip(), "") for who, said in HH_TURN.findall(t)] for t in texts]
+    common = _common(*texts)
+    common -= texts[0][:common].endswith(" ")  # as TRL has it: the space belongs to the answer
+    return [[message("user", text[:common], ""), message("assistant", text[common:], "")] for text in texts]
+
+
+def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many items both begin with."""
+    shorter = min(len(one), len(other))
+    return next((number for number in range(shorter) if one[number] != other[number]), shorter)
 
 
 _OPENAI = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
 _SHAREGPT = '[{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]'
 _EITHER = "strings, or lists of messages"
-_ALPACA = ("input", *SYSTEM_COLUMNS, "history")
+_BESIDE = (*SYSTEM_COLUMNS, "history")
+_ALPACA = "strings; also input, system and history"
 # The order matters: the first shape whose columns are all there is the row's.
 SHAPES: tuple[Shape, ...] = (
-    Shape(("prompt", "chosen", "rejected"), "preference", preference, _EITHER),
-    Shape(("chosen", "rejected"), "preference", preference, "whole conversations that begin alike"),
-    Shape(("messages",), "messages", _from_turns, _OPENAI, SYSTEM_COLUMNS),
-    Shape(("conversations",), "messages", _from_turns, _SHAREGPT, SYSTEM_COLUMNS),
-    Shape(("prompt", "completion", "label"), "unpaired", unpaired, f"{_EITHER}; true or false"),
-    Shape(("prompt", "completion"), "messages", _from_answer, _EITHER, _ALPACA[1:]),
-    Shape(("instruction", "output"), "messages", _from_answer, "strings; also input, system and history", _ALPACA),
-    Shape(("text",), "text", _from_text, "a string"),
+    Shape(("prompt", "chosen", "rejected"), "preference", _preference, _EITHER),
+    Shape(("chosen", "rejected"), "preference", _preference, "whole conversations that begin alike"),
+    Shape(("messages",), "messages", _conversation, _OPENAI, SYSTEM_COLUMNS),
+    Shape(("conversations",), "messages", _conversation, _SHAREGPT, SYSTEM_COLUMNS),
+    Shape(("prompt", "completion", "label"), "unpaired", _unpaired, f"{_EITHER}; true or false"),
+    Shape(("prompt", "completion"), "messages", _prompted, _EITHER, _BESIDE),
+    Shape(("instruction", "output"), "messages", _instructed, _ALPACA, ("input", *_BESIDE)),
+    Shape(("text",), "text", _text, "a string"),
 )

@@ -57,30 +57,25 @@ def messages_of(turns: Any, column: str, unused: set[str], answered: bool = True
         if speaker is None:
             given = {name: value for name, value in turn.items() if value is not None}  # Arrow adds the others' keys
             raise DataError(f"{where} has neither 'role' nor 'from': {shown(given)}.")
-        if str(speaker).lower() in TOOL_ROLES:
-            raise DataError(f"{where}: the role {speaker!r} is not supported: {NO_TOOLS}. Drop such rows.")
         if role is None:
+            if str(speaker).lower() in TOOL_ROLES:
+                raise DataError(f"{where}: the role {speaker!r} is not supported: {NO_TOOLS}. Drop such rows.")
             raise DataError(f"{where}: unknown role {speaker!r}; known are {', '.join(ROLES)}.")
         for key in turn.keys() - SPOKEN:
+            value = turn[key]
             if key in LEARNT_KEYS:
-                _check_learnt(key, turn[key], role, where)
-            elif says_something(turn[key]):
+                if value not in (None, 1) if role == "assistant" else value and key != "weight":
+                    raise DataError(
+                        f"{where}: {key!r} is {value}, but here every turn of the assistant is learnt and no other. "
+                        "Drop the key to accept that, or drop the turn."
+                    )
+            elif says_something(value):
                 unused.add(passed_over("message key", key, REFUSED_KEYS, f"{where}: "))
         content = turn["content"] if turn.get("content") is not None else turn.get("value")
         messages.append(message(role, content, f"{column!r}, turn {number}: the content"))
     if answered and not any(m["role"] == "assistant" for m in messages):
         raise DataError(f"column {column!r} has no assistant turn, so there is nothing to learn.")
     return messages
-
-
-def _check_learnt(key: str, value: Any, role: str, where: str) -> None:
-    off = role == "assistant" and value is not None and value != 1
-    on = role != "assistant" and key != "weight" and value
-    if off or on:
-        raise DataError(
-            f"{where}: {key!r} is {value}, but here every turn of the assistant is learnt and no other. "
-            "Drop the key to accept that, or drop the turn."
-        )
 
 
 def passed_over(what: str, name: str, refused: dict[str, str], where: str = "") -> str:
@@ -137,7 +132,5 @@ def says_something(value: Any) -> bool:
 
 def shown(value: Any) -> str:
     """A value's type and beginning, for messages."""
-    if value is None:
-        return "null"
     text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    return "null" if value is None else f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

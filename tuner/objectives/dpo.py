@@ -3,7 +3,6 @@ computed once and kept; under an adapter it is the same weights without the adap
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -43,8 +42,6 @@ class DPO(NextToken[PreferenceArguments]):
     kinds = ("preference", "unpaired")
     loss_unit = "loss an example"
 
-    # ---- data ----
-
     def examples(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport]:
         args = self.args
         if args.loss_type == "kto":
@@ -77,8 +74,6 @@ class DPO(NextToken[PreferenceArguments]):
 
     def counts(self, batch: Batch) -> torch.Tensor:
         return batch["real"].sum()
-
-    # ---- the loss ----
 
     def _ratios(
         self, model: Any, labels: torch.Tensor, reference: torch.Tensor, **inputs: Any
@@ -126,8 +121,6 @@ class DPO(NextToken[PreferenceArguments]):
             losses = -F.logsigmoid(margin) * (1 - smoothing) - F.logsigmoid(-margin) * smoothing
         return {"count": real.sum(), **{name: (each * real).sum() for name, each in {"loss": losses, **found}.items()}}
 
-    # ---- what a person sees ----
-
     def compare(self, outcome: Outcome) -> Comparison:
         """Beside chance, the reference's own likelihoods, and "the longer one is better"."""
         right = {"chance": 0.5}
@@ -151,17 +144,12 @@ def _sequences(rows: list[Row]) -> list[Row]:
 
 
 def _unpaired(rows: Dataset) -> Dataset:
-    """Wanted completions, then unwanted ones. The second sequence of each is the completion of another prompt, from
-    which KTO estimates how far the model is from the reference."""
-    columns = defaultdict(list)
-    for wanted, column in ((True, "chosen"), (False, "rejected")):
-        part = rows
-        if "label" in rows.column_names:
-            part, column = rows.select(np.flatnonzero(np.array(rows["label"]) == wanted)), "completion"
-        said = list(part[column])
-        columns["prompt"] += part["prompt"]
-        columns["chosen"] += said
-        columns["rejected"] += said[-1:] + said[:-1]
-        columns[SOURCE_ROW] += part[SOURCE_ROW]
-        columns["desirable"] += [wanted] * len(part)
-    return Dataset.from_dict(columns)
+    """Single completions. The second sequence of each is the completion before, which answers another prompt: from
+    these KTO estimates how far the model is from the reference."""
+    found = list(rows)
+    if "chosen" in rows.column_names:
+        found = [{**row, "completion": row[part], "label": part == "chosen"} for part in PARTS for row in found]
+    said = [row["completion"] for row in found]
+    columns = {"prompt": "prompt", SOURCE_ROW: SOURCE_ROW, "desirable": "label"}
+    kept = {name: [row[column] for row in found] for name, column in columns.items()}
+    return Dataset.from_dict({**kept, "chosen": said, "rejected": said[-1:] + said[:-1]})

@@ -16,13 +16,10 @@ IGNORED = -100  # the label of a token that is not learnt
 
 
 def pad(sequences: Sequence[Any], value: int, multiple: int = 1, most: int | None = None) -> torch.Tensor:
-    """Sequences of integers as rows of one length: `(rows, time)`, int64.
+    """Sequences of integers as rows of one length, filled up with `value` on the right: `(rows, time)`, int64.
 
-    Args:
-        value: what fills a row up, on the right.
-        multiple: the length of the longest is rounded up to a multiple of this. Kernels are made anew for every length
-            they meet, on CPUs too, so few different ones are faster than many short ones.
-        most: a length that rounding up does not exceed.
+    The longest's length is rounded up to a multiple, but not beyond `most`: kernels are made anew for every length they
+    meet, on CPUs too, so few different ones are faster than many short ones.
     """
     longest = max(len(sequence) for sequence in sequences)
     time = -(-longest // multiple) * multiple
@@ -35,15 +32,12 @@ def pad(sequences: Sequence[Any], value: int, multiple: int = 1, most: int | Non
 def collate_causal(
     features: Sequence[dict[str, Any]], pad_token_id: int, padding_free: bool = False, multiple: int = 64
 ) -> dict[str, torch.Tensor]:
-    """A batch for a causal model: `input_ids`, `labels` and, where sequences share a row, `position_ids`.
-
-    Args:
-        features: rows of `input_ids`, `labels`, `rows` (the source rows) and, when packed, `position_ids`.
-        padding_free: join the rows into one and let `position_ids` tell them apart.
+    """A batch for a causal model of rows of `input_ids`, `labels`, `rows` (the source rows) and, when packed,
+    `position_ids`; joined into one row where `padding_free`, which `position_ids` then tell apart.
 
     Returns:
         `(batch, time)` tensors, `tokens` `(batch,)`: each row's length without padding, and `rows` `(batch, sources)`,
-        -1 where there is none. Joined rows are a batch of one.
+        -1 where there is none.
     """
     if padding_free:
         each = [{"position_ids": torch.arange(len(f["input_ids"])), **f} for f in features]
@@ -57,7 +51,7 @@ def collate_causal(
     }
     if "position_ids" in features[0]:
         # Padding counts from 0 too: to the mask it is one more sequence.
-        padding = torch.arange(batch["input_ids"].shape[1])
-        rows = [torch.as_tensor(f["position_ids"]) for f in features]
-        batch["position_ids"] = torch.stack([torch.cat([row, padding[: len(padding) - len(row)]]) for row in rows])
+        time = batch["input_ids"].shape[1]
+        positions = (torch.as_tensor(f["position_ids"]) for f in features)
+        batch["position_ids"] = torch.stack([torch.cat([row, torch.arange(time - len(row))]) for row in positions])
     return batch

@@ -41,7 +41,8 @@ def encode_dataset(
     """Encode canonical rows.
 
     Args:
-        rows: the columns of `kind`, `source_row` where rows are known by other numbers, and others that are passed on.
+        rows: the columns of `kind`, `source_row` where rows are known by other numbers, and perhaps `label`, which is
+            passed on.
         kind: `messages`, `text` or `preference`.
         max_length, truncation_mode: longest sequence, in tokens, and what becomes of longer ones; see the header.
         max_labels_lost: largest share of supervised tokens that may be cut off.
@@ -73,7 +74,6 @@ def _encode_batch(
     numbers = batch.get(SOURCE_ROW, indices)
     names = [f"{name}, row {number}" for number in numbers]
     prompts = batch.get("prompt", [[]] * len(numbers))
-    passed = batch.keys() - {*SEQUENCES[kind], "prompt", SOURCE_ROW}
     encoded = []
     for column in SEQUENCES[kind]:
         whole = [[*prompt, *answer] for prompt, answer in zip(prompts, batch[column], strict=True)]
@@ -86,7 +86,9 @@ def _encode_batch(
             raise too_long(names[position], longest, max_length)
         if longest > max_length and mode == "split" and kind == "messages":
             pieces = [[part] for part in _split(tokenizer, batch["messages"][position], *sequences, max_length)]
-        others = {"rows": [numbers[position]], **{column: batch[column][position] for column in passed}}
+        others = {"rows": [numbers[position]]}
+        if "label" in batch:
+            others["label"] = batch["label"][position]
         rows += [{**_cut(piece, kind, max_length), **others} for piece in pieces]
     return {column: [row[column] for row in rows] for column in rows[0]}
 

@@ -16,14 +16,8 @@ from datasets import Dataset
 
 
 def best_fit_decreasing(lengths: list[int], capacity: int) -> list[list[int]]:
-    """Assign items to as few blocks of `capacity` as best-fit decreasing finds.
-
-    Args:
-        lengths: length of each item, at most `capacity`.
-
-    Returns:
-        The items' indices, block by block. Ties go to the lower index, so the result is the same everywhere.
-    """
+    """Items of `lengths`, each at most `capacity`, in as few blocks as best-fit decreasing finds: their indices, block
+    by block. Ties go to the lower index, so that the result is the same everywhere."""
     blocks: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free space, block), sorted
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -40,14 +34,8 @@ def best_fit_decreasing(lengths: list[int], capacity: int) -> list[list[int]]:
 
 
 def pack_dataset(encoded: Dataset, max_length: int) -> Dataset:
-    """Pack encoded rows into blocks of at most `max_length` tokens.
-
-    Args:
-        encoded: rows of `input_ids`, `labels` and `rows`, none longer than `max_length`.
-
-    Returns:
-        Rows of `input_ids`, `labels`, `position_ids` (from 0 for each conversation) and `rows` (the source rows).
-    """
+    """Encoded rows, none longer than `max_length` tokens, in blocks of at most that: `input_ids`, `labels`,
+    `position_ids` (from 0 for each conversation) and `rows` (the source rows)."""
     table = encoded.with_format("arrow")[:]
     lengths = pa.compute.list_value_length(table["input_ids"].combine_chunks()).to_numpy()
     blocks = best_fit_decreasing(lengths.tolist(), max_length)

@@ -11,8 +11,7 @@ refused (see also `turns`).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import pyarrow.compute as pc
@@ -21,23 +20,10 @@ from datasets import Dataset, Features, List, Value
 from tuner.data import turns
 from tuner.data.cache_key import map_batches
 from tuner.data.sources import SOURCE_ROW
-from tuner.data.turns import (
-    MEDIA,
-    NO_TOOLS,
-    ROLES,
-    Message,
-    history_of,
-    message,
-    messages_of,
-    passed_over,
-    says_something,
-    shown,
-    text_of,
-)
+from tuner.data.turns import REFUSED_COLUMNS, Row, message, passed_over, says_something, text_of
 from tuner.errors import DataError
 
 Kind = Literal["messages", "text", "preference", "unpaired"]
-Row = dict[str, Any]
 
 _TURNS = List({"role": Value("string"), "content": Value("string")})
 _UNUSED = "_unused"
@@ -51,14 +37,6 @@ CANONICAL = {kind: Features({**columns, SOURCE_ROW: Value("int64")}) for kind, c
 CALLED = {"messages": "conversations", "text": "texts", "preference": "pairs of answers", "unpaired": "judged answers"}
 # Columns of instruction formats that mean something to a conversation.
 SYSTEM_COLUMNS = ("system", "system_prompt")
-REFUSED_COLUMNS = {
-    **dict.fromkeys(("tools", "functions"), NO_TOOLS),
-    **MEDIA,
-    "history": "it belongs beside 'instruction' or a 'prompt' that is a string",
-}
-LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-# How Anthropic's data sets write turns (Bai et al. 2022, https://arxiv.org/abs/2204.05862).
-HH_TURN = re.compile(r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
 
 
 class Shape(NamedTuple):
@@ -75,18 +53,15 @@ class Shape(NamedTuple):
 def canonicalize(
     rows: Dataset, name: str, kinds: tuple[Kind, ...] = ("messages", "text")
 ) -> tuple[Kind, Dataset, dict[str, float]]:
-    """Recognise the shape of `rows` by its columns and map every row to the canonical one.
-
-    Args:
-        kinds: those that are wanted; of shapes that a row could have, the first of such a kind counts.
+    """Recognise the shape of `rows` by its columns, the first of a kind that is wanted, and map every row to the
+    canonical one.
 
     Returns:
         The kind; a dataset with the kind's columns and `source_row`; and of every column and key of a message that says
         something and is not used, the share of rows that have it.
 
     Raises:
-        DataError: columns of no known shape or of another kind (the message shows them, a row, and the shapes
-            accepted), or a row that breaks its shape (the message names row and column).
+        DataError: columns of no known shape or of another kind, or a row that breaks its shape.
     """
     shape = shape_of(rows[0] if len(rows) else dict.fromkeys(rows.column_names), name, kinds)
     mapped = map_batches(
@@ -128,14 +103,8 @@ def shape_of(row: Row, name: str, kinds: tuple[Kind, ...] = ("messages", "text")
 
 
 def canonical(row: Row, shape: Shape, unused: set[str]) -> Row:
-    """A row in its kind's canonical columns.
-
-    Args:
-        unused: takes the names of what says something and is not used.
-
-    Raises:
-        DataError: a row that breaks its shape, or says what cannot be honoured.
-    """
+    """A row in its kind's canonical columns; `unused` takes the names of what says something and is not used. A
+    DataError for one that breaks its shape, or says what cannot be honoured."""
     converted = shape.convert(row, unused, *shape.needed)
     for column in SYSTEM_COLUMNS:
         if column in shape.optional and says_something(row.get(column)):
@@ -162,82 +131,6 @@ def _convert_batch(batch: dict[str, list[Any]], indices: list[int], shape: int, 
     return {column: [row[column] for row in rows] for column in rows[0]}
 
 
-def _text(row: Row, unused: set[str], column: str) -> Row:
-    return {"text": text_of(row[column], f"{column!r}")}
-
-
-def _conversation(row: Row, unused: set[str], column: str) -> Row:
-    return {"messages": messages_of(row[column], column, unused)}
-
-
-def _prompted(row: Row, unused: set[str], prompt: str, completion: str) -> Row:
-    if not isinstance(row[prompt], list) and not isinstance(row[completion], list):
-        return _instructed(row, unused, prompt, completion)
-    if says_something(row.get("history")):
-        raise DataError(f"the column 'history' is not supported: {REFUSED_COLUMNS['history']}.")
-    asked = messages_of(row[prompt], prompt, unused, answered=False)
-    return {"messages": asked + messages_of(row[completion], completion, unused)}
-
-
-def _instructed(row: Row, unused: set[str], instruction: str, output: str) -> Row:
-    asked = message("user", row[instruction], f"{instruction!r}")
-    if instruction == "instruction" and row.get("input"):
-        asked["content"] += "\n\n" + text_of(row["input"], "'input'")
-    return {"messages": [*history_of(row.get("history")), asked, message("assistant", row[output], f"{output!r}")]}
-
-
-def _either(row: Row, column: str, role: str, unused: set[str]) -> list[Message]:
-    """A list of messages, or a text as one of the role."""
-    if isinstance(row[column], list):
-        return messages_of(row[column], column, unused, answered=role == "assistant")
-    return [message(role, row[column], f"{column!r}")]
-
-
-def _unpaired(row: Row, unused: set[str], *_: str) -> Row:
-    label = LABELS.get(str(row["label"]).lower())
-    if label is None:
-        raise DataError(f"column 'label' must be true or false, not {shown(row['label'])}.")
-    prompt, completion = _either(row, "prompt", "user", unused), _either(row, "completion", "assistant", unused)
-    return {"prompt": prompt, "completion": completion, "label": label}
-
-
-def _preference(row: Row, unused: set[str], *_: str) -> Row:
-    """Two answers, or conversations that begin alike. Without a column `prompt` that is the prompt, as in TRL's
-    `extract_prompt`; else the conversations must repeat it, where they do not begin with an answer."""
-    prompt, texts = _either(row, "prompt", "user", unused) if "prompt" in row else [], [row["chosen"], row["rejected"]]
-    if not all(isinstance(text, str) for text in texts):
-        chosen, rejected = (messages_of(row[column], column, unused) for column in ("chosen", "rejected"))
-    elif prompt:
-        chosen, rejected = ([message("assistant", text, "")] for text in texts)
-    else:
-        chosen, rejected = _conversations(texts)
-    answers_only = chosen[0]["role"] == rejected[0]["role"] == "assistant"
-    if prompt and answers_only:
-        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    common = _common(chosen[:-1], rejected[:-1])  # the last turn is an answer, also where both are the same
-    if prompt and chosen[: len(prompt)] == rejected[: len(prompt)] == prompt:
-        common = len(prompt)
-    elif prompt and not any(prompt[-1]["content"].strip() in turn["content"] for turn in chosen[:common]):
-        raise DataError("column 'chosen' and column 'rejected' are conversations that do not repeat column 'prompt'.")
-    if common == 0 and not answers_only:
-        raise DataError("column 'chosen' and column 'rejected' do not begin alike, so they have no common prompt.")
-    return {"prompt": chosen[:common], "chosen": chosen[common:], "rejected": rejected[common:]}
-
-
-def _conversations(texts: list[str]) -> list[list[Message]]:
-    if all(map(HH_TURN.match, texts)):
-        return [[message(ROLES[who.lower()], said.strip(), "") for who, said in HH_TURN.findall(t)] for t in texts]
-    common = _common(*texts)
-    common -= texts[0][:common].endswith(" ")  # as TRL has it: the space belongs to the answer
-    return [[message("user", text[:common], ""), message("assistant", text[common:], "")] for text in texts]
-
-
-def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many items both begin with."""
-    shorter = min(len(one), len(other))
-    return next((number for number in range(shorter) if one[number] != other[number]), shorter)
-
-
 _OPENAI = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
 _SHAREGPT = '[{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]'
 _EITHER = "strings, or lists of messages"
@@ -245,12 +138,12 @@ _BESIDE = (*SYSTEM_COLUMNS, "history")
 _ALPACA = "strings; also input, system and history"
 # The order matters: the first shape whose columns are all there is the row's.
 SHAPES: tuple[Shape, ...] = (
-    Shape(("prompt", "chosen", "rejected"), "preference", _preference, _EITHER),
-    Shape(("chosen", "rejected"), "preference", _preference, "whole conversations that begin alike"),
-    Shape(("messages",), "messages", _conversation, _OPENAI, SYSTEM_COLUMNS),
-    Shape(("conversations",), "messages", _conversation, _SHAREGPT, SYSTEM_COLUMNS),
-    Shape(("prompt", "completion", "label"), "unpaired", _unpaired, f"{_EITHER}; true or false"),
-    Shape(("prompt", "completion"), "messages", _prompted, _EITHER, _BESIDE),
-    Shape(("instruction", "output"), "messages", _instructed, _ALPACA, ("input", *_BESIDE)),
-    Shape(("text",), "text", _text, "a string"),
+    Shape(("prompt", "chosen", "rejected"), "preference", turns.preference, _EITHER),
+    Shape(("chosen", "rejected"), "preference", turns.preference, "whole conversations that begin alike"),
+    Shape(("messages",), "messages", turns.conversation, _OPENAI, SYSTEM_COLUMNS),
+    Shape(("conversations",), "messages", turns.conversation, _SHAREGPT, SYSTEM_COLUMNS),
+    Shape(("prompt", "completion", "label"), "unpaired", turns.unpaired, f"{_EITHER}; true or false"),
+    Shape(("prompt", "completion"), "messages", turns.answered, _EITHER, _BESIDE),
+    Shape(("instruction", "output"), "messages", turns.answered, _ALPACA, ("input", *_BESIDE)),
+    Shape(("text",), "text", lambda row, _, column: {"text": text_of(row[column], f"{column!r}")}, "a string"),
 )

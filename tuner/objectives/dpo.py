@@ -18,7 +18,6 @@ from tuner.data.collate import IGNORED
 from tuner.data.draws import FILLER
 from tuner.data.encode import encode_dataset
 from tuner.data.encoding_report import EncodingReport
-from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
 from tuner.objectives.arguments import PreferenceArguments
 from tuner.objectives.base import Batch, Row, Sums, own_class
@@ -69,7 +68,7 @@ class DPO(NextToken[PreferenceArguments]):
         batch["reference"] = torch.tensor(reference.T, dtype=torch.float32)
         batch["real"] = torch.tensor([row["draw"] != FILLER for row in rows])
         if self.args.loss_type == "kto":
-            batch["desirable"] = torch.tensor([bool(row["desirable"]) for row in rows])
+            batch["desirable"] = torch.tensor([bool(row["label"]) for row in rows])
         return batch
 
     def counts(self, batch: Batch) -> torch.Tensor:
@@ -150,6 +149,5 @@ def _unpaired(rows: Dataset) -> Dataset:
     if "chosen" in rows.column_names:
         found = [{**row, "completion": row[part], "label": part == "chosen"} for part in PARTS for row in found]
     said = [row["completion"] for row in found]
-    columns = {"prompt": "prompt", SOURCE_ROW: SOURCE_ROW, "desirable": "label"}
-    kept = {name: [row[column] for row in found] for name, column in columns.items()}
-    return Dataset.from_dict({**kept, "chosen": said, "rejected": said[-1:] + said[:-1]})
+    pairs = zip(found, said, said[-1:] + said[:-1], strict=True)
+    return Dataset.from_list([{**row, "chosen": one, "rejected": other} for row, one, other in pairs])

@@ -25,11 +25,7 @@ def account(
     encoded: Dataset, rows: int, max_length: int, max_labels_lost: float, truncation_mode: str, name: str
 ) -> tuple[Dataset, EncodingReport]:
     """The examples that have a label, without their counts, and the account of `rows` rows: a batch without a label
-    would have a loss of 0 / 0.
-
-    Raises:
-        DataError: no label, or more of them lost than allowed.
-    """
+    would have a loss of 0 / 0. A DataError where there is no label, or more of them are lost than allowed."""
     if len(encoded) == 0:
         raise nothing_to_learn(name)
     counted = [column for column in encoded.column_names if column in (*COUNTS, "identical")]

@@ -38,12 +38,10 @@ def encode_dataset(
     num_proc: int | None = None,
     name: str = "the dataset",
 ) -> tuple[Dataset, EncodingReport]:
-    """Encode canonical rows.
+    """Encode canonical rows of a kind (`messages`, `text`, `preference`), which may have a column `source_row`, where
+    they are known by other numbers, and `label`, which is passed on.
 
     Args:
-        rows: the columns of `kind`, `source_row` where rows are known by other numbers, and perhaps `label`, which is
-            passed on.
-        kind: `messages`, `text` or `preference`.
         max_length, truncation_mode: longest sequence, in tokens, and what becomes of longer ones; see the header.
         max_labels_lost: largest share of supervised tokens that may be cut off.
         num_proc: processes; the result does not depend on it.
@@ -64,8 +62,8 @@ def encode_dataset(
     how = {"batch_size": 500, "num_proc": num_proc, "remove_columns": rows.column_names, "desc": "Tokenizing"}
     sources = [__file__, cut_module.__file__, chat.__file__]
     encoded = map_batches(rows, _encode_batch, sources, arguments, with_indices=True, **how)
-    mode = truncation_mode if kind == "messages" else "split"
-    return account(encoded, len(rows), max_length, max_labels_lost, mode, name)
+    advised = truncation_mode if kind == "messages" else "split"  # a preference cannot be split
+    return account(encoded, len(rows), max_length, max_labels_lost, advised, name)
 
 
 def _encode_batch(
@@ -86,10 +84,8 @@ def _encode_batch(
             raise too_long(names[position], longest, max_length)
         if longest > max_length and mode == "split" and kind == "messages":
             pieces = [[part] for part in _split(tokenizer, batch["messages"][position], *sequences, max_length)]
-        others = {"rows": [numbers[position]]}
-        if "label" in batch:
-            others["label"] = batch["label"][position]
-        rows += [{**_cut(piece, kind, max_length), **others} for piece in pieces]
+        passed = {"label": batch["label"][position]} if "label" in batch else {}
+        rows += [{"rows": [numbers[position]], **passed, **_cut(piece, kind, max_length)} for piece in pieces]
     return {column: [row[column] for row in rows] for column in rows[0]}
 
 
@@ -118,7 +114,7 @@ def _split(tokenizer: PreTrainedTokenizerBase, messages: list[Message], row: Enc
         ends = [len(head["input_ids"]) for head in heads]
     # As much as fits, from the front; of a very long one half at first, so that its rest is not encoded for each piece.
     room = max_length if ends[-1] <= 8 * max_length else ends[-1] // 2
-    turn = turns[max(sum(end <= room for end in ends), 1) - 1]
+    turn = turns[max(sum(end <= room for end in ends[:-1]), 1) - 1]
     system = messages[:1] if messages[0]["role"] == "system" else []
     parts = [messages[:turn], system + messages[turn:]]
     encoded = zip(parts, encode_conversations(tokenizer, parts, eos_required=False), strict=True)

@@ -76,12 +76,6 @@ def test_ties_go_to_the_lower_index():
     assert best_fit_decreasing([6, 5, 4, 3], 10) == [[0, 2], [1, 3]], "the fullest block that still has room"
 
 
-@pytest.mark.parametrize("lengths", [[11], [3, 11, 3]])
-def test_an_item_that_cannot_fit_is_named(lengths):
-    with pytest.raises(ValueError, match=rf"item {lengths.index(11)} of length 11 does not fit a block of 10"):
-        best_fit_decreasing(lengths, 10)
-
-
 def random_rows(count: int, longest: int, seed: int = 0) -> Dataset:
     """Rows whose tokens tell where they come from: row 3 holds 3000, 3001, ..."""
     generator = np.random.default_rng(seed)

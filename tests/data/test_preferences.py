@@ -10,7 +10,7 @@ from trl import DPOConfig, DPOTrainer
 
 from tests.text import samples
 from tests.text.samples import talk
-from tuner.data.preferences import encode_preferences
+from tuner.data.encode import encode_dataset
 from tuner.data.schema import canonicalize
 from tuner.errors import DataError
 
@@ -74,10 +74,10 @@ def test_unpaired(label):
 @pytest.mark.parametrize(
     ("row", "kinds", "message"),
     [
-        ({"chosen": "a", "rejected": "b"}, ("messages", "text"), "its rows are preferences between two answers"),
+        ({"chosen": "a", "rejected": "b"}, ("messages", "text"), "its rows are pairs of answers"),
         (PAIR, ("messages", "text"), "columns prompt, chosen, rejected.*but conversations or texts are needed"),
-        ({"messages": talk("q", "a")}, KINDS, "its rows are conversations .columns messages., but preferences"),
-        ({"prompt": "q", "completion": "a", "label": True}, ("messages",), "its rows are answers judged good or bad"),
+        ({"messages": talk("q", "a")}, KINDS, "its rows are conversations .columns messages., but pairs of answers"),
+        ({"prompt": "q", "completion": "a", "label": True}, ("messages",), "its rows are judged answers"),
         ({"prompt": "q", "completion": "a", "label": "maybe"}, ("unpaired",), "row 0: column 'label' must be true or"),
         ({"chosen": talk("a", "b"), "rejected": talk("c", "d")}, KINDS, "do not begin alike"),
         ({"prompt": "z", "chosen": talk("a", "b"), "rejected": talk("a", "d")}, KINDS, "do not repeat column 'prompt'"),
@@ -100,7 +100,7 @@ def test_it_is_what_trl_makes_of_them():
     stop, for a model that has ended its turn is asked for no more."""
     tokenizer, rows = samples.smollm2(), pairs()
     kind, canonical_rows, _ = canonicalize(Dataset.from_list(rows), "rows", KINDS)
-    ours, report = encode_preferences(canonical_rows, kind, tokenizer, 10**6)
+    ours, report = encode_dataset(canonical_rows, kind, tokenizer, 10**6)
     config = DPOConfig("x", max_length=None, bf16=False, use_cpu=True)
     trainer = DPOTrainer.__new__(DPOTrainer)
     trainer._tokenizer = tokenizer
@@ -121,24 +121,19 @@ def test_what_does_not_fit_is_cut_left_out_and_counted():
     rows = [PAIR, {**PAIR, "prompt": talk("word " * 60)}, {**PAIR, "rejected": talk("", "long " * 60)[1:]}]
     rows += [{**PAIR, "rejected": GOOD}]
     kind, canonical_rows, _ = canonicalize(Dataset.from_list(rows), "rows", KINDS)
-    encoded, report = encode_preferences(canonical_rows, kind, tokenizer, 40, max_labels_lost=1.0)
+    encoded, report = encode_dataset(canonical_rows, kind, tokenizer, 40, max_labels_lost=1.0)
     assert encoded["rows"][:] == [[0], [2], [3]]
     assert (report.rows, report.sequences, report.unlabelled, report.identical) == (4, 3, 1, 1)
     assert len(encoded[1]["rejected_input_ids"]) == 40
     assert encoded[0]["chosen_labels"][-1] == tokenizer.eos_token_id
     assert report.tokens == sum(len(row[f"{a}_input_ids"]) for row in encoded for a in ("chosen", "rejected"))
     with pytest.raises(DataError, match="--max_labels_lost allows 5%"):
-        encode_preferences(canonical_rows, kind, tokenizer, 40)
+        encode_dataset(canonical_rows, kind, tokenizer, 40)
     with pytest.raises(DataError, match="nothing to learn"):
-        encode_preferences(canonical_rows.select([1]), kind, tokenizer, 40)
+        encode_dataset(canonical_rows.select([1]), kind, tokenizer, 40)
 
 
-def test_unpaired_rows_are_encoded():
-    tokenizer = samples.small()
-    rows = [{"prompt": "q", "completion": "good", "label": True}, {"prompt": "q", "completion": "bad", "label": False}]
-    kind, canonical_rows, _ = canonicalize(Dataset.from_list(rows), "rows", ("unpaired",))
-    encoded, _ = encode_preferences(canonical_rows, kind, tokenizer, 40)
-    pair, _ = encode_preferences(canonicalize(Dataset.from_list([PAIR]), "rows", KINDS)[1], "preference", tokenizer, 40)
-    assert encoded["desirable"][:] == [True, False]
-    for row, answer in zip(encoded, ("chosen", "rejected"), strict=True):
-        assert row["input_ids"] == pair[0][f"{answer}_input_ids"] and row["labels"] == pair[0][f"{answer}_labels"]
+def test_a_sequence_that_is_too_long_is_refused_where_asked():
+    rows = canonicalize(Dataset.from_list([PAIR, {**PAIR, "rejected": talk("", "long " * 60)[1:]}]), "rows", KINDS)[1]
+    with pytest.raises(DataError, match=r"^rows, row 1: \d+ tokens, longer than --max_length 40 "):
+        encode_dataset(rows, "preference", samples.small(), 40, "error", name="rows")

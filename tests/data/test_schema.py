@@ -209,11 +209,17 @@ def test_what_formats_put_beside_the_turns_is_used(row, expected):
         ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, ".*turn 1: 'weight' is 0.5, .* drop the turn."),
         ({"messages": [USER, {**ASSISTANT, "train": False}]}, ".*turn 1: 'train' is False, .*"),
         ({"messages": [{**USER, "train": True}, ASSISTANT]}, ".*turn 0: 'train' is True, .*"),
-        ({"messages": [USER, {**ASSISTANT, "reasoning_content": "hm"}]}, ".*the key 'reasoning_content' is not supp.*"),
-        ({"messages": [USER, {**ASSISTANT, "thinking": "hm"}]}, ".*turn 1: the key 'thinking' is not supported: .*"),
+        (
+            {"messages": [USER, {**ASSISTANT, "reasoning_content": "hm"}]},
+            ".*the message key 'reasoning_content' is not supp.*",
+        ),
+        (
+            {"messages": [USER, {**ASSISTANT, "thinking": "hm"}]},
+            ".*turn 1: the message key 'thinking' is not supported: .*",
+        ),
         (
             {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
-            ".*turn 1: the key 'tool_calls' is not supported: .*",
+            ".*turn 1: the message key 'tool_calls' is not supported: .*",
         ),
         ({"messages": [USER, {"role": "tool", "content": "4"}, ASSISTANT]}, ".*turn 1: the role 'tool' is not supp.*"),
         (sharegpt(("human", "q"), ("observation", "x"), ("gpt", "a")), ".*the role 'observation' is not supported.*"),

@@ -111,9 +111,9 @@ def test_the_loss_of_unpaired_rows_is_that_of_trl(tmp_path):
     objective = objective_of(loss_type="kto", beta=0.3, desirable_weight=1.5, undesirable_weight=0.5)
     rows, policy, reference = examples_of(objective), model_of(seed=1), model_of()
     some = [*rows[:3], *rows[-3:]]
-    assert [bool(row["desirable"]) for row in some] == [True] * 3 + [False] * 3
+    assert [bool(row["label"]) for row in some] == [True] * 3 + [False] * 3
     ours = mean_loss(objective, policy.train(), some)
-    batch = their_batch(some, ("chosen",)) | {"label": torch.tensor([bool(row["desirable"]) for row in some])}
+    batch = their_batch(some, ("chosen",)) | {"label": torch.tensor([bool(row["label"]) for row in some])}
     batch |= {f"KL_{name}": value for name, value in their_batch(some, ("rejected",)).items()}
     config = KTOConfig(output_dir=str(tmp_path), beta=0.3, use_cpu=True, report_to="none", bf16=False)
     flags = {
@@ -185,7 +185,7 @@ def test_unpaired_rows_are_for_kto():
     with pytest.raises(DataError, match="unpaired rows are for kto"):
         objective_of().examples(unpaired, "rows")
     examples, report = objective_of(loss_type="kto").examples(unpaired, "rows")
-    assert list(examples["desirable"]) == [True, True, False, False] and report.sequences == 4
+    assert list(examples["label"]) == [True, False, True, False] and report.sequences == 4
 
 
 @pytest.mark.slow

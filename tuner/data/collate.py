@@ -16,13 +16,10 @@ IGNORED = -100  # the label of a token that is not learnt
 
 
 def pad(sequences: Sequence[Any], value: int, multiple: int = 1, most: int | None = None) -> torch.Tensor:
-    """Sequences of integers as rows of one length: `(rows, time)`, int64.
+    """Sequences of integers as rows of one length, filled up with `value` on the right: `(rows, time)`, int64.
 
-    Args:
-        value: what fills a row up, on the right.
-        multiple: the length of the longest is rounded up to a multiple of this. Kernels are made anew for every length
-            they meet, on CPUs too, so few different ones are faster than many short ones.
-        most: a length that rounding up does not exceed.
+    The longest's length is rounded up to a multiple, but not beyond `most`: kernels are made anew for every length they
+    meet, on CPUs too, so few different ones are faster than many short ones.
     """
     longest = max(len(sequence) for sequence in sequences)
     time = -(-longest // multiple) * multiple
@@ -35,18 +32,17 @@ def pad(sequences: Sequence[Any], value: int, multiple: int = 1, most: int | Non
 def collate_causal(
     features: Sequence[dict[str, Any]], pad_token_id: int, padding_free: bool = False, multiple: int = 64
 ) -> dict[str, torch.Tensor]:
-    """A batch for a causal model: `input_ids`, `labels` and, where sequences share a row, `position_ids`.
-
-    Args:
-        features: rows of `input_ids`, `labels`, `rows` (the source rows) and, when packed, `position_ids`.
-        padding_free: join the rows into one and let `position_ids` tell them apart.
+    """A batch for a causal model of rows of `input_ids`, `labels`, `rows` (the source rows) and, when packed,
+    `position_ids`; joined into one row where `padding_free`, which `position_ids` then tell apart.
 
     Returns:
         `(batch, time)` tensors, `tokens` `(batch,)`: each row's length without padding, and `rows` `(batch, sources)`,
-        -1 where there is none. Joined rows are a batch of one.
+        -1 where there is none.
     """
     if padding_free:
-        features = [_joined(features)]
+        each = [{"position_ids": torch.arange(len(f["input_ids"])), **f} for f in features]
+        names = ("input_ids", "labels", "rows", "position_ids")
+        features = [{name: torch.cat([torch.as_tensor(f[name]) for f in each]) for name in names}]
     batch = {
         "input_ids": pad([f["input_ids"] for f in features], pad_token_id, multiple),
         "labels": pad([f["labels"] for f in features], IGNORED, multiple),
@@ -55,17 +51,7 @@ def collate_causal(
     }
     if "position_ids" in features[0]:
         # Padding counts from 0 too: to the mask it is one more sequence.
-        positions = torch.arange(batch["input_ids"].shape[1]).repeat(len(features), 1)
-        for row, feature in zip(positions, features, strict=True):
-            length = len(feature["input_ids"])
-            row[length:] = row[: len(row) - length].clone()
-            row[:length] = torch.as_tensor(feature["position_ids"])
-        batch["position_ids"] = positions
+        time = batch["input_ids"].shape[1]
+        positions = (torch.as_tensor(f["position_ids"]) for f in features)
+        batch["position_ids"] = torch.stack([torch.cat([row, torch.arange(time - len(row))]) for row in positions])
     return batch
-
-
-def _joined(features: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    positions = [f["position_ids"] if "position_ids" in f else torch.arange(len(f["input_ids"])) for f in features]
-    columns = {name: [f[name] for f in features] for name in ("input_ids", "labels", "rows")}
-    columns["position_ids"] = positions
-    return {name: torch.cat([torch.as_tensor(part) for part in parts]) for name, parts in columns.items()}

@@ -17,17 +17,12 @@ FILLER = -1
 
 
 class Draws(TorchDataset[dict[str, Any]]):
-    """`rows` by draw: item `n` is row `n % len(rows)` with `row` and `draw` `n`.
-
-    Args:
-        rows: what is drawn from.
-        length: how long to be; beyond `rows` come fillers.
-    """
+    """`rows` by draw: item `n` is row `n % len(rows)` with `row` and `draw` `n`. Up to a `length`, where one is given,
+    come fillers."""
 
     def __init__(self, rows: Dataset, length: int | None = None):
         self.rows = rows.with_format("numpy")
-        self.length = len(rows) if length is None else length
-        self.fills = length is not None
+        self.length, self.fills = len(rows) if length is None else length, length is not None
 
     def __len__(self) -> int:
         return self.length

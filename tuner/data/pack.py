@@ -16,60 +16,36 @@ from datasets import Dataset
 
 
 def best_fit_decreasing(lengths: list[int], capacity: int) -> list[list[int]]:
-    """Assign items to as few blocks of `capacity` as best-fit decreasing finds.
-
-    Args:
-        lengths: length of each item, at most `capacity`.
-
-    Returns:
-        The items' indices, block by block. Ties go to the lower index, so the result is the same everywhere.
-
-    Raises:
-        ValueError: an item longer than `capacity`.
-    """
+    """Items of `lengths`, each at most `capacity`, in as few blocks as best-fit decreasing finds: their indices, block
+    by block. Ties go to the lower index, so that the result is the same everywhere."""
     blocks: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free space, block), sorted
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        length = lengths[item]
-        if length > capacity:
-            raise ValueError(f"item {item} of length {length} does not fit a block of {capacity}")
-        at = bisect_left(room, (length, -1))
+        at = bisect_left(room, (lengths[item], -1))
         if at == len(room):
             free, block = capacity, len(blocks)
             blocks.append([])
         else:
             free, block = room.pop(at)
         blocks[block].append(item)
-        if free > length:
-            insort(room, (free - length, block))
+        if free > lengths[item]:
+            insort(room, (free - lengths[item], block))
     return blocks
 
 
 def pack_dataset(encoded: Dataset, max_length: int) -> Dataset:
-    """Pack encoded rows into blocks of at most `max_length` tokens.
-
-    Args:
-        encoded: rows of `input_ids`, `labels` and `rows`, none longer than `max_length`.
-
-    Returns:
-        Rows of `input_ids`, `labels`, `position_ids` (from 0 for each conversation) and `rows` (the source rows).
-    """
+    """Encoded rows, none longer than `max_length` tokens, in blocks of at most that: `input_ids`, `labels`,
+    `position_ids` (from 0 for each conversation) and `rows` (the source rows)."""
     table = encoded.with_format("arrow")[:]
     lengths = pa.compute.list_value_length(table["input_ids"].combine_chunks()).to_numpy()
     blocks = best_fit_decreasing(lengths.tolist(), max_length)
-    order = np.concatenate([np.asarray(block) for block in blocks])
-    ends = np.cumsum([len(block) for block in blocks])
-    token_ends = np.cumsum(lengths[order])
-    block_offsets = np.concatenate([[0], token_ends[ends - 1]])
-    positions = np.concatenate([np.arange(n) for n in lengths[order]])
-    parts = {
-        name: table[name].combine_chunks().take(pa.array(order)).flatten() for name in ("input_ids", "labels", "rows")
+    order = np.concatenate(blocks)
+    row_ends = np.cumsum([0, *map(len, blocks)])
+    token_ends = np.cumsum([0, *lengths[order]])[row_ends]
+    parts = {name: table[name].combine_chunks().take(order).flatten() for name in ("input_ids", "labels", "rows")}
+    parts["position_ids"] = pa.array(np.concatenate([np.arange(n) for n in lengths[order]]), pa.int32())
+    columns = {
+        name: pa.LargeListArray.from_arrays(row_ends if name == "rows" else token_ends, parts[name])
+        for name in ("input_ids", "labels", "position_ids", "rows")
     }
-    columns = {name: _regroup(parts[name], block_offsets) for name in ("input_ids", "labels")}
-    columns["position_ids"] = _regroup(pa.array(positions, pa.int32()), block_offsets)
-    columns["rows"] = _regroup(parts["rows"], np.concatenate([[0], ends]))
     return Dataset(pa.table(columns))
-
-
-def _regroup(values: pa.Array, offsets: np.ndarray) -> pa.LargeListArray:
-    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values)

@@ -7,11 +7,14 @@ that training here cannot honour, are refused where they say something. Other ke
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from tuner.errors import DataError
 
 Message = dict[str, str]
+Row = dict[str, Any]
 
 # ShareGPT and its relatives name the speakers otherwise.
 ROLES = {
@@ -21,32 +24,31 @@ ROLES = {
 }
 TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "tool_response", "observation", "ipython")
 SPOKEN = {"role", "content", "from", "value"}
+NO_TOOLS = "tool use is not trained here"
+MEDIA = dict.fromkeys(("images", "image", "audio", "audios", "videos", "video"), "only text is trained on")
 # What a turn says beside its content, and what its user can do.
-REASONING = ("reasoning_content", "reasoning", "thinking")
-TOOLS = ("tool_calls", "function_call", "tool_call_id")
-MEDIA = ("images", "image", "audio", "audios", "videos", "video")
 REFUSED_KEYS = {
-    **dict.fromkeys(REASONING, "write the reasoning into the content, or drop the key"),
-    **dict.fromkeys(TOOLS, "drop the key, or rows with it: tool use is not trained here"),
-    **dict.fromkeys(MEDIA, "drop the key: only text is trained on"),
+    **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "write the reasoning into the content"),
+    **dict.fromkeys(("tool_calls", "function_call", "tool_call_id"), NO_TOOLS),
+    **MEDIA,
 }
+REFUSED_COLUMNS = {
+    **dict.fromkeys(("tools", "functions"), NO_TOOLS),
+    **MEDIA,
+    "history": "it belongs beside 'instruction' or a 'prompt' that is a string",
+}
+LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+# How Anthropic's data sets write turns (Bai et al. 2022, https://arxiv.org/abs/2204.05862).
+HH_TURN = re.compile(r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
 # OpenAI's and axolotl's flags for turns that are not learnt.
 LEARNT_KEYS = ("weight", "train", "training")
 
 
 def messages_of(turns: Any, column: str, unused: set[str], answered: bool = True) -> list[Message]:
-    """A list of turns, or a JSON text of one, as canonical messages.
-
-    Args:
-        column: where they are, for messages.
-        unused: takes the names of keys that say something and are not used.
-        answered: refuse turns of which none is the assistant's.
-
-    Raises:
-        DataError: anything else, naming column and turn.
-    """
-    if isinstance(turns, str):
-        turns = parsed(turns)
+    """A list of turns, or a JSON text of one, as canonical messages; a DataError for anything else, which names column
+    and turn. `unused` takes the names of keys that say something and are not used; turns of which none is the
+    assistant's are refused where they must be `answered`."""
+    turns = parsed(turns)
     if not isinstance(turns, list) or not turns:
         raise DataError(f"column {column!r} must be a list of turns, not {shown(turns)}.")
     messages = []
@@ -55,58 +57,46 @@ def messages_of(turns: Any, column: str, unused: set[str], answered: bool = True
         if not isinstance(turn, dict):
             raise DataError(f"{where} must be an object, not {shown(turn)}.")
         speaker = turn.get("role") or turn.get("from")
-        content = turn["content"] if turn.get("content") is not None else turn.get("value")
+        role = ROLES.get(str(speaker).lower())
         if speaker is None:
             given = {name: value for name, value in turn.items() if value is not None}  # Arrow adds the others' keys
             raise DataError(f"{where} has neither 'role' nor 'from': {shown(given)}.")
-        role = ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
         if role is None:
-            raise _unknown_role(speaker, where)
-        if not turn.keys() <= SPOKEN:
-            _check_keys(turn, role, where, unused)
+            if str(speaker).lower() in TOOL_ROLES:
+                raise DataError(f"{where}: the role {speaker!r} is not supported: {NO_TOOLS}. Drop such rows.")
+            raise DataError(f"{where}: unknown role {speaker!r}; known are {', '.join(ROLES)}.")
+        for key in turn.keys() - SPOKEN:
+            value = turn[key]
+            if key in LEARNT_KEYS:
+                if value not in (None, 1) if role == "assistant" else value and key != "weight":
+                    raise DataError(
+                        f"{where}: {key!r} is {value}, but here every turn of the assistant is learnt and no other. "
+                        "Drop the key to accept that, or drop the turn."
+                    )
+            elif says_something(value):
+                unused.add(passed_over("message key", key, REFUSED_KEYS, f"{where}: "))
+        content = turn["content"] if turn.get("content") is not None else turn.get("value")
         messages.append(message(role, content, f"{column!r}, turn {number}: the content"))
     if answered and not any(m["role"] == "assistant" for m in messages):
         raise DataError(f"column {column!r} has no assistant turn, so there is nothing to learn.")
     return messages
 
 
-def _unknown_role(speaker: Any, where: str) -> DataError:
-    if isinstance(speaker, str) and speaker.lower() in TOOL_ROLES:
-        return DataError(
-            f"{where}: the role {speaker!r} is not supported: tool use is not trained here. Drop such rows."
-        )
-    return DataError(f"{where}: unknown role {speaker!r}; known are {', '.join(ROLES)}.")
-
-
-def _check_keys(turn: dict[str, Any], role: str, where: str, unused: set[str]) -> None:
-    for key in turn.keys() - SPOKEN:
-        value = turn[key]
-        if key in LEARNT_KEYS:
-            off = role == "assistant" and value is not None and value != 1
-            on = role != "assistant" and key != "weight" and value
-            if off or on:
-                raise DataError(
-                    f"{where}: {key!r} is {value}, but here every turn of the assistant is learnt and no other. "
-                    "Drop the key to accept that, or drop the turn."
-                )
-        elif says_something(value):
-            if key in REFUSED_KEYS:
-                raise DataError(f"{where}: the key {key!r} is not supported: {REFUSED_KEYS[key]}.")
-            unused.add(f"message key {key!r}")
+def passed_over(what: str, name: str, refused: dict[str, str], where: str = "") -> str:
+    """What to call a column or key that is not used; a DataError where that is `refused`."""
+    if name in refused:
+        raise DataError(f"{where}the {what} {name!r} is not supported: {refused[name]}. Drop it, or such rows.")
+    return f"{what} {name!r}"
 
 
 def message(role: str, content: Any, where: str) -> Message:
-    """One canonical message; a DataError where the content is not text."""
-    return {"role": role, "content": content if isinstance(content, str) else text_of(_joined(content), where)}
-
-
-def _joined(content: Any) -> Any:
-    """Content in parts (`[{"type": "text", "text": ...}]`) as one text, where all parts are text."""
+    """One canonical message; a DataError where the content is not text, nor parts that all are
+    (`[{"type": "text", "text": ...}]`)."""
     if isinstance(content, list) and content:
-        texts: list[Any] = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
-        if all(isinstance(text, str) for text in texts):
-            return "".join(texts)
-    return content
+        parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
+        if all(isinstance(part, str) for part in parts):
+            content = "".join(parts)
+    return {"role": role, "content": text_of(content, where)}
 
 
 def text_of(value: Any, where: str) -> str:
@@ -120,7 +110,7 @@ def history_of(value: Any) -> list[Message]:
     """Earlier `[question, answer]` pairs, as LLaMA-Factory's `history` holds them; a DataError for anything else."""
     if not says_something(value):
         return []
-    pairs = parsed(value) if isinstance(value, str) else value
+    pairs = parsed(value)
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise DataError(f"column 'history' must be a list of [question, answer] pairs, not {shown(value)}.")
     return [
@@ -130,13 +120,13 @@ def history_of(value: Any) -> list[Message]:
     ]
 
 
-def parsed(text: str) -> Any:
-    """The list that a JSON text says, as in a field of a CSV; else the text."""
+def parsed(value: Any) -> Any:
+    """The list that a JSON text says, as in a field of a CSV; else the value."""
     try:
-        value = json.loads(text) if text.lstrip().startswith("[") else text
+        found = json.loads(value) if isinstance(value, str) else None
     except (ValueError, RecursionError):
-        return text
-    return value if isinstance(value, list) else text
+        return value
+    return found if isinstance(found, list) else value
 
 
 def says_something(value: Any) -> bool:
@@ -146,7 +136,73 @@ def says_something(value: Any) -> bool:
 
 def shown(value: Any) -> str:
     """A value's type and beginning, for messages."""
-    if value is None:
-        return "null"
     text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    return "null" if value is None else f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def conversation(row: Row, unused: set[str], column: str) -> Row:
+    return {"messages": messages_of(row[column], column, unused)}
+
+
+def answered(row: Row, unused: set[str], asked: str, answer: str) -> Row:
+    if asked == "prompt" and (isinstance(row[asked], list) or isinstance(row[answer], list)):
+        if says_something(row.get("history")):
+            raise DataError(f"the column 'history' is not supported: {REFUSED_COLUMNS['history']}.")
+        prompt = messages_of(row[asked], asked, unused, answered=False)
+        return {"messages": prompt + messages_of(row[answer], answer, unused)}
+    question = message("user", row[asked], f"{asked!r}")
+    if asked == "instruction" and row.get("input"):
+        question["content"] += "\n\n" + text_of(row["input"], "'input'")
+    return {"messages": [*history_of(row.get("history")), question, message("assistant", row[answer], f"{answer!r}")]}
+
+
+def _either(row: Row, column: str, role: str, unused: set[str]) -> list[Message]:
+    """A list of messages, or a text as one of the role."""
+    if isinstance(row[column], list):
+        return messages_of(row[column], column, unused, answered=role == "assistant")
+    return [message(role, row[column], f"{column!r}")]
+
+
+def unpaired(row: Row, unused: set[str], *_: str) -> Row:
+    label = LABELS.get(str(row["label"]).lower())
+    if label is None:
+        raise DataError(f"column 'label' must be true or false, not {shown(row['label'])}.")
+    prompt, completion = _either(row, "prompt", "user", unused), _either(row, "completion", "assistant", unused)
+    return {"prompt": prompt, "completion": completion, "label": label}
+
+
+def preference(row: Row, unused: set[str], *_: str) -> Row:
+    """Two answers, or conversations that begin alike. Without a column `prompt` that is the prompt, as in TRL's
+    `extract_prompt`; else the conversations must repeat it, where they do not begin with an answer."""
+    prompt, texts = _either(row, "prompt", "user", unused) if "prompt" in row else [], [row["chosen"], row["rejected"]]
+    if not all(isinstance(text, str) for text in texts):
+        chosen, rejected = (messages_of(row[column], column, unused) for column in ("chosen", "rejected"))
+    elif prompt:
+        chosen, rejected = ([message("assistant", text, "")] for text in texts)
+    else:
+        chosen, rejected = _conversations(texts)
+    answers_only = chosen[0]["role"] == rejected[0]["role"] == "assistant"
+    if prompt and answers_only:
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    common = _common(chosen[:-1], rejected[:-1])  # the last turn is an answer, also where both are the same
+    if prompt and chosen[: len(prompt)] == rejected[: len(prompt)] == prompt:
+        common = len(prompt)
+    elif prompt and not any(prompt[-1]["content"].strip() in turn["content"] for turn in chosen[:common]):
+        raise DataError("column 'chosen' and column 'rejected' are conversations that do not repeat column 'prompt'.")
+    if common == 0 and not answers_only:
+        raise DataError("column 'chosen' and column 'rejected' do not begin alike, so they have no common prompt.")
+    return {"prompt": chosen[:common], "chosen": chosen[common:], "rejected": rejected[common:]}
+
+
+def _conversations(texts: list[str]) -> list[list[Message]]:
+    if all(map(HH_TURN.match, texts)):
+        return [[message(ROLES[who.lower()], said.strip(), "") for who, said in HH_TURN.findall(t)] for t in texts]
+    common = _common(*texts)
+    common -= texts[0][:common].endswith(" ")  # as TRL has it: the space belongs to the answer
+    return [[message("user", text[:common], ""), message("assistant", text[common:], "")] for text in texts]
+
+
+def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many items both begin with."""
+    shorter = min(len(one), len(other))
+    return next((number for number in range(shorter) if one[number] != other[number]), shorter)

@@ -5,28 +5,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from rich.text import Text
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from tuner.data.draws import FILLER, Draws
+from tuner.data.collate import IGNORED
+from tuner.data.draws import FILLER
+from tuner.data.encode import encode_dataset
 from tuner.data.encoding_report import EncodingReport
-from tuner.data.preferences import encode_preferences
-from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
 from tuner.objectives.arguments import PreferenceArguments
 from tuner.objectives.base import Batch, Row, Sums, own_class
 from tuner.objectives.causal_lm import NextToken
-from tuner.objectives.records import Comparison, Outcome
+from tuner.objectives.records import Comparison, Examples, Outcome
 from tuner.ops.chunked_loss import chunked_cross_entropy, supervised_positions
 
 PARTS = ("chosen", "rejected")  # the two sequences of an example
+NO_INPUTS = ("tokens", "rows", "real", "desirable")  # of a model
 
 
 class DPO(NextToken[PreferenceArguments]):
@@ -41,144 +41,113 @@ class DPO(NextToken[PreferenceArguments]):
     kinds = ("preference", "unpaired")
     loss_unit = "loss an example"
 
-    # ---- data ----
-
     def examples(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport]:
-        paired = "chosen" in rows.column_names
-        if self.args.loss_type == "kto":
-            return self._unpaired(rows, name)
-        if not paired:
-            raise DataError(f"{name}: --loss_type {self.args.loss_type} takes pairs; unpaired rows are for kto.")
-        return self._encoded(rows, name)
-
-    def _encoded(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport]:
         args = self.args
-        how = (args.max_length, args.max_labels_lost, args.dataset_num_proc, name)
-        return encode_preferences(rows, "preference", self.tokenizer, *how)
-
-    def _unpaired(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport]:
-        """Wanted and unwanted completions. The second sequence of each is the completion of another prompt, from which
-        KTO estimates how far the model is from the reference."""
-        parts, reports = [], []
-        for wanted, column in ((True, "chosen"), (False, "rejected")):
-            part = rows
-            if column not in rows.column_names:
-                part, column = rows.select(np.flatnonzero(np.array(rows["label"]) == wanted)), "completion"
-            if len(part):
-                said = list(part[column])
-                columns = {"prompt": part["prompt"], "chosen": said, "rejected": [said[-1], *said[:-1]]}
-                pairs = Dataset.from_dict({**columns, SOURCE_ROW: part[SOURCE_ROW]})
-                encoded, report = self._encoded(pairs, name)
-                parts.append(encoded.add_column("desirable", [wanted] * len(encoded)))
-                reports.append(report)
-        sums = {f.name: sum(getattr(report, f.name) for report in reports) for f in fields(EncodingReport)}
-        return concatenate_datasets(parts), EncodingReport(**sums)
+        if args.loss_type == "kto":
+            rows = _unpaired(rows)
+        elif "chosen" not in rows.column_names:
+            raise DataError(f"{name}: --loss_type {args.loss_type} takes pairs; unpaired rows are for kto.")
+        cut = (args.max_length, args.truncation_mode, args.max_labels_lost, args.dataset_num_proc)
+        return encode_dataset(rows, "preference", self.tokenizer, *cut, name)
 
     def reference(self, model: PreTrainedModel, rows: Dataset, batch_size: int) -> list[list[float]]:
         """The reference's log-probabilities of each example's two sequences."""
-        draws, found = Draws(rows), []
+        found: list[list[float]] = []
         bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-        adapter = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
-        was_training = model.training
         model.eval()
-        with torch.no_grad(), adapter:
-            for start in range(0, len(draws), batch_size):
-                batch = self([draws[n] for n in range(start, min(start + batch_size, len(draws)))])
-                inputs = {k: v.to(bare.device) for k, v in batch.items() if k not in ("tokens", "rows", "desirable")}
-                found.append(self.log_probabilities(bare, **inputs).view(2, -1).T.cpu())
-        model.train(was_training)
-        return torch.cat(found).double().tolist() if found else []
+        with torch.no_grad(), model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
+            for batch in self.held_out(Examples(None, rows), batch_size):
+                inputs = {k: v.to(bare.device) for k, v in batch.items() if k not in NO_INPUTS}
+                found += self._ratios(bare, **inputs)[0].T.tolist()
+        return found
 
     def __call__(self, rows: list[Row]) -> Batch:
-        sequences = [
-            {"input_ids": row[f"{part}_input_ids"], "labels": row[f"{part}_labels"], "rows": row["rows"], "draw": 0}
-            for part in PARTS
-            for row in rows
-        ]
-        lengths = [len(sequence["input_ids"]) for sequence in sequences]
-        batch = super().__call__(sequences)
-        # Of every token the number of its sequence; padding has the last one's, and no label.
-        if self.layout.padding_free:
-            segments = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-            batch["segments"] = F.pad(segments, (0, batch["labels"].shape[1] - len(segments)))[None]
-        else:
-            batch["segments"] = torch.arange(len(lengths))[:, None].expand_as(batch["labels"]).contiguous()
-        if "reference" in rows[0]:
-            found = np.stack([row["reference"] for row in rows]).T.reshape(-1)
-            batch["reference"] = torch.tensor(found, dtype=torch.float32)
+        batch = super().__call__(_sequences(rows))
+        # Until the reference is known it is 0, and a ratio is the log-probability itself.
+        reference = np.array([row.get("reference", (0.0, 0.0)) for row in rows])
+        batch["reference"] = torch.tensor(reference.T, dtype=torch.float32)
+        batch["real"] = torch.tensor([row["draw"] != FILLER for row in rows])
         if self.args.loss_type == "kto":
-            batch["desirable"] = torch.tensor([bool(row["desirable"]) for row in rows])
-        return batch | {"real": torch.tensor([row["draw"] != FILLER for row in rows])}
+            batch["desirable"] = torch.tensor([bool(row["label"]) for row in rows])
+        return batch
 
     def counts(self, batch: Batch) -> torch.Tensor:
         return batch["real"].sum()
 
-    # ---- the loss ----
-
-    def log_probabilities(
-        self, model: Any, labels: torch.Tensor, segments: torch.Tensor, real: torch.Tensor, **inputs: Any
-    ) -> torch.Tensor:
-        """`log p(completion | prompt)` of each sequence, `(2 x examples,)`, float32."""
-        inputs.pop("reference", None)
+    def _ratios(
+        self, model: Any, labels: torch.Tensor, reference: torch.Tensor, **inputs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`log p(completion | prompt) - log p_reference`, float32, and the completions' tokens: both of the chosen and
+        the rejected, `(2, examples)`."""
         if self.layout.chunked_loss:
-            outputs = model.base_model(**inputs, use_cache=False)
-            hidden, targets = supervised_positions(outputs.last_hidden_state, labels)
+            states = model.base_model(**inputs, use_cache=False).last_hidden_state
+            hidden, targets = supervised_positions(states, labels)
             head = model.get_output_embeddings()
             losses = chunked_cross_entropy(hidden, head.weight, targets, head.bias, reduction="none")
         else:
             logits = own_class(model).forward(model, **inputs, use_cache=False).logits
             hidden, targets = supervised_positions(logits, labels)
             losses = F.cross_entropy(hidden.float(), targets, reduction="none")
-        owner, _ = supervised_positions(segments[..., None], labels)
+        numbers = torch.arange(reference.numel(), device=labels.device)[:, None]
+        # Joined in one row, sequences are told apart by their positions, which start again.
+        joined = "position_ids" in inputs
+        sequence = (inputs["position_ids"] == 0).cumsum(dim=1) - 1 if joined else numbers.expand_as(labels)
+        owners = numbers == sequence[:, 1:][labels[:, 1:] != IGNORED]
         # A product and not `index_add_`, whose order on accelerators is not always the same.
-        owners = torch.arange(2 * len(real), device=labels.device)[:, None] == owner[:, 0]
-        return -(owners.to(losses.dtype) @ losses)
-
-    def _scores(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss of each example, and the rewards `beta r` of all sequences."""
-        beta, segments, real = self.args.beta, inputs["segments"], inputs["real"]
-        desirable = inputs.pop("desirable", None)
-        ratios = self.log_probabilities(model, labels, **inputs) - inputs["reference"]
-        one, other = ratios.chunk(2)
-        rewards = beta * ratios.detach()
-        if desirable is not None:
-            distance = other[real].detach().sum() / real.sum().clamp(min=1)
-            sign = torch.where(desirable, 1.0, -1.0)
-            weight = torch.where(desirable, self.args.desirable_weight, self.args.undesirable_weight)
-            return weight * (1 - torch.sigmoid(sign * beta * (one - distance.clamp(min=0)))), rewards
-        if self.args.loss_type == "ipo":
-            owners = torch.arange(len(ratios), device=labels.device)[:, None, None] == segments
-            one, other = (ratios / (owners & (labels != -100)).sum(dim=(1, 2)).clamp(min=1)).chunk(2)
-            return (one - other - 1 / (2 * beta)) ** 2, rewards
-        margin, smoothing = beta * (one - other), self.args.label_smoothing
-        return -F.logsigmoid(margin) * (1 - smoothing) - F.logsigmoid(-margin) * smoothing, rewards
+        ratios = -(owners.to(losses.dtype) @ losses).view_as(reference) - reference
+        return ratios, owners.sum(dim=1).view_as(reference)
 
     def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        losses, _ = self._scores(model, labels, **inputs)
-        return (losses * inputs["real"]).sum(), inputs["real"].sum()
+        found = self.sums(model, labels, **inputs)
+        return found["loss"], found["count"]
 
     def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
-        real, desirable = inputs["real"], inputs.get("desirable")
-        losses, rewards = self._scores(model, labels, **inputs)
-        one, other = (rewards * real.repeat(2)).chunk(2)
-        found = {"loss": (losses * real).sum(), "count": real.sum()}
-        if desirable is not None:
-            return {**found, "rewards": one.sum(), "accuracy": (((one > 0) == desirable) & real).sum()}
-        return {**found, "accuracy": ((one > other) & real).sum(), "margin": (one - other).sum()}
+        args, beta, real, wanted = self.args, self.args.beta, inputs.pop("real"), inputs.pop("desirable", None)
+        ratios, lengths = self._ratios(model, labels, **inputs)
+        one, other = ratios
+        reward, other_reward = beta * ratios.detach()
+        found = {"accuracy": reward > other_reward, "margin": reward - other_reward}
+        if wanted is not None:
+            distance = (other[real].detach().sum() / real.sum().clamp(min=1)).clamp(min=0)
+            losses = 1 - torch.sigmoid(torch.where(wanted, 1.0, -1.0) * beta * (one - distance))
+            losses = torch.where(wanted, args.desirable_weight, args.undesirable_weight) * losses
+            found = {"accuracy": (reward > 0) == wanted, "rewards": reward}
+        elif args.loss_type == "ipo":
+            one, other = ratios / lengths.clamp(min=1)
+            losses = (one - other - 1 / (2 * beta)) ** 2
+        else:
+            margin, smoothing = beta * (one - other), args.label_smoothing
+            losses = -F.logsigmoid(margin) * (1 - smoothing) - F.logsigmoid(-margin) * smoothing
+        return {"count": real.sum(), **{name: (each * real).sum() for name, each in {"loss": losses, **found}.items()}}
 
     def compare(self, outcome: Outcome) -> Comparison:
         """Beside chance, the reference's own likelihoods, and "the longer one is better"."""
         right = {"chance": 0.5}
         if self.args.loss_type != "kto":
-            pairs = outcome.examples.eval.with_format("numpy")
-            reference = np.array(outcome.examples.eval["reference"])
-            longer = [len(row["chosen_labels"]) > len(row["rejected_labels"]) for row in pairs]
-            right |= {"likelier": float((reference[:, 0] > reference[:, 1]).mean())}
-            right |= {"longer": float(np.mean(longer))}
-        found = {"examples judged right": {**right, **outcome.before_and_after("accuracy")}}
-        return {**found, self.loss_unit: outcome.before_and_after("loss")}
+            pairs = outcome.examples.eval
+            reference = np.array(pairs["reference"])
+            chosen, rejected = ([len(ids) for ids in pairs[f"{part}_input_ids"]] for part in PARTS)
+            right["likelier"] = float((reference[:, 0] > reference[:, 1]).mean())
+            right["longer"] = float(np.greater(chosen, rejected).mean())
+        right |= outcome.before_and_after("accuracy")
+        return {"examples judged right": right, self.loss_unit: outcome.before_and_after("loss")}
 
     def show(self, draws: list[Row]) -> Iterator[Text]:
-        for draw in draws:
-            for part in PARTS:
-                yield from super().show([{name: draw[f"{part}_{name}"] for name in ("input_ids", "labels")}])
+        return super().show([sequence for draw in draws for sequence in _sequences([draw])])
+
+
+def _sequences(rows: list[Row]) -> list[Row]:
+    """The chosen ones, then the rejected."""
+    names = ("input_ids", "labels")
+    return [{**row, **{name: row[f"{part}_{name}"] for name in names}} for part in PARTS for row in rows]
+
+
+def _unpaired(rows: Dataset) -> Dataset:
+    """Single completions. The second sequence of each is the completion before, which answers another prompt: from
+    these KTO estimates how far the model is from the reference."""
+    found = list(rows)
+    if "chosen" in rows.column_names:
+        found = [{**row, "completion": row[part], "label": part == "chosen"} for part in PARTS for row in found]
+    said = [row["completion"] for row in found]
+    pairs = zip(found, said, said[-1:] + said[:-1], strict=True)
+    return Dataset.from_list([{**row, "chosen": one, "rejected": other} for row, one, other in pairs])

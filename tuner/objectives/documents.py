@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Protocol
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 
@@ -14,28 +14,10 @@ from tuner.corpus.reading import open_stream, set_aside
 from tuner.data.cache_key import map_batches
 from tuner.data.sources import has_text
 from tuner.errors import ArgumentError
+from tuner.objectives.arguments import TextArguments
 
 
-class DocumentFlags(Protocol):
-    """The flags that are read here; see `tuner.objectives.arguments` and `tuner.config.arguments`."""
-
-    dataset_name: str
-    dataset_config: str | None
-    dataset_train_split: str
-    dataset_test_split: str
-    dataset_num_proc: int | None
-    test_split_size: float
-    max_steps: int
-    packing: bool | None
-    truncation_mode: Any
-    train_sampling_strategy: Any
-    clean: Any
-    shuffle_buffer: int
-    seed: int
-    extra: dict[str, Any]
-
-
-def open_documents(args: DocumentFlags) -> tuple[IterableDataset, Dataset]:
+def open_documents(args: TextArguments) -> tuple[IterableDataset, Dataset]:
     """Documents that are read while training, and those to validate on, in memory.
 
     Raises:
@@ -58,7 +40,7 @@ def open_documents(args: DocumentFlags) -> tuple[IterableDataset, Dataset]:
 
 
 def clean_documents(
-    train: Dataset, held_out: Dataset, args: DocumentFlags
+    train: Dataset, held_out: Dataset, args: TextArguments
 ) -> tuple[Dataset, Dataset, CleaningReport, str]:
     """Both splits cleaned as `--clean` says, the report, and a sentence about what could not be looked for, or nothing.
 
@@ -72,7 +54,7 @@ def clean_documents(
     return cleaned, texts, report, "" if findable else said
 
 
-def cleaning_options(args: DocumentFlags) -> CleaningOptions:
+def cleaning_options(args: TextArguments) -> CleaningOptions:
     """What `--clean` stands for."""
     plain = CleaningOptions(boilerplate=False, min_words=0, max_words=sys.maxsize, quality=False, repetition=False)
     return CleaningOptions() if args.clean == "web" else plain

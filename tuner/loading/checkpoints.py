@@ -77,13 +77,7 @@ def new_shape(
     dropout: float = 0.0,
     config_overrides: str | None = None,
 ) -> dict[str, Any]:
-    """The fields of a new model's configuration: a preset's, over a tokenizer's vocabulary, and `overrides`.
-
-    Raises:
-        ModelError: a dropout that is no probability, or an override that is no field's.
-    """
-    if not 0 <= dropout < 1:
-        raise ModelError(f"--dropout must lie in [0, 1), not {dropout}.")
+    """The fields of a new model's configuration: a preset's, over a tokenizer's vocabulary, and `overrides`."""
     return {
         **PRESETS[preset],
         **{name: getattr(tokenizer, name) for name in SPECIAL_IDS},
@@ -128,11 +122,8 @@ def new_model(
 def pretrained_decoder(
     name_or_path: str, tokenizer: PreTrainedTokenizerBase, own_model: bool = False, **options: Any
 ) -> PreTrainedModel:
-    """A pretrained causal language model in float32, with the tokenizer's special tokens.
-
-    Args:
-        own_model: put the weights into `TunerDecoderForCausalLM` (the families of `tuner.families`).
-        options: of `from_pretrained`.
+    """A pretrained causal language model in float32, with the tokenizer's special tokens; with `own_model` as one of
+    ours. `options` are `from_pretrained`'s.
 
     Raises:
         ModelError: nothing to load, a vocabulary smaller than the tokenizer's, or no counterpart in our classes.

@@ -72,7 +72,7 @@ def test_every_parameter_moved(finished):
     trained = AutoModelForCausalLM.from_pretrained(folder)
     from transformers import set_seed
 
-    from tuner.loading.checkpoints import new_decoder
+    from tests.model.helpers import new_decoder
 
     set_seed(42)
     fresh = new_decoder("tiny", AutoTokenizer.from_pretrained(folder), 256)

@@ -65,6 +65,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its kind, where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def unreadable(path: Path, error: OSError) -> str:
     """Why a file could not be read, and which one beside it was likely meant."""
     lost = path.parent.is_dir() and not path.exists()

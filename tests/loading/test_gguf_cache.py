@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from tests.recipes import equal
 from tuner.errors import ModelError
-from tuner.loading import gguf_cache
+from tuner.loading import checkpoints
 from tuner.loading.checkpoints import load_pretrained, resolve
 
 WIDTH, INNER, LAYERS, VOCAB = 64, 96, 2, 50
@@ -19,7 +19,7 @@ WIDTH, INNER, LAYERS, VOCAB = 64, 96, 2, 50
 @pytest.fixture
 def file(tmp_path, monkeypatch):
     """A small Llama as GGUF, its matrices in 8 bits, and an empty cache."""
-    monkeypatch.setattr(gguf_cache, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(checkpoints, "HF_HOME", str(tmp_path / "home"))
     rng = np.random.default_rng(0)
     path = tmp_path / "small.gguf"
     writer = gguf.GGUFWriter(path, "llama")
@@ -119,7 +119,7 @@ def test_a_damaged_copy_is_made_anew(file, damage, dequantised):
 
 def test_a_cache_that_cannot_be_written_is_a_warning(file, monkeypatch):
     (file.parent / "file").write_text("no folder")
-    monkeypatch.setattr(gguf_cache, "HF_HOME", str(file.parent / "file"))
+    monkeypatch.setattr(checkpoints, "HF_HOME", str(file.parent / "file"))
     with pytest.warns(UserWarning, match="not kept for the next time"):
         model = load(file)
     assert model.dtype == torch.float32
@@ -129,7 +129,7 @@ def test_another_process_was_faster(file):
     """What it has written is there, whole; nothing else is left."""
     model = load(file)
     (folder,) = (file.parent / "home" / "tuner").iterdir()
-    gguf_cache.keep(model, folder)
+    checkpoints._keep(model, folder)
     assert folders(file) == [folder.name] and equal(load(file).state_dict(), model.state_dict())
 
 
@@ -143,7 +143,7 @@ def test_a_broken_file_is_one_message_and_leaves_nothing(file, kept):
 
 @pytest.mark.slow
 def test_the_built_in_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf_cache, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(checkpoints, "HF_HOME", str(tmp_path))
     path, how = resolve("builtin:smollm2-135m-instruct")
     direct = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, **how).state_dict()
     for _ in range(2):

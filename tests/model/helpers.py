@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import tuner.ops.block_attention  # noqa: F401  (registers its attention)
+from tuner.loading.checkpoints import new_model, new_shape
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
 
 VOCAB_SIZE = 101
@@ -52,3 +53,8 @@ def token_ids(batch: int, time: int, seed: int = 0, vocab_size: int = VOCAB_SIZE
 
 def greatest_difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return (one.float() - other.float()).abs().max().item()
+
+
+def new_decoder(preset: str, tokenizer: Any, max_length: int, **options: Any) -> TunerDecoderForCausalLM:
+    """A new decoder of a preset's shape over a tokenizer's vocabulary."""
+    return new_model(TunerDecoderForCausalLM, TunerDecoderConfig, new_shape(preset, tokenizer, max_length, **options))

@@ -13,11 +13,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES
 
-from tests.model.helpers import VOCAB_SIZE, greatest_difference, tiny_config, tiny_decoder, token_ids
+from tests.model.helpers import VOCAB_SIZE, greatest_difference, new_decoder, tiny_config, tiny_decoder, token_ids
 from tests.model.test_configuration import ROPES
 from tests.text.samples import train_bpe_tokenizer
 from tuner.errors import ModelError
-from tuner.loading.checkpoints import new_decoder
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM, TunerDecoderModel
 
 EVERYTHING = {"attention_bias": True, "mlp_bias": True}

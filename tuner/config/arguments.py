@@ -51,7 +51,7 @@ class ModelArguments:
     config_overrides: str | None = flag(
         None, "Fields of a new model's configuration beside the preset's: hidden_act=relu2,mlp_type=plain,..."
     )
-    dropout: float = flag(0.0, "Dropout of a new model, on the residual branches and the attention weights.")
+    dropout: float = flag(0.0, "Dropout of a new model, on the residual branches and the attention weights.", least=0)
     dtype: Literal["float32", "bfloat16"] = flag(
         "float32", "Weights in memory; bfloat16 takes half of it, the optimizer keeps the next bits."
     )
@@ -192,11 +192,13 @@ class RecipeArguments(RunArguments, DataArguments, ModelArguments):
 
     def _blamed(self, reason: str) -> str:
         """A message of transformers', with the flags that it is likely about where it names none."""
-        shown = {name: str(value) for name, value in self.shown().items() if value is not None}
-        quoted = [name for name, text in shown.items() if re.search(rf"(?<!\w){re.escape(text)}(?!\w)", reason)]
-        named = any(f"--{name}" in reason for name in shown)
-        flags = [] if named else [n for n in quoted if isinstance(self.values()[n], str) and shown[n]] or [*self.extra]
-        return " ".join(f"--{name} {shown[name]}" for name in flags) + ": " * bool(flags) + reason
+        shown = self.shown()
+        if any(f"--{name}" in reason for name in shown):
+            return reason
+        texts = {name: value for name, value in shown.items() if isinstance(value, str) and value}
+        quoted = [name for name, text in texts.items() if re.search(rf"(?<!\w){re.escape(text)}(?!\w)", reason)]
+        flags = " ".join(f"--{name} {shown[name]}" for name in quoted or self.extra)
+        return f"{flags}: {reason}" if flags else reason
 
 
 def parse_arguments(kind: type[T], argv: Sequence[str] | None = None) -> T:

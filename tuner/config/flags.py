@@ -39,15 +39,40 @@ def read_flags(kind: type[Any], argv: list[str]) -> dict[str, Any]:
     files = values.pop("config", [])
     if len(files) > 1:
         raise ArgumentError(f"--config: one file, not {len(files)}: {', '.join(files)}.")
-    for file in files:
-        values = _read_yaml(parser, Path(file).expanduser()) | values
-    return values
+    return _read_yaml(parser, Path(files[0]).expanduser()) | values if files else values
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
     """The values of our own flags, and of those that are transformers'."""
     namespace, rest = parser.parse_known_args(argv)
-    return vars(namespace) | (_transformers_arguments(rest, parser) if rest else {})
+    if not rest:
+        return vars(namespace)
+    if not rest[0].startswith("--"):
+        raise ArgumentError(f"unexpected {rest[0]!r}: a flag begins with --.")
+    for word in rest:
+        if word.startswith("--"):
+            _refuse_unknown(word.removeprefix("--").split("=")[0], parser)
+    from transformers import HfArgumentParser, TrainingArguments
+
+    theirs = HfArgumentParser(TrainingArguments, allow_abbrev=False)
+    theirs.error = parser.error
+    for action in theirs._actions:
+        action.default = argparse.SUPPRESS
+    values = vars(theirs.parse_args(rest))
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ArgumentError(f"--{name}: expected a number, not {value}")
+    return vars(namespace) | values
+
+
+def _refuse_unknown(name: str, ours: argparse.ArgumentParser) -> None:
+    known = {action.dest for action in ours._actions}
+    if name not in known:
+        from transformers import TrainingArguments
+
+        known |= {f.name for f in fields(TrainingArguments) if f.init}
+    if name not in known:
+        raise ArgumentError(f"unknown flag or key {name!r}.{nearest(name, known)}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -124,11 +149,10 @@ def _read_yaml(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     place = f"--config {path}"
     try:
-        loader = _UniqueKeyLoader(path.read_text(encoding="utf-8"))
+        loader = _Loader(path.read_text(encoding="utf-8"))
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
-            raise ArgumentError(f"expected 'name: value' lines, found {f'a {_kind(root)}' if root else 'nothing'}.")
-        loader.refuse_twins(root)
+            raise ArgumentError(f"expected 'name: value' lines, found {f'a {root.id}' if root else 'nothing'}.")
         for key, value in root.value:
             place = f"--config {path}, line {key.start_mark.line + 1}"
             values |= _parse(parser, _as_flag(parser, loader, key, value))
@@ -146,15 +170,10 @@ def _read_yaml(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
     return values
 
 
-def _kind(node: yaml.Node) -> str:
-    """YAML's word for what stands there: scalar, sequence or mapping."""
-    return type(node).__name__.removesuffix("Node").lower()
-
-
-def _as_flag(parser: argparse.ArgumentParser, loader: _UniqueKeyLoader, key: yaml.Node, value: yaml.Node) -> list[str]:
+def _as_flag(parser: argparse.ArgumentParser, loader: _Loader, key: yaml.Node, value: yaml.Node) -> list[str]:
     """A line of YAML as words of a command line; none when its value is null."""
     if not isinstance(key, yaml.ScalarNode):
-        raise ArgumentError(f"a name must be a word, not a {_kind(key)}.")
+        raise ArgumentError(f"a name must be a word, not a {key.id}.")
     if key.value == "config":
         raise ArgumentError("a file cannot name another with 'config'.")
     if value.tag == "tag:yaml.org,2002:null":
@@ -168,52 +187,20 @@ def _as_flag(parser: argparse.ArgumentParser, loader: _UniqueKeyLoader, key: yam
     return [f"--{key.value}", *map(loader.text, value.value)]
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):
     """YAML allows a key twice and keeps the last one; a run should not depend on which."""
 
-    def refuse_twins(self, node: yaml.MappingNode) -> None:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         keys = [key.value for key, _ in node.value]
         for number, (key, _) in enumerate(node.value):
             if key.value in keys[:number]:
                 problem = f"the key {key.value!r} is there twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        self.refuse_twins(node)
-        return super().construct_mapping(node, deep)
+                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+        return node
 
     def text(self, node: yaml.Node) -> str:
         """A scalar as it is written; anything else as JSON."""
         if isinstance(node, yaml.ScalarNode):
             return node.value
         return json.dumps(self.construct_object(node, deep=True), default=str)
-
-
-def _refuse_unknown(name: str, ours: argparse.ArgumentParser) -> None:
-    known = {action.dest for action in ours._actions}
-    if name not in known:
-        from transformers import TrainingArguments
-
-        known |= {f.name for f in fields(TrainingArguments) if f.init}
-    if name not in known:
-        raise ArgumentError(f"unknown flag or key {name!r}.{nearest(name, known)}")
-
-
-def _transformers_arguments(rest: list[str], ours: argparse.ArgumentParser) -> dict[str, Any]:
-    """Flags that are not ours, read as fields of transformers' `TrainingArguments`."""
-    if not rest[0].startswith("--"):
-        raise ArgumentError(f"unexpected {rest[0]!r}: a flag begins with --.")
-    for token in rest:
-        if token.startswith("--"):
-            _refuse_unknown(token.removeprefix("--").split("=")[0], ours)
-    from transformers import HfArgumentParser, TrainingArguments
-
-    parser = HfArgumentParser(TrainingArguments, allow_abbrev=False)
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-    parser.error = _Parser.error.__get__(parser)
-    values = vars(parser.parse_args(rest))
-    for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ArgumentError(f"--{name}: expected a number, not {value}")
-    return values

@@ -7,10 +7,11 @@ after splits, files called after splits, and else all files together for trainin
 from __future__ import annotations
 
 import glob
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
+from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
 from huggingface_hub import DatasetCard
 
 from tuner.errors import DataError, nearest
@@ -19,8 +20,10 @@ from tuner.errors import DataError, nearest
 FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 EXTENSIONS = ", ".join(FORMATS)
 
+Files = dict[str, list[Path]]
 
-def local_files(name: str, splits: tuple[str, str], config: str | None = None) -> dict[str, list[Path]] | None:
+
+def local_files(name: str, splits: tuple[str, str], config: str | None = None) -> Files | None:
     """The files of each split of a file or folder, or None where the name is neither.
 
     Args:
@@ -37,71 +40,57 @@ def local_files(name: str, splits: tuple[str, str], config: str | None = None) -
             raise DataError(f"--dataset_name {path}: unknown extension; expected one of {EXTENSIONS}.")
         return {splits[0]: [path]}
     if path.is_dir():
-        found = _files_of_folder(path, name, config)
+        found = _files_of_folder(path, name, splits, config)
         formats = {FORMATS[file.suffix.lower()] for files in found.values() for file in files}
         if len(formats) != 1:
             shown = f"files of several kinds ({', '.join(sorted(formats))})" if formats else "none of them"
             raise DataError(f"--dataset_name {name}: a folder must hold {EXTENSIONS} files of one kind; found {shown}.")
-        return _named(path, found, splits)
+        return found
     if path.suffix.lower() in FORMATS or name.startswith((".", "/", "~")):
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"--dataset_name {name}: no such file or folder.{nearest(path.name, beside)}")
     return None
 
 
-def _files_of_folder(folder: Path, name: str, config: str | None) -> dict[str, list[Path]]:
+def _files_of_folder(folder: Path, name: str, splits: tuple[str, str], config: str | None) -> Files:
     base = glob.escape(str(folder.resolve()))  # the folder's own name is no pattern
     try:
-        patterns = _declared(folder, name, config) or get_data_patterns(base)
-        found = _resolve(patterns, base)
-        if not any(found.values()):  # what looked like a split was a file of another kind
-            found = _resolve({"train": ["**"]}, base)
-    except (EmptyDatasetError, FileNotFoundError):
+        found = _resolve(_declared(folder, name, config) or get_data_patterns(base), base)
+    except FileNotFoundError:
         return {}
-    twice = [
-        file for split in found for other in found if split < other for file in found[split] if file in found[other]
-    ]
-    if twice:
-        raise DataError(f"--dataset_name {name}: {twice[0].name} is called after two splits. Rename it.")
-    return {split: files for split, files in found.items() if files}
+    # Where what looked like a split was a file of another kind, all files are for training.
+    found = found or _resolve({"train": ["**"]}, base)
+    for file, count in Counter(file for files in found.values() for file in files).items():
+        if count > 1:
+            raise DataError(f"--dataset_name {name}: {file.name} is called after two splits. Rename it.")
+    for split in splits:
+        if split not in found:  # its name means nothing to `datasets`
+            called = _resolve({split: [f"**/{glob.escape(split)}.*"]}, base)
+            taken = called.get(split, [])
+            rest = {other: [file for file in files if file not in taken] for other, files in found.items()}
+            found = {other: files for other, files in (rest | called).items() if files}
+    return {splits[0]: found["train"]} if list(found) == ["train"] else found
 
 
-def _resolve(patterns: dict[str, Any], base: str) -> dict[str, list[Path]]:
+def _resolve(patterns: dict[str, Any], base: str) -> Files:
     resolved = DataFilesDict.from_local_or_remote(patterns, base_path=base)
     files = {str(split): sorted({Path(file) for file in found}) for split, found in resolved.items()}
-    return {
-        split: [file for file in found if file.suffix.lower() in FORMATS and not file.name.startswith("~")]
-        for split, found in files.items()
-    }
+    ours = {s: [f for f in found if f.suffix.lower() in FORMATS and f.name[0] != "~"] for s, found in files.items()}
+    return {split: found for split, found in ours.items() if found}
 
 
 def _declared(folder: Path, name: str, config: str | None) -> dict[str, Any] | None:
     """The patterns that a data set's card declares (https://huggingface.co/docs/hub/datasets-manual-configuration)."""
-    card = folder / "README.md"
     try:
-        found = DatasetCard.load(card).data.to_dict().get("configs") if card.is_file() else None
-    except Exception:  # a README that is no card fails in every way that YAML can
+        declared = DatasetCard.load(folder / "README.md").data.to_dict()["configs"]
+        configs = {entry.get("config_name", "default"): entry for entry in declared if entry.get("data_files")}
+    except Exception:  # no README, or one that is no card, which fails in every way that YAML can
         return None
-    configs = [entry for entry in found or [] if isinstance(entry, dict) and entry.get("data_files")]
     if not configs:
         return None
-    by_name = {entry.get("config_name", "default"): entry for entry in configs}
-    default = next((key for key, entry in by_name.items() if entry.get("default") or key == "default"), None)
-    chosen = config or (next(iter(by_name)) if len(by_name) == 1 else default)
-    if chosen not in by_name:
-        raise DataError(
-            f"{name} has the configurations {', '.join(by_name)}; --dataset_config must be one of them"
-            f"{f', not {chosen}' if chosen else ''}."
-        )
-    return sanitize_patterns(by_name[chosen]["data_files"])
-
-
-def _named(folder: Path, found: dict[str, list[Path]], splits: tuple[str, str]) -> dict[str, list[Path]]:
-    """With the files that are called after `splits` where their names mean nothing to `datasets`."""
-    for split in splits:
-        if split not in found:
-            visible = _resolve({split: [f"**/{glob.escape(split)}.*"]}, glob.escape(str(folder.resolve())))[split]
-            others = {other: [file for file in files if file not in visible] for other, files in found.items()}
-            found = {other: files for other, files in others.items() if files} | ({split: visible} if visible else {})
-    only = list(found) == ["train"]  # nothing there is called after a split of another name
-    return {splits[0]: found["train"]} if only else found
+    defaults = [key for key, entry in configs.items() if len(configs) == 1 or key == "default" or entry.get("default")]
+    chosen = config or (defaults[0] if defaults else None)
+    if chosen not in configs:
+        said = f"{name} has the configurations {', '.join(configs)}; --dataset_config must be one of them"
+        raise DataError(f"{said}, not {chosen}." if chosen else f"{said}.")
+    return sanitize_patterns(configs[chosen]["data_files"])

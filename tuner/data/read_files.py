@@ -1,8 +1,9 @@
-"""Rows of JSON, CSV and text files, with their types as they are written, and the file and line of what is wrong.
+"""Rows of JSON, CSV, text and Parquet files, as they are written, and the file and line of what is wrong.
 
 Readers that guess types make dates of texts, numbers of `007` and nothing of `None`. Here a string of JSON is a string,
 every field of a CSV is one (an empty field is missing, as null is), and columns may first appear anywhere in a file.
-Rows are read one at a time, but for a `.json` file that is one list.
+Rows are read one at a time, but for a `.json` file that is one list. On disk their values are JSON, for which a column
+of mixed types is one like any other.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-from datasets import Dataset, Features, IterableDataset, Json
+from datasets import Dataset, Features, Json
 from datasets.table import CastError
 
 from tuner.data.cache_key import cache_key
@@ -30,7 +31,7 @@ from tuner.data.local_files import FORMATS
 from tuner.errors import DataError, one_line
 
 Row = dict[str, Any]
-# Rows whose types are found, and that are written, at once.
+# Rows that are written at once.
 CHUNK = 1000
 HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -38,70 +39,60 @@ HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 def load_files(files: list[Path], name: str) -> Dataset:
     """The rows of files of one format, in their order, on disk in the cache of `datasets`.
 
-    A column whose values have types that Arrow has no common one for is one of JSON values. A file that cannot be read
-    or has no rows is a DataError.
+    A file that cannot be read or has no rows is a DataError.
     """
     if FORMATS[files[0].suffix.lower()] == "parquet":
-        return _load_parquet(files, name, streaming=False)
-    try:
-        key = [(str(file.resolve()), (found := file.stat()).st_size, found.st_mtime_ns) for file in files]
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read: {error.strerror}.") from error
+        return _load_parquet(files, name)
+    key = [(str(file.resolve()), (found := file.stat()).st_size, found.st_mtime_ns) for file in files]
     digest = blake2b(f"{key} {cache_key(__file__)}".encode(), digest_size=16).hexdigest()
     cached = Path(datasets.config.HF_DATASETS_CACHE) / "tuner_rows" / f"{digest}.arrow"
     if not cached.is_file():
-        features = _features(files)
+        names = dict.fromkeys(name for file in files for row in read_rows(file) for name in row)
+        schema = Features(dict.fromkeys(names, Json())).arrow_schema
+        rows = (row for file in files for row in read_rows(file))
         cached.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
             unfinished = Path(folder) / cached.name
-            with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_stream(sink, features.arrow_schema) as writer:
-                for rows in _chunks(files):
-                    writer.write_table(_table(rows, features))
+            with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+                while chunk := list(islice(rows, CHUNK)):
+                    texts = ([json.dumps(row.get(name), ensure_ascii=False) for row in chunk] for name in names)
+                    arrays = [pa.ExtensionArray.from_storage(pa.json_(), pa.array(column)) for column in texts]
+                    writer.write_batch(pa.record_batch(arrays, schema=schema))
             os.replace(unfinished, cached)
     return Dataset.from_file(str(cached))
 
 
 def read_rows(file: Path) -> Iterator[Row]:
     """The rows of a file, one at a time; a DataError for one that cannot be read or has no rows."""
-    form = FORMATS[file.suffix.lower()]
-    if form == "parquet":
-        yield from _load_parquet([file], str(file), streaming=True)
-        return
-    rows = {"json": _json_rows, "csv": _csv_rows, "text": _text_rows}[form](file)
-    first = next(rows, None)
-    if first is None:
+    readers = {"json": _json_rows, "csv": _csv_rows, "text": _text_rows, "parquet": _parquet_rows}
+    empty = True
+    for row in readers[FORMATS[file.suffix.lower()]](file):
+        empty = False
+        yield row
+    if empty:
         raise DataError(f"{file} is empty.")
-    yield first
-    yield from rows
 
 
-def _load_parquet(files: list[Path], name: str, streaming: bool) -> Any:
+def _load_parquet(files: list[Path], name: str, streaming: bool = False) -> Any:
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its readers log what they raise
     try:
         paths = [glob.escape(str(file)) for file in files]  # `data_files` are patterns
-        rows = datasets.load_dataset("parquet", data_files=paths, split="train", streaming=streaming)
-        return _reread(rows, name) if isinstance(rows, IterableDataset) else rows
+        return datasets.load_dataset("parquet", data_files=paths, split="train", streaming=streaming)
     except Exception as error:  # `datasets` wraps every reader's own exception type
-        raise _unreadable(error, name) from error
+        cause = error.__cause__ or error
+        if isinstance(cause, CastError):
+            raise DataError(f"{name}: its rows must all have the same columns, but {cause.details()}.") from error
+        raise DataError(f"{name}: {one_line(cause)}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
 
 
-def _reread(rows: IterableDataset, name: str) -> Iterator[Row]:
-    number = -1
+def _parquet_rows(file: Path) -> Iterator[Row]:
     try:
-        for number, row in enumerate(rows):  # noqa: B007 (for the message)
-            yield row
-    except Exception as error:
-        raise _unreadable(error, f"{name}, after row {number}" if number >= 0 else name) from error
-
-
-def _unreadable(error: Exception, name: str) -> DataError:
-    cause = error.__cause__ or error
-    if isinstance(cause, CastError):
-        return DataError(f"{name}: its rows must all have the same columns, but {cause.details()}.")
-    return DataError(f"{name}: {one_line(cause)}")
+        yield from _load_parquet([file], str(file), streaming=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file}: {one_line(error)}") from error
 
 
 def _lines(file: Path) -> Iterator[str]:
@@ -114,9 +105,8 @@ def _lines(file: Path) -> Iterator[str]:
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file}, line {number}: not UTF-8 (byte {error.start + 1} of the line). Convert it first."
-        ) from error
+        where = f"{file}, line {number}"
+        raise DataError(f"{where}: not UTF-8 (byte {error.start + 1} of the line). Convert it first.") from error
 
 
 def _text_rows(file: Path) -> Iterator[Row]:
@@ -133,12 +123,10 @@ def _csv_rows(file: Path) -> Iterator[Row]:
         for name in header:
             if header.count(name) > 1:
                 raise DataError(f"{file}: the column {name!r} is there twice.")
-        for count, fields in enumerate(rows, 1):  # noqa: B007 (for what follows)
-            if len(fields) != len(header):
-                raise DataError(
-                    f"{file}, line {reader.line_num}: {len(fields)} fields, but the header has {len(header)}."
-                )
-            yield {name: field or None for name, field in zip(header, fields, strict=True)}
+        for count, row in enumerate(rows, 1):  # noqa: B007 (for what follows)
+            if len(row) != len(header):
+                raise DataError(f"{file}, line {reader.line_num}: {len(row)} fields, but the header has {len(header)}.")
+            yield {name: field or None for name, field in zip(header, row, strict=True)}
     except csv.Error as error:
         raise DataError(f"{file}, line {reader.line_num}: not CSV: {one_line(error)}.") from error
     if header and not count:
@@ -148,14 +136,12 @@ def _csv_rows(file: Path) -> Iterator[Row]:
 def _json_rows(file: Path) -> Iterator[Row]:
     lines = enumerate(_lines(file), 1)
     for number, line in lines:
-        if not line.strip():
-            continue
         if file.suffix.lower() == ".json" and line.lstrip().startswith("["):
-            whole = line + "".join(text for _, text in lines)
+            whole = line + "".join(rest for _, rest in lines)
             for element, row in enumerate(_parse_json(whole, file, number)):
                 yield _checked(row, f"{file}, element {element}")
-            return
-        yield _checked(_parse_json(line.rstrip("\r\n"), file, number), f"{file}, line {number}")
+        elif line.strip():
+            yield _checked(_parse_json(line.rstrip("\r\n"), file, number), f"{file}, line {number}")
 
 
 def _checked(row: Any, where: str) -> Row:
@@ -199,44 +185,3 @@ def _integer(digits: str) -> int | str:
 
 # NaN and Infinity, which are no JSON, are what others write for a missing number.
 DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_constant=lambda _: None)
-
-
-def _chunks(files: Iterable[Path]) -> Iterator[list[Row]]:
-    rows = (row for file in files for row in read_rows(file))
-    return iter(lambda: list(islice(rows, CHUNK)), [])
-
-
-def _features(files: list[Path]) -> Features:
-    """The columns of all rows and what is in them."""
-    types: dict[str, pa.DataType | None] = {}
-    for rows in _chunks(files):
-        for name in dict.fromkeys(name for row in rows for name in row):
-            types[name] = _common(types.get(name, pa.null()), [row.get(name) for row in rows])
-    known = Features.from_arrow_schema(pa.schema([(name, kind) for name, kind in types.items() if kind is not None]))
-    return Features({name: known.get(name, Json()) for name in types})
-
-
-def _common(known: pa.DataType | None, values: list[Any]) -> pa.DataType | None:
-    """The type of a column's values, given that of those before; None where they have none in common."""
-    if known is None:
-        return None
-    try:
-        schemas = [pa.schema([("", kind)]) for kind in (known, pa.array(values).type)]
-        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        return None
-
-
-def _table(rows: list[Row], features: Features) -> pa.Table:
-    arrays = []
-    for field in features.arrow_schema:
-        values = [row.get(field.name) for row in rows]
-        if isinstance(features[field.name], Json):
-            texts = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
-            arrays.append(pa.ExtensionArray.from_storage(field.type, pa.array(texts, field.type.storage_type)))
-        else:
-            try:
-                arrays.append(pa.array(values, field.type))
-            except pa.ArrowInvalid as error:  # the one thing that `_common` cannot see: it looks at each chunk alone
-                raise DataError(f"column {field.name!r} has fractions beside integers of too many digits.") from error
-    return pa.Table.from_arrays(arrays, schema=features.arrow_schema)

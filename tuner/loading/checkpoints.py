@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
+import json
+import os
+import shutil
 import struct
+import tempfile
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 import yaml
+from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tuner.errors import ModelError, nearest, one_line
-from tuner.loading import gguf_cache
-from tuner.model import PRESETS, TunerDecoderConfig, TunerDecoderForCausalLM, TunerPreTrainedModel
+from tuner.errors import ModelError, first_line, nearest, one_line
+from tuner.model import PRESETS, TunerPreTrainedModel
 from tuner.model.components import TunerConfig
 from tuner.model.convert import from_transformers
 
@@ -69,20 +77,10 @@ def new_shape(
     dropout: float = 0.0,
     config_overrides: str | None = None,
 ) -> dict[str, Any]:
-    """The fields of a new model's configuration: a preset's, over a tokenizer's vocabulary.
-
-    Args:
-        config_overrides: more of them, or others, as `hidden_act=relu2,mlp_type=plain`; values are read as YAML.
-
-    Raises:
-        ModelError: a dropout that is no probability, or an override that is no field's.
-    """
-    if not 0 <= dropout < 1:
-        raise ModelError(f"--dropout must lie in [0, 1), not {dropout}.")
-    ids = {name: getattr(tokenizer, name) for name in SPECIAL_IDS}
+    """The fields of a new model's configuration: a preset's, over a tokenizer's vocabulary, and `overrides`."""
     return {
         **PRESETS[preset],
-        **ids,
+        **{name: getattr(tokenizer, name) for name in SPECIAL_IDS},
         "vocab_size": len(tokenizer),
         "max_position_embeddings": max(max_length, 2048),
         "hidden_dropout": dropout,
@@ -92,7 +90,8 @@ def new_shape(
 
 
 def overrides(text: str) -> dict[str, Any]:
-    """The fields of `--config_overrides`; a `ModelError` for one that is no field's."""
+    """The fields of `--config_overrides hidden_act=relu2,mlp_type=plain`, values read as YAML; a `ModelError` for one
+    that is no field's."""
     known = {field.name for field in dataclasses.fields(TunerConfig)}
     found = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -120,22 +119,11 @@ def new_model(
         raise ModelError(f"No model has this shape: {one_line(error)}") from error
 
 
-def new_decoder(
-    preset: str, tokenizer: PreTrainedTokenizerBase, max_length: int, **options: Any
-) -> TunerDecoderForCausalLM:
-    """A new decoder of a preset's shape over a tokenizer's vocabulary; see `new_shape` and `new_model`."""
-    fields = new_shape(preset, tokenizer, max_length, **options)
-    return new_model(TunerDecoderForCausalLM, TunerDecoderConfig, fields)
-
-
 def pretrained_decoder(
     name_or_path: str, tokenizer: PreTrainedTokenizerBase, own_model: bool = False, **options: Any
 ) -> PreTrainedModel:
-    """A pretrained causal language model in float32, with the tokenizer's special tokens.
-
-    Args:
-        own_model: put the weights into `TunerDecoderForCausalLM` (the families of `tuner.families`).
-        options: of `from_pretrained`.
+    """A pretrained causal language model in float32, with the tokenizer's special tokens; with `own_model` as one of
+    ours. `options` are `from_pretrained`'s.
 
     Raises:
         ModelError: nothing to load, a vocabulary smaller than the tokenizer's, or no counterpart in our classes.
@@ -180,6 +168,9 @@ def require_positions(model: PreTrainedModel, length: int) -> None:
 def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
     """`kind.from_pretrained` of a folder, a Hub id, a GGUF file or a built-in; `kind` is a model's or an Auto class.
 
+    A GGUF file is dequantised once and kept in `$HF_HOME/tuner`: transformers does it anew at every load, which takes
+    half a minute for 135 M parameters, and reads safetensors in a second.
+
     Raises:
         ModelError: nothing there, files that cannot be read or do not fit, or weights that are missing: transformers
             would draw those at random and go on.
@@ -187,25 +178,49 @@ def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **op
     path, how = resolve(name_or_path)
     if "gguf_file" not in how:
         return _load(kind, name_or_path, path, dtype, options)
-    folder = gguf_cache.cached_folder(Path(path, how["gguf_file"]), kind, dtype)
-    if folder.is_dir():
+    file = Path(path, how["gguf_file"])
+    stat = file.stat()
+    known = [str(file.resolve()), stat.st_size, stat.st_mtime_ns, kind.__name__, str(dtype), transformers.__version__]
+    digest = hashlib.blake2b(json.dumps(known).encode(), digest_size=8).hexdigest()
+    kept = Path(HF_HOME) / "tuner" / f"{file.stem}-{digest}"
+    if kept.is_dir():
         with contextlib.suppress(ModelError):  # where it is damaged, it is made anew
-            return _load(kind, name_or_path, str(folder), dtype, options)
+            return _load(kind, name_or_path, str(kept), dtype, options)
     model = _load(kind, name_or_path, path, dtype, options | how)
     # Dequantised on loading but remembered as quantised, it would refuse to be saved or cast.
     vars(model.config).pop("quantization_config", None)
     model.hf_quantizer = model.quantization_method = None
     model.is_quantized = False
-    gguf_cache.keep(model, folder)
+    _keep(model, kept)
     return model
+
+
+def _keep(model: Any, folder: Path) -> None:
+    try:
+        with new_folder(folder) as staging:
+            model.save_pretrained(staging)
+            shutil.rmtree(folder, ignore_errors=True)  # it could not be read, or another process was faster
+    except OSError as error:
+        if not folder.is_dir():
+            warnings.warn(f"The dequantised model is not kept for the next time: {error}", stacklevel=2)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[str]:
+    """A folder to write into, which becomes `folder` once it is whole, or is gone; there may be an empty one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    how: Any = {"prefix": f"{folder.name}.", "dir": folder.parent, "ignore_cleanup_errors": True}
+    with tempfile.TemporaryDirectory(**how) as staging:
+        os.chmod(staging, 0o755)
+        yield staging
+        os.rename(staging, folder)
 
 
 def _load(kind: Any, name: str, path: str, dtype: torch.dtype | str, options: dict[str, Any]) -> PreTrainedModel:
     try:
         model, info = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
     except READ_ERRORS as error:
-        lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"{name} could not be loaded: {lines[0]}") from error
+        raise ModelError(f"{name} could not be loaded: {first_line(error.__cause__ or error)}") from error
     missing = sorted(set(info["missing_keys"]) - set(getattr(model, "_tied_weights_keys", None) or {}))
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")

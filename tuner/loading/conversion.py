@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import tuner.model
-from tuner.errors import ArgumentError, ModelError, nearest
+from tuner.errors import ArgumentError, ModelError, first_line, nearest
 from tuner.families import FAMILIES
-from tuner.loading.checkpoints import load_pretrained, resolve
+from tuner.loading.checkpoints import load_pretrained, new_folder, resolve
 from tuner.model import TunerPreTrainedModel
 from tuner.model.convert import from_transformers, to_transformers
 
@@ -43,11 +42,8 @@ def convert(source: str, family: str, output: Path) -> str:
         converted = ours if family == OURS else to_transformers(ours, family)
     except ValueError as error:
         raise ModelError(f"{source} cannot become {family}: {error}") from error
-    prefix, parent = f"{output.name}.", output.parent
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as staging:
-            Path(staging).chmod(0o755)
+        with new_folder(output) as staging:
             converted.save_pretrained(staging)
             tokenizer = _save_tokenizer(source, staging)
             difference = _difference(model.float(), load_pretrained(type(converted), staging, torch.float32))
@@ -55,9 +51,6 @@ def convert(source: str, family: str, output: Path) -> str:
                 raise ModelError(
                     f"{source} and what was written differ by {difference:.1e} in their outputs; not kept."
                 )
-            if output.exists():
-                output.rmdir()
-            Path(staging).rename(output)
     except OSError as error:
         raise ModelError(f"{output} cannot be written: {error.strerror}.") from error
     return (
@@ -75,7 +68,7 @@ def _load(source: str) -> PreTrainedModel:
     try:
         names = AutoConfig.from_pretrained(path).architectures or []
     except (OSError, ValueError) as error:
-        raise ModelError(f"{source} could not be loaded: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{source} could not be loaded: {first_line(error)}") from error
     found = [getattr(tuner.model, name, None) or getattr(transformers, name, None) for name in names]
     if not found or found[0] is None:
         raise ModelError(f"{source}: its config.json names no class that is known here ({', '.join(names) or 'none'}).")

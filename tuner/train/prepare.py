@@ -14,7 +14,6 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tuner.corpus.prepare import clean_documents, clean_one, clean_texts, open_documents
 from tuner.corpus.segments import to_documents
 from tuner.data.schema import Kind, canonicalize, unused_sentence
 from tuner.data.sources import load_splits
@@ -25,6 +24,7 @@ from tuner.model import PRESETS
 from tuner.objectives.arguments import TextArguments
 from tuner.objectives.base import Objective
 from tuner.objectives.causal_lm import NextToken
+from tuner.objectives.documents import clean_documents, clean_one, clean_texts, open_documents
 from tuner.objectives.records import Examples, Layout, Rows
 from tuner.ops.block_attention import BLOCK_ATTENTION
 from tuner.text.load_tokenizer import load_pretrained_tokenizer, use_chat_template

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 
@@ -13,28 +13,10 @@ from tuner.corpus.reading import open_stream, set_aside
 from tuner.data.cache_key import map_batches
 from tuner.data.sources import has_text
 from tuner.errors import ArgumentError
+from tuner.objectives.arguments import TextArguments
 
 
-class DocumentFlags(Protocol):
-    """The flags that are read here; see `tuner.objectives.arguments` and `tuner.config.arguments`."""
-
-    dataset_name: str
-    dataset_config: str | None
-    dataset_train_split: str
-    dataset_test_split: str
-    dataset_num_proc: int | None
-    test_split_size: float
-    max_steps: int
-    packing: bool | None
-    truncation_mode: Any
-    train_sampling_strategy: Any
-    clean: Any
-    shuffle_buffer: int
-    seed: int
-    extra: dict[str, Any]
-
-
-def open_documents(args: DocumentFlags) -> tuple[IterableDataset, Dataset]:
+def open_documents(args: TextArguments) -> tuple[IterableDataset, Dataset]:
     """Documents that are read while training, and those to validate on, in memory.
 
     Raises:
@@ -57,7 +39,7 @@ def open_documents(args: DocumentFlags) -> tuple[IterableDataset, Dataset]:
 
 
 def clean_documents(
-    train: Dataset, held_out: Dataset, args: DocumentFlags
+    train: Dataset, held_out: Dataset, args: TextArguments
 ) -> tuple[Dataset, Dataset, list[CleaningStep], str]:
     """Both splits cleaned as `--clean` says, the report, and a sentence about what could not be looked for, or nothing.
 

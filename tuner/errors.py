@@ -10,11 +10,14 @@ import difflib
 import errno
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 EXIT_USAGE = 2
+# What torch.distributed says when the other side of a connection is gone.
+PEER_LEFT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "failed to recv", "recvValue")
 
 
 class TunerError(Exception):
@@ -42,12 +45,7 @@ class NonFiniteError(TunerError):
 
 
 class Interrupted(TunerError):
-    """Stopped by a signal after saving.
-
-    Args:
-        message: where the state was saved and how to go on.
-        signal_number: the signal; the exit code is 128 plus it, as a shell expects.
-    """
+    """Stopped by a signal after saving: where the state was saved and how to go on, and the signal's number."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
@@ -72,41 +70,32 @@ def first_line(error: BaseException) -> str:
 
 def unreadable(path: Path, error: OSError) -> str:
     """Why a file could not be read, and which one beside it was likely meant."""
-    lost = path.parent.is_dir() and not path.exists()
-    return f"{error.strerror}.{nearest(path.name, [p.name for p in path.parent.iterdir()]) if lost else ''}"
+    beside = () if path.exists() else path.parent.glob("*")
+    return f"{error.strerror}.{nearest(path.name, (p.name for p in beside))}"
 
 
 def run(main: Callable[[], None]) -> None:
     """Call `main` and turn what the user can mend into one message and an exit code: 2, or 128 + signal."""
     try:
         main()
-        _leave_process_group()
+        return _leave_process_group()
     except Interrupted as stop:
-        notice(str(stop))
-        sys.exit(128 + stop.signal_number)
+        message, code = str(stop), 128 + stop.signal_number
     except KeyboardInterrupt:
-        notice("Interrupted before there was anything to save.")
-        sys.exit(130)
+        message, code = "Interrupted before there was anything to save.", 128 + signal.SIGINT
+    except TunerError as error:
+        message, code = f"error: {error}", EXIT_USAGE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        notice(f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}.")
-        sys.exit(EXIT_USAGE)
-    except TunerError as error:
-        notice(f"error: {error}")
-        sys.exit(EXIT_USAGE)
+        message, code = f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}.", EXIT_USAGE
     except RuntimeError as error:
-        if not _peer_left(error):
+        # Another process of the run has ended, and says why, while this one waited for it.
+        if os.environ.get("WORLD_SIZE", "1") == "1" or not any(text in str(error) for text in PEER_LEFT):
             raise
         sys.exit(EXIT_USAGE)
-
-
-def _peer_left(error: RuntimeError) -> bool:
-    """Whether another process of the run has ended, which says why, while this one was waiting for it."""
-    torch = sys.modules.get("torch")
-    waiting = torch is not None and isinstance(error, torch.distributed.DistError)
-    closed = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "failed to recv", "recvValue")
-    return (waiting or "gloo" in str(error)) and any(text in str(error) for text in closed)
+    notice(message)
+    sys.exit(code)
 
 
 def _leave_process_group() -> None:

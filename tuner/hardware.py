@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes.util
+import ctypes
 import gc
 import os
+import sys
 import timeit
 
 import psutil
@@ -14,8 +15,8 @@ import torch
 
 def device_type() -> str:
     """`cuda`, another accelerator that torch sees, or `cpu`."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator.type if accelerator is not None else "cpu"
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator.type if accelerator else "cpu"
 
 
 def has_fast_bf16(device: str | None = None) -> bool:
@@ -24,9 +25,7 @@ def has_fast_bf16(device: str | None = None) -> bool:
     if device == "cpu":
         features = torch.cpu.get_capabilities()
         return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return False
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def cpu_cores() -> int:
@@ -35,11 +34,8 @@ def cpu_cores() -> int:
 
 
 def use_all_cores() -> None:
-    """Undo the one thread that `accelerate launch` sets when it is given no configuration.
-
-    Without `--cpu` or a configuration file it exports OMP_NUM_THREADS=1, which on a machine without accelerators halves
-    the speed or worse. A number other than 1 is someone's choice and stays.
-    """
+    """Undo OMP_NUM_THREADS=1, which `accelerate launch` exports without `--cpu` or a configuration file: on a machine
+    without accelerators it halves the speed or worse. A number other than 1 is someone's choice and stays."""
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     if launched and device_type() == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -47,10 +43,8 @@ def use_all_cores() -> None:
 
 
 def measure_peak(dtype: torch.dtype, size: int | None = None) -> float:
-    """Floating-point operations a second of a large square product in `dtype`: the ceiling that a share is quoted of.
-
-    The best of three, after one product to warm up. Takes under a second on two CPU cores.
-    """
+    """Floating-point operations a second of a large square product in `dtype`, the best of three: the ceiling that a
+    share is quoted of. Takes under a second on two CPU cores."""
     device = device_type()
     slow = device == "cpu" and dtype != torch.float32 and not has_fast_bf16(device)  # imitated, at a fraction of it
     size = size or (256 if slow else 2048 if device == "cpu" else 8192)
@@ -61,17 +55,14 @@ def measure_peak(dtype: torch.dtype, size: int | None = None) -> float:
         if device != "cpu":
             torch.accelerator.synchronize()
 
-    product()
-    return 2 * size**3 / min(timeit.repeat(product, number=1, repeat=3))
+    return 2 * size**3 / min(timeit.repeat(product, number=1, repeat=4))  # the first one warms up
 
 
 def release_unused_memory() -> None:
     """Give back to the system what loading and tokenizing have freed; C's allocator keeps it otherwise."""
     gc.collect()
     pyarrow.default_memory_pool().release_unused()
-    name = ctypes.util.find_library("c")
-    trim = getattr(ctypes.CDLL(name), "malloc_trim", None) if name is not None else None  # glibc's own
-    if trim is not None:
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # glibc's own
         trim(0)
 
 

@@ -9,9 +9,10 @@ from transformers import BertConfig, GPTNeoXConfig
 
 from tests.processes import ROOT, run_python
 from tuner.cli import main
+from tuner.config.arguments import parse_arguments
+from tuner.config.recipes import arguments_of, find_recipe
 from tuner.errors import ArgumentError, ModelError
-from tuner.estimate.cost import cost, read_training
-from tuner.estimate.layout import read_config
+from tuner.estimate.plan import cost, read_config, read_plan
 from tuner.model import TunerEncoderConfig
 
 PRETRAIN = "# accelerate launch recipes/pretrain.py --config run.yaml\n"
@@ -51,10 +52,10 @@ def test_the_cost_of_a_recipes_configuration(tmp_path):
     path.write_text(
         PRETRAIN + "objective: mlm+nsp\npreset: small\nmax_steps: 10\nmax_length: 64\ngradient_accumulation_steps: 3\n"
     )
-    training = read_training(path)
-    assert training.config.type_vocab_size == 2 and training.config.hidden_size == 512
-    assert training.tokens == 10 * 8 * 3 * 64
-    found = cost(training, 1e9, processes=2)
+    plan = read_plan(str(path))
+    assert plan.model.config.type_vocab_size == 2 and plan.model.config.hidden_size == 512
+    assert (plan.tokens, plan.context) == (10 * 8 * 3 * 64, 64)
+    found = cost(2 * plan.tokens, 1e9)
     assert found["tokens, at most"] == "30,720" and found["operations"] == "3.1e+13"
     assert float(found["A100 hours, at 35% of its peak"]) == pytest.approx(
         30720 * 1e9 / (0.35 * 312e12) / 3600, rel=0.05
@@ -63,7 +64,7 @@ def test_the_cost_of_a_recipes_configuration(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes/configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_has_a_cost(path, tmp_path, capsys):
-    if not read_training(path).config:
+    if parse_arguments(arguments_of(find_recipe(path)), ["--config", str(path)]).model_name_or_path:
         pytest.skip("it begins with a checkpoint")
     main(["plan", str(path), "--output", str(tmp_path / "p.png"), "--processes", "8"])
     shown = capsys.readouterr().out
@@ -90,14 +91,14 @@ def test_a_configuration_that_its_recipe_would_refuse(text, wrong, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(PRETRAIN + text)
     with pytest.raises(ArgumentError, match=re.escape(f"--config {path}{wrong}")):
-        read_training(path)
+        read_plan(str(path))
 
 
 def test_a_quoted_number_is_a_number(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(PRETRAIN + "max_steps: '7'\nmax_length: \"32\"\nvocab_size: '1000'\n")
-    training = read_training(path)
-    assert training.tokens == 7 * 8 * 32 and training.config.vocab_size == 1000
+    plan = read_plan(str(path))
+    assert plan.tokens == 7 * 8 * 32 and plan.model.config.vocab_size == 1000
 
 
 def test_a_shape_that_no_model_has(tmp_path, capsys):
@@ -113,14 +114,14 @@ def test_a_configuration_begins_with_its_recipe(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("max_steps: 3\n")
     with pytest.raises(ArgumentError, match=r"run.yaml, line 1: its first line names no recipe. Expected .* sft"):
-        read_training(path)
+        read_plan(str(path))
     path.write_text("# accelerate launch recipes/pretrian.py --config run.yaml\nmax_steps: 3\n")
     with pytest.raises(ArgumentError, match=r"no recipe 'pretrian'\. Did you mean pretrain\? Expected"):
-        read_training(path)
+        read_plan(str(path))
     folder = tmp_path / "configs" / "pretrain"
     folder.mkdir(parents=True)
     (folder / "run.yaml").write_text("objective: mlm\nmax_steps: 3\n")
-    assert read_training(folder / "run.yaml").tokens == 3 * 8 * 1024
+    assert read_plan(str(folder / "run.yaml")).tokens == 3 * 8 * 1024
     (folder / "run.yaml").write_text("# accelerate launch recipes/sft.py --config run.yaml\nobjective: mlm\n")
     with pytest.raises(ArgumentError, match="line 2: unknown flag or key 'objective'"):
-        read_training(folder / "run.yaml")
+        read_plan(str(folder / "run.yaml"))

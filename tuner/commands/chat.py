@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from tuner.commands.sampling import add_sampling
+from tuner.commands.generate import add_sampling
 
 HELP = "Type to talk. /reset forgets the conversation, /quit (or Ctrl-D) leaves."
 

@@ -25,12 +25,11 @@ def main(args: argparse.Namespace) -> None:
     console = Console(highlight=False)
     packages = Table("package", "installed", "wanted", "", title="Packages", title_justify="left")
     machine = Table("", "", title="Machine", title_justify="left", show_header=False)
-    for table, rows in ((packages, versions()), (machine, _machine())):
+    facts, advice = _machine()
+    for table, rows in ((packages, versions()), (machine, facts)):
         for row in rows:
             table.add_row(*row)
-    console.print(packages, machine, sep="\n")
-    for line in _advice():
-        console.print(f"- {line}")
+    console.print(packages, machine, *(f"- {line}" for line in advice), sep="\n")
 
 
 def versions() -> list[tuple[str, str, str, str]]:
@@ -41,76 +40,61 @@ def versions() -> list[tuple[str, str, str, str]]:
     from packaging.requirements import Requirement
 
     about: Any = importlib.metadata.metadata("tuner")
-    rows = [("python", *_compare(platform.python_version(), about.get("Requires-Python", "")))]
-    for text in about.get_all("Requires-Dist") or []:
-        wanted = Requirement(text)
-        extras = ["", *(about.get_all("Provides-Extra") or [])]  # "": it is needed without any
+    python = platform.python_version()
+    rows = [("python", python, about["Requires-Python"], _state(python, about["Requires-Python"]))]
+    extras = ["", *about.get_all("Provides-Extra")]  # "": it is needed without any
+    for wanted in map(Requirement, about.get_all("Requires-Dist")):
         extra = next((extra for extra in extras if not wanted.marker or wanted.marker.evaluate({"extra": extra})), None)
         if extra is None:  # for another system
             continue
         try:
-            found = _compare(importlib.metadata.version(wanted.name), str(wanted.specifier))
+            installed = importlib.metadata.version(wanted.name)
         except importlib.metadata.PackageNotFoundError:
-            found = ("-", str(wanted.specifier), MISSING)
-        if not extra or found[2] == WRONG:
-            rows.append((f"{wanted.name} (extra {extra})" if extra else wanted.name, *found))
+            installed = "-"
+        state = _state(installed, str(wanted.specifier))
+        if not extra or state == WRONG:
+            name = f"{wanted.name} (extra {extra})" if extra else wanted.name
+            rows.append((name, installed, str(wanted.specifier), state))
     return rows
 
 
-def _compare(installed: str, wanted: str) -> tuple[str, str, str]:
+def _state(installed: str, wanted: str) -> str:
     from packaging.specifiers import SpecifierSet
 
+    if installed == "-":
+        return MISSING
     # A local version, as in 2.13.0+cpu, is the same release.
-    fits = SpecifierSet(wanted).contains(installed.partition("+")[0], prereleases=True)
-    return installed, wanted, "" if fits else WRONG
+    return "" if SpecifierSet(wanted).contains(installed.partition("+")[0], prereleases=True) else WRONG
 
 
-def _machine() -> list[tuple[str, str]]:
+def _machine() -> tuple[list[tuple[str, str]], list[str]]:
+    """What this machine is, and what to do about it."""
     import torch
 
-    from tuner.hardware import cpu_cores, has_fast_bf16, measure_peak, memory_bytes
+    from tuner.hardware import cpu_cores, device_type, has_fast_bf16, measure_peak, memory_bytes
 
-    fast = has_fast_bf16()
-    rows = [
+    kind, cores, threads, fast = device_type(), cpu_cores(), torch.get_num_threads(), has_fast_bf16()
+    device = str(torch.cpu.get_capabilities().get("cpu_name", "cpu")) if kind == "cpu" else kind
+    if kind == "cuda":
+        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    facts = [
         ("system", f"{platform.system()} {platform.machine()}"),
-        ("device", _device_name()),
-        ("CPU cores, threads of torch", f"{cpu_cores()}, {torch.get_num_threads()}"),
+        ("device", device),
+        ("CPU cores, threads of torch", f"{cores}, {threads}"),
         ("memory", f"{memory_bytes() / 2**30:.1f} GiB"),
         ("free disk here", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB"),
         ("fast bf16", "yes" if fast else "no"),
     ]
     for dtype in (torch.float32, torch.bfloat16)[: 1 + fast]:
-        peak = measure_peak(dtype) / 1e9
-        rows.append((f"measured peak, {str(dtype).removeprefix('torch.')}", f"{peak:,.0f} GFLOP/s"))
-    return rows
-
-
-def _device_name() -> str:
-    import torch
-
-    from tuner.hardware import device_type
-
-    kind = device_type()
-    if kind == "cuda":
-        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        return f"{len(names)} x {names[0]}"
-    return str(torch.cpu.get_capabilities().get("cpu_name", "cpu")) if kind == "cpu" else kind
-
-
-def _advice() -> list[str]:
-    import torch
-
-    from tuner.hardware import cpu_cores, device_type, has_fast_bf16
-
-    lines = [
-        "Mixed precision in bf16 is on by default here: products run faster in it."
-        if has_fast_bf16()
-        else "bf16 is not fast here: runs stay in float32 unless --bf16 true."
-    ]
-    if device_type() == "cpu" and torch.get_num_threads() < cpu_cores():
-        lines.append(f"torch uses {torch.get_num_threads()} of {cpu_cores()} cores: unset OMP_NUM_THREADS.")
-    if device_type() == "cpu":
-        lines.append("--torch_compile true pays only for runs of many minutes: compiling takes about one.")
+        name = str(dtype).removeprefix("torch.")
+        facts.append((f"measured peak, {name}", f"{measure_peak(dtype) / 1e9:,.0f} GFLOP/s"))
+    advice = ["bf16 is not fast here: runs stay in float32 unless --bf16 true."]
+    if fast:
+        advice = ["Mixed precision in bf16 is on by default here: products run faster in it."]
+    if kind == "cpu" and threads < cores:
+        advice.append(f"torch uses {threads} of {cores} cores: unset OMP_NUM_THREADS.")
+    if kind == "cpu":
+        advice.append("--torch_compile true pays only for runs of many minutes: compiling takes about one.")
     if os.environ.get("HF_HUB_OFFLINE") == "1":
-        lines.append("HF_HUB_OFFLINE is set: Hub ids load from the cache only.")
-    return lines
+        advice.append("HF_HUB_OFFLINE is set: Hub ids load from the cache only.")
+    return facts, advice

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from tuner.commands.sampling import add_sampling
+from tuner.config.flags import number
 
 
 def add_parser(subparsers: Any) -> None:
@@ -16,6 +16,21 @@ def add_parser(subparsers: Any) -> None:
     text = "a prompt; without one, each line of standard input is"
     parser.add_argument("prompt", nargs="*", metavar="PROMPT", help=text)
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that `tuner chat` shares: which model answers, and how."""
+    parser.add_argument("model", metavar="MODEL", help="a run's folder, a Hub id, a GGUF file or builtin:<name>")
+    parser.add_argument("--system", help="a system message to begin with")
+    for name, kind, bounds, default, text in (
+        ("max_new_tokens", int, (1,), 128, "longest answer"),
+        ("temperature", float, (0,), 0.7, "0 is greedy"),
+        ("top_p", float, (0, 1), 0.9, "nucleus sampling"),
+        ("top_k", int, (0,), 0, "sample among so many tokens; 0 for all"),
+    ):
+        convert, shown = number(kind, *bounds), f"{text} (default: {default})"
+        parser.add_argument(f"--{name}", type=convert, default=default, metavar=kind.__name__.upper(), help=shown)
+    parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), metavar="INT", help="repeat an answer exactly")
 
 
 def main(args: argparse.Namespace) -> None:

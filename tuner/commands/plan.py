@@ -6,7 +6,7 @@ The model is laid out on the meta device, where tensors have shapes and no memor
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,33 +39,28 @@ def main(args: argparse.Namespace) -> None:
     """
     from rich.console import Console
 
-    from tuner.estimate.cost import cost, read_training
-    from tuner.estimate.layout import lay_out, read_config
-    from tuner.estimate.memory import cache_bytes, inference_bytes, state_bytes
-    from tuner.estimate.operations import Operations
-    from tuner.estimate.parameters import parameters_by_component
+    from tuner.estimate.model import Operations, cache_bytes, inference_bytes, parameters_by_component, state_bytes
+    from tuner.estimate.plan import cost, read_plan
 
-    training = read_training(Path(args.model).expanduser()) if args.model.endswith((".yaml", ".yml")) else None
-    config = (training.config if training else None) or read_config((training and training.model) or args.model)
-    model, longest = lay_out(config, training.kind if training else None)
-    context = args.context or (training.context if training else longest)
-    sizes = parameters_by_component(model)
+    plan = read_plan(args.model)
+    model, context = plan.model, args.context or plan.context
     console = Console(highlight=False)
+    sizes = parameters_by_component(model)
     total = sum(sizes.values())
-    shares = {name: (f"{count:,}", f"{count / total:.1%}") for name, count in {**sizes, "all": total}.items()}
+    shares = [(name, f"{size:,}", f"{size / total:.1%}") for name, size in [*sizes.items(), ("all", total)]]
     console.print(_table(f"Parameters of {args.model}", shares))
     counted = Operations.of(model)
+    training = counted.training(1, 1, context)
     found = {
         "weights": counted.products(1, 1),
         f"attention over {context:,}": counted.attention(1, 1, context),
         "forward": counted.forward(1, 1, context),
-        "training": counted.training(1, 1, context),
+        "training": training,
     }
-    console.print(_table("Operations a token", {name: (f"{count:,.0f}",) for name, count in found.items()}))
-    if training:
+    console.print(_table("Operations a token", [(name, f"{count:,.0f}") for name, count in found.items()]))
+    if plan.tokens is not None:
         title = f"Training by {args.processes} process{'es' if args.processes > 1 else ''}"
-        costs = cost(training, found["training"], args.processes)
-        console.print(_table(title, {name: (value,) for name, value in costs.items()}))
+        console.print(_table(title, cost(plan.tokens * args.processes, training).items()))
     held = {
         "training, float32": sum(state_bytes(model, 4, mixed=False).values()),
         "training, bf16 mixed precision": sum(state_bytes(model, 4, mixed=True).values()),
@@ -74,13 +69,13 @@ def main(args: argparse.Namespace) -> None:
         "inference, bfloat16": inference_bytes(model, context, 2),
         "inference, int8": inference_bytes(model, context, 1),
     }
-    console.print(_table("Memory", {name: (f"{size / 2**20:,.1f} MiB",) for name, size in held.items()}))
-    if cache_bytes(model, 1):
-        console.print(f"KV cache in bfloat16: {cache_bytes(model, 1):,} bytes a token.")
+    console.print(_table("Memory", [(name, f"{size / 2**20:,.1f} MiB") for name, size in held.items()]))
+    if cache := cache_bytes(model, 1):
+        console.print(f"KV cache in bfloat16: {cache:,} bytes a token.")
     output = args.output.expanduser()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        _draw(sizes, args.model, output)
+        _draw(sizes, f"{args.model}: {total / 1e6:,.1f} M", output)
     except (OSError, ValueError) as error:
         raise ArgumentError(f"--output {output} cannot be written: {error}") from error
     console.print(f"Written to {output}")
@@ -92,21 +87,21 @@ def _draw(sizes: dict[str, int], title: str, path: Path) -> None:
 
     figure = Figure(figsize=(7, 0.45 * len(sizes) + 1), layout="constrained")
     axes = figure.subplots()
-    total = sum(sizes.values())
-    names = list(sizes)[::-1]
-    bars = axes.barh(names, [sizes[name] / 1e6 for name in names], color="tab:blue")
-    axes.bar_label(bars, [f"{sizes[name] / total:.1%}" for name in names], padding=3)
-    axes.set(xlabel="million parameters", title=f"{title}: {total / 1e6:,.1f} M")
+    bars = axes.barh(list(sizes), [size / 1e6 for size in sizes.values()])
+    axes.bar_label(bars, [f"{size / sum(sizes.values()):.1%}" for size in sizes.values()], padding=3)
+    axes.set(xlabel="million parameters", title=title)
+    axes.invert_yaxis()
     axes.margins(x=0.12)
     figure.savefig(path, dpi=130)
 
 
-def _table(title: str, rows: Mapping[str, tuple[str, ...]]) -> Table:
+def _table(title: str, rows: Iterable[tuple[str, ...]]) -> Table:
+    """A table whose first column is words and whose others are numbers."""
     from rich.table import Table
 
-    table = Table("", title=title, title_justify="left", show_header=False)
-    for _ in max(rows.values(), key=len):
-        table.add_column(justify="right")
-    for name, cells in rows.items():
-        table.add_row(name, *cells)
+    table = Table(title=title, title_justify="left", show_header=False)
+    for row in rows:
+        table.add_row(*row)
+    for column in table.columns[1:]:
+        column.justify = "right"
     return table

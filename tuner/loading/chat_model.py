@@ -77,7 +77,7 @@ class ChatModel:
 
 
 def load_chat_model(args: argparse.Namespace) -> ChatModel:
-    """Load a model to talk to, by the flags of `tuner.commands.sampling`.
+    """Load a model to talk to, by the flags of `tuner.commands.generate`.
 
     Raises:
         ModelError: no model or no tokenizer there.

@@ -17,7 +17,7 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from tuner.estimate.operations import Operations
+from tuner.estimate.model import Operations
 from tuner.hardware import measure_peak
 
 # Norms that a spike is measured against, and how many standard deviations it is above their mean.

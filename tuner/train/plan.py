@@ -17,9 +17,7 @@ from transformers import PreTrainedModel
 
 from tuner.corpus.stream import TokenStream
 from tuner.data.draws import Draws
-from tuner.estimate.memory import training_bytes
-from tuner.estimate.operations import Operations
-from tuner.estimate.parameters import parameters_by_component
+from tuner.estimate.model import Operations, parameters_by_component, training_bytes
 from tuner.hardware import measure_peak, memory_bytes
 from tuner.objectives.base import Objective
 from tuner.objectives.records import Examples, Rows

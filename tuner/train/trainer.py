@@ -24,7 +24,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from tuner.corpus.stream import TokenStream
 from tuner.data.draws import Draws
 from tuner.errors import ArgumentError, Interrupted, NonFiniteError
-from tuner.estimate.operations import Operations
+from tuner.estimate.model import Operations
 from tuner.hardware import release_unused_memory
 from tuner.hub.push import HubRepository
 from tuner.objectives.base import Objective, use_objective

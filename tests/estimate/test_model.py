@@ -21,9 +21,14 @@ from transformers import (
 )
 
 from tests.model.test_shapes import decoder, encoder, pair
-from tuner.estimate.memory import cache_bytes, inference_bytes, state_bytes, training_bytes
-from tuner.estimate.operations import Operations
-from tuner.estimate.parameters import parameters_by_component
+from tuner.estimate.model import (
+    Operations,
+    cache_bytes,
+    inference_bytes,
+    parameters_by_component,
+    state_bytes,
+    training_bytes,
+)
 from tuner.model import TunerEncoderConfig, TunerEncoderForMaskedLM
 from tuner.objectives.electra import GeneratorAndDiscriminator
 

@@ -179,7 +179,7 @@ def test_a_file_that_is_not_flags_is_refused(tmp_path, text, where, reason):
             ["--see", "3"],
             "unknown flag or key 'see'. Did you mean seed?",
         ),  # no abbreviations
-        (["--adam_beta2", "lots"], "--adam_beta2/--adam-beta2: invalid float value: 'lots'"),
+        (["--adam_beta2", "lots"], "--adam_beta2: invalid float value: 'lots'"),
         (["--adam_beta2", "nan"], "--adam_beta2: expected a number, not nan"),
         (["--label_smoothing_factor=inf"], "--label_smoothing_factor: expected a number, not inf"),
         (["--adam_beta2", "0.9", "0.8"], "unrecognized arguments: 0.8"),

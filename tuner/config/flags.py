@@ -52,17 +52,9 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
     for word in rest:
         if word.startswith("--"):
             _refuse_unknown(word.removeprefix("--").split("=")[0], parser)
-    from transformers import HfArgumentParser, TrainingArguments
+    from transformers import TrainingArguments
 
-    theirs = HfArgumentParser(TrainingArguments, allow_abbrev=False)
-    theirs.error = parser.error
-    for action in theirs._actions:
-        action.default = argparse.SUPPRESS
-    values = vars(theirs.parse_args(rest))
-    for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ArgumentError(f"--{name}: expected a number, not {value}")
-    return vars(namespace) | values
+    return vars(namespace) | vars(_parser(TrainingArguments).parse_args(rest))
 
 
 def _refuse_unknown(name: str, ours: argparse.ArgumentParser) -> None:
@@ -94,7 +86,7 @@ def _parser(kind: type[Any]) -> _Parser:
     )
     hints = typing.get_type_hints(kind)
     groups = {}
-    for item in fields(kind):
+    for item in (item for item in fields(kind) if item.init):
         owner = next(base for base in reversed(kind.__mro__) if item.name in getattr(base, "__annotations__", {}))
         if owner not in groups:
             groups[owner] = parser.add_argument_group((owner.__doc__ or owner.__name__).split("\n")[0].rstrip("."))
@@ -111,9 +103,10 @@ def _options(item: Field[Any], hint: Any) -> dict[str, Any]:
     text = item.metadata.get("help", "").replace("%", "%%")
     options: dict[str, Any] = {"help": text if default is None else f"{text} (default: {shown})"}
     if typing.get_origin(hint) in (Union, types.UnionType):
-        hint = next(h for h in typing.get_args(hint) if h is not type(None))
-    if typing.get_origin(hint) is Literal:
-        return options | {"choices": typing.get_args(hint)}
+        kinds = [h for h in typing.get_args(hint) if h is not type(None)]
+        hint = next((h for h in (bool, str) if h in kinds), kinds[0])  # transformers parses texts itself
+    if typing.get_origin(hint) is Literal or "choices" in item.metadata:
+        return options | {"choices": item.metadata.get("choices") or typing.get_args(hint)}
     if typing.get_origin(hint) is list:
         return options | {"nargs": "+", "type": typing.get_args(hint)[0], "metavar": "NAME"}
     if hint is bool:
@@ -150,7 +143,7 @@ def _read_yaml(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
     place = f"--config {path}"
     try:
         loader = _Loader(path.read_text(encoding="utf-8"))
-        root = loader.get_single_node()
+        root: Any = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
             raise ArgumentError(f"expected 'name: value' lines, found {f'a {root.id}' if root else 'nothing'}.")
         for key, value in root.value:
@@ -170,7 +163,7 @@ def _read_yaml(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
     return values
 
 
-def _as_flag(parser: argparse.ArgumentParser, loader: _Loader, key: yaml.Node, value: yaml.Node) -> list[str]:
+def _as_flag(parser: argparse.ArgumentParser, loader: _Loader, key: Any, value: Any) -> list[str]:
     """A line of YAML as words of a command line; none when its value is null."""
     if not isinstance(key, yaml.ScalarNode):
         raise ArgumentError(f"a name must be a word, not a {key.id}.")

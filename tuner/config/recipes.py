@@ -17,13 +17,10 @@ ROOTS = (Path(), Path(tuner.__file__).parents[1])
 
 def find_recipe(config: Path) -> Path:
     """The recipe of a YAML file, by its first line `# accelerate launch recipes/<recipe>.py ...`, or by its folder
-    `configs/<recipe>/`.
+    `configs/<recipe>/`; an ArgumentError where it cannot be read, or names no recipe that there is.
 
     Only a file of a folder `recipes` here or beside the package: it will be imported, and a comment in a file from
     elsewhere is not to say what runs.
-
-    Raises:
-        ArgumentError: the file cannot be read, or names no recipe that there is.
     """
     try:
         with config.open(encoding="utf-8", errors="replace") as lines:

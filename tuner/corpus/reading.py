@@ -34,25 +34,19 @@ def open_stream(
     Raises:
         DataError: nothing there, or no such split. Whatever is wrong with a row is raised when it is read.
     """
-    found = _splits(name, config, splits)
+    if name.startswith("builtin:"):
+        rows = load_splits(name)[0].remove_columns(SOURCE_ROW)
+        found = {splits[0]: _documents(rows.to_iterable_dataset(), name)}
+    elif (files := local_files(name, splits, config)) is None:
+        found = {split: _documents(rows, name) for split, rows in load_hub(name, config, streaming=True).items()}
+    else:
+        read = {split: {"files": [str(file) for file in files[split]]} for split in files}
+        found = {split: IterableDataset.from_generator(_read, gen_kwargs=what) for split, what in read.items()}
     train = found[require_split(found, splits[0], name)]
     test = held_out_split(found, splits, name)
     # Without a shuffle an epoch would still have an order of the files of its own; `skip` keeps it.
     ordered = train.shuffle(seed=seed, buffer_size=buffer_size) if buffer_size > 1 else train.skip(0)
     return ordered, found[test] if test else None
-
-
-def _splits(name: str, config: str | None, splits: tuple[str, str]) -> dict[str, IterableDataset]:
-    if name.startswith("builtin:"):
-        rows = load_splits(name)[0].remove_columns(SOURCE_ROW).to_iterable_dataset()
-        return {splits[0]: _documents(rows, name)}
-    files = local_files(name, splits, config)
-    if files is None:
-        return {split: _documents(rows, name) for split, rows in load_hub(name, config, streaming=True).items()}
-    return {
-        split: IterableDataset.from_generator(_read, gen_kwargs={"files": [str(file) for file in found]})
-        for split, found in files.items()
-    }
 
 
 def _documents(rows: IterableDataset, name: str) -> IterableDataset:

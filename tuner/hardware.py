@@ -47,7 +47,7 @@ def measure_peak(dtype: torch.dtype, size: int | None = None) -> float:
     share is quoted of. Takes under a second on two CPU cores."""
     device = device_type()
     slow = device == "cpu" and dtype != torch.float32 and not has_fast_bf16(device)  # imitated, at a fraction of it
-    size = size or (256 if slow else 2048 if device == "cpu" else 8192)
+    size = size or (256 if slow else 1024 if device == "cpu" else 8192)
     left = torch.randn(size, size, device=device).to(dtype)
 
     def product() -> None:

@@ -83,7 +83,7 @@ def _encode_batch(
         if longest > max_length and mode == "error":
             raise too_long(names[position], longest, max_length)
         if longest > max_length and mode == "split" and kind == "messages":
-            pieces = [[part] for part in _split(tokenizer, batch["messages"][position], *sequences, max_length)]
+            pieces = [[part] for part in _split(tokenizer, batch["messages"][position], sequences[0], max_length)]
         passed = {"label": batch["label"][position]} if "label" in batch else {}
         rows += [{"rows": [numbers[position]], **passed, **_cut(piece, kind, max_length)} for piece in pieces]
     return {column: [row[column] for row in rows] for column in rows[0]}
@@ -91,7 +91,8 @@ def _encode_batch(
 
 def _cut(sequences: list[Encoded], kind: Kind, max_length: int) -> dict[str, Any]:
     """The columns and the counts of a row; one of which a sequence has no label has none."""
-    row, counts = {}, []
+    row: dict[str, Any] = {}
+    counts: list[Any] = []
     for prefix, sequence in zip(SEQUENCES[kind].values(), sequences, strict=True):
         row[f"{prefix}input_ids"], row[f"{prefix}labels"], found = cut(sequence, max_length)
         counts.append(found)

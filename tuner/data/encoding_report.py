@@ -43,6 +43,7 @@ def too_long(row: str, tokens: int, max_length: int) -> DataError:
 
 
 def nothing_to_learn(name: str) -> DataError:
+    """What is said of rows without a supervised token."""
     return DataError(f"{name}: no token within --max_length is supervised, so there is nothing to learn.")
 
 

@@ -95,7 +95,10 @@ def shape_of(row: Row, name: str, kinds: tuple[Kind, ...] = ("messages", "text")
     wanted = [f"\n  {' + '.join(shape.needed):<31} {shape.accepted}" for shape in SHAPES if shape.kind in kinds]
     accepted = f"The shapes accepted are:{''.join(wanted)}"
     if known:
-        its, needed = f"{CALLED[known[0].kind]} (columns {', '.join(known[0].needed)})", map(CALLED.get, kinds)
+        its, needed = (
+            f"{CALLED[known[0].kind]} (columns {', '.join(known[0].needed)})",
+            [CALLED[kind] for kind in kinds],
+        )
         raise DataError(f"{name}: its rows are {its}, but {' or '.join(needed)} are needed.\n{accepted}")
     found = {column: value for column, value in row.items() if column != SOURCE_ROW}
     cut = {column: v if len(str(v)) <= 80 else f"{str(v)[:77]}..." for column, v in found.items()}

@@ -93,7 +93,7 @@ def message(role: str, content: Any, where: str) -> Message:
     """One canonical message; a DataError where the content is not text, nor parts that all are
     (`[{"type": "text", "text": ...}]`)."""
     if isinstance(content, list) and content:
-        parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
+        parts: list[Any] = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
         if all(isinstance(part, str) for part in parts):
             content = "".join(parts)
     return {"role": role, "content": text_of(content, where)}

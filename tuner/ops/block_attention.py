@@ -33,14 +33,15 @@ class _BlockAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: BlockPlan, scale: float
     ) -> torch.Tensor:
-        grouped = [_by_key(states, key.shape[1]) for states in (query, key, value)]
-        ctx.save_for_backward(*grouped)
+        time, (query, key, value) = key.shape[2], _all_by_key(query, key, value)
+        ctx.save_for_backward(query, key, value)
         ctx.plan, ctx.scale = plan, scale
-        return _attend(*grouped, plan, scale, key.shape[2])
+        return _attend(query, key, value, plan, scale, time)
 
     @staticmethod
     def backward(ctx: Any, out_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return *_gradients(out_grad, *ctx.saved_tensors, ctx.plan, ctx.scale), None, None
+        query, key, value = ctx.saved_tensors
+        return *_gradients(out_grad, query, key, value, ctx.plan, ctx.scale), None, None
 
 
 def _attend(
@@ -77,8 +78,9 @@ def _gradients(
 def _operation(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, causal: bool, scale: float
 ) -> torch.Tensor:
-    grouped = [_by_key(states, key.shape[1]) for states in (query, key, value)]
-    return _attend(*grouped, _plan_again(mask, causal, key), scale, key.shape[2])
+    plan, time = _plan_again(mask, causal, key), key.shape[2]
+    query, key, value = _all_by_key(query, key, value)
+    return _attend(query, key, value, plan, scale, time)
 
 
 @torch.library.custom_op("tuner::block_attention_backward", mutates_args=())
@@ -91,8 +93,9 @@ def _operation_backward(
     causal: bool,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    grouped = [_by_key(states, key.shape[1]) for states in (query, key, value)]
-    return _gradients(out_grad, *grouped, _plan_again(mask, causal, key), scale)
+    plan = _plan_again(mask, causal, key)
+    query, key, value = _all_by_key(query, key, value)
+    return _gradients(out_grad, query, key, value, plan, scale)
 
 
 def _plan_again(mask: torch.Tensor | None, causal: bool, key: torch.Tensor) -> BlockPlan:
@@ -124,6 +127,13 @@ _operation.register_autograd(
     lambda ctx, grad: (*_operation_backward(grad, *ctx.saved_tensors, ctx.causal, ctx.scale), None, None, None),
     setup_context=_remember,
 )
+
+
+def _all_by_key(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    heads = key.shape[1]
+    return _by_key(query, heads), _by_key(key, heads), _by_key(value, heads)
 
 
 def _by_key(heads: torch.Tensor, key_value_heads: int) -> torch.Tensor:
@@ -179,7 +189,7 @@ def block_attention_forward(
     """transformers' attention interface; shapes as in `eager_attention_forward`, no weights are returned."""
     plan = attention_mask if isinstance(attention_mask, BlockPlan) else None
     mask = attention_mask if plan is None else plan.mask
-    seen = mask is None or mask.dtype == torch.bool
+    seen = not isinstance(mask, torch.Tensor) or mask.dtype == torch.bool
     compiled = torch.compiler.is_compiling() and query.shape[2] == key.shape[2] > 1 and seen
     extras = dropout or any(kwargs.get(name) is not None for name in ("softcap", "position_bias"))
     if extras or (plan is None and not compiled):

@@ -640,6 +640,7 @@ print(json.dumps({"fingerprint": kept._fingerprint, "report": report.to_dict()})
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_finds_everything_cached(bbc, tmp_path):
     """No file of the cache is written again: neither the texts, nor the sketches, nor the comparison."""
     path, cache = tmp_path / "rows.jsonl", tmp_path / "cache"

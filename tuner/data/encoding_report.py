@@ -48,6 +48,7 @@ def nothing_to_learn(name: str) -> DataError:
 
 
 def too_much_lost(name: str, max_length: int, share: float, allowed: float, truncation_mode: str) -> DataError:
+    """Cutting would lose more labels than `--max_labels_lost` allows."""
     cure = "" if truncation_mode == "split" else ", use --truncation_mode split"
     return DataError(
         f"{name}: cutting rows to --max_length {max_length} would lose {share:.0%} of the answers' tokens; "

@@ -133,7 +133,7 @@ def fields_of(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_checkpoint(
-    args: ModelArguments, kind: str, tokenizer: PreTrainedTokenizerBase
+    args: RecipeArguments, kind: str, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedModel, str]:
     name, class_, source = str(args.model_name_or_path), CLASSES[kind], _source(args)
     loader = AutoModelForSeq2SeqLM if kind == "seq2seq" else _loader_of(name, source)

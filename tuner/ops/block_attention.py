@@ -33,14 +33,15 @@ class _BlockAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: BlockPlan, scale: float
     ) -> torch.Tensor:
-        grouped = [_by_key(states, key.shape[1]) for states in (query, key, value)]
+        grouped = _grouped(query, key, value)
         ctx.save_for_backward(*grouped)
         ctx.plan, ctx.scale = plan, scale
         return _attend(*grouped, plan, scale, key.shape[2])
 
     @staticmethod
     def backward(ctx: Any, out_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return *_gradients(out_grad, *ctx.saved_tensors, ctx.plan, ctx.scale), None, None
+        query, key, value = ctx.saved_tensors
+        return *_gradients(out_grad, query, key, value, ctx.plan, ctx.scale), None, None
 
 
 def _attend(
@@ -77,7 +78,7 @@ def _gradients(
 def _operation(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, causal: bool, scale: float
 ) -> torch.Tensor:
-    grouped = [_by_key(states, key.shape[1]) for states in (query, key, value)]
+    grouped = _grouped(query, key, value)
     return _attend(*grouped, _plan_again(mask, causal, key), scale, key.shape[2])
 
 
@@ -91,7 +92,7 @@ def _operation_backward(
     causal: bool,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    grouped = [_by_key(states, key.shape[1]) for states in (query, key, value)]
+    grouped = _grouped(query, key, value)
     return _gradients(out_grad, *grouped, _plan_again(mask, causal, key), scale)
 
 
@@ -124,6 +125,12 @@ _operation.register_autograd(
     lambda ctx, grad: (*_operation_backward(grad, *ctx.saved_tensors, ctx.causal, ctx.scale), None, None, None),
     setup_context=_remember,
 )
+
+
+def _grouped(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _by_key(query, key.shape[1]), _by_key(key, key.shape[1]), _by_key(value, key.shape[1])
 
 
 def _by_key(heads: torch.Tensor, key_value_heads: int) -> torch.Tensor:
@@ -178,7 +185,7 @@ def block_attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface; shapes as in `eager_attention_forward`, no weights are returned."""
     plan = attention_mask if isinstance(attention_mask, BlockPlan) else None
-    mask = attention_mask if plan is None else plan.mask
+    mask = attention_mask.mask if isinstance(attention_mask, BlockPlan) else attention_mask
     seen = mask is None or mask.dtype == torch.bool
     compiled = torch.compiler.is_compiling() and query.shape[2] == key.shape[2] > 1 and seen
     extras = dropout or any(kwargs.get(name) is not None for name in ("softcap", "position_bias"))

@@ -2,6 +2,7 @@
 
 `import tuner` loads nothing heavy: a name below is imported when it is first used.
 """
+# ruff: noqa: F401
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -9,29 +10,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # so that an editor finds what a recipe calls
-    from tuner.config.arguments import RecipeArguments as RecipeArguments
-    from tuner.config.arguments import flag as flag
-    from tuner.config.arguments import parse_arguments as parse_arguments
-    from tuner.errors import run as run
-    from tuner.evaluation.report import write_report as write_report
-    from tuner.evaluation.samples import SampleCallback as SampleCallback
-    from tuner.objectives.arguments import ContrastiveArguments as ContrastiveArguments
-    from tuner.objectives.arguments import DenoiseArguments as DenoiseArguments
-    from tuner.objectives.arguments import MaskedLMArguments as MaskedLMArguments
-    from tuner.objectives.arguments import PreferenceArguments as PreferenceArguments
-    from tuner.objectives.arguments import TextArguments as TextArguments
-    from tuner.objectives.causal_lm import SFT as SFT
-    from tuner.objectives.dpo import DPO as DPO
-    from tuner.objectives.registry import PRETRAINING as PRETRAINING
-    from tuner.train.plan import show_plan as show_plan
-    from tuner.train.prepare import load_documents as load_documents
-    from tuner.train.prepare import load_model as load_model
-    from tuner.train.prepare import load_rows as load_rows
-    from tuner.train.prepare import load_tokenizer as load_tokenizer
-    from tuner.train.prepare import make_examples as make_examples
-    from tuner.train.prepare import make_objective as make_objective
-    from tuner.train.run import open_run as open_run
-    from tuner.train.trainer import Trainer as Trainer
+    from tuner.config.arguments import RecipeArguments, flag, parse_arguments
+    from tuner.errors import run
+    from tuner.evaluation.report import write_report
+    from tuner.evaluation.samples import SampleCallback
+    from tuner.objectives.arguments import (
+        ContrastiveArguments,
+        DenoiseArguments,
+        MaskedLMArguments,
+        PreferenceArguments,
+        TextArguments,
+    )
+    from tuner.objectives.causal_lm import SFT
+    from tuner.objectives.dpo import DPO
+    from tuner.objectives.registry import PRETRAINING
+    from tuner.train.plan import show_plan
+    from tuner.train.prepare import load_documents, load_model, load_rows, load_tokenizer, make_examples, make_objective
+    from tuner.train.run import open_run
+    from tuner.train.trainer import Trainer
 
 # The same, by module.
 _NAMES = {

@@ -52,10 +52,10 @@ def test_the_cost_of_a_recipes_configuration(tmp_path):
     path.write_text(
         PRETRAIN + "objective: mlm+nsp\npreset: small\nmax_steps: 10\nmax_length: 64\ngradient_accumulation_steps: 3\n"
     )
-    plan = read_plan(str(path))
-    assert plan.model.config.type_vocab_size == 2 and plan.model.config.hidden_size == 512
-    assert (plan.tokens, plan.context) == (10 * 8 * 3 * 64, 64)
-    found = cost(2 * plan.tokens, 1e9)
+    model, context, tokens = read_plan(str(path))
+    assert model.config.type_vocab_size == 2 and model.config.hidden_size == 512
+    assert (tokens, context) == (10 * 8 * 3 * 64, 64)
+    found = cost(2 * tokens, 1e9)
     assert found["tokens, at most"] == "30,720" and found["operations"] == "3.1e+13"
     assert float(found["A100 hours, at 35% of its peak"]) == pytest.approx(
         30720 * 1e9 / (0.35 * 312e12) / 3600, rel=0.05
@@ -97,8 +97,8 @@ def test_a_configuration_that_its_recipe_would_refuse(text, wrong, tmp_path):
 def test_a_quoted_number_is_a_number(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(PRETRAIN + "max_steps: '7'\nmax_length: \"32\"\nvocab_size: '1000'\n")
-    plan = read_plan(str(path))
-    assert plan.tokens == 7 * 8 * 32 and plan.model.config.vocab_size == 1000
+    model, _, tokens = read_plan(str(path))
+    assert tokens == 7 * 8 * 32 and model.config.vocab_size == 1000
 
 
 def test_a_shape_that_no_model_has(tmp_path, capsys):
@@ -121,7 +121,7 @@ def test_a_configuration_begins_with_its_recipe(tmp_path):
     folder = tmp_path / "configs" / "pretrain"
     folder.mkdir(parents=True)
     (folder / "run.yaml").write_text("objective: mlm\nmax_steps: 3\n")
-    assert read_plan(str(folder / "run.yaml")).tokens == 3 * 8 * 1024
+    assert read_plan(str(folder / "run.yaml"))[2] == 3 * 8 * 1024
     (folder / "run.yaml").write_text("# accelerate launch recipes/sft.py --config run.yaml\nobjective: mlm\n")
     with pytest.raises(ArgumentError, match="line 2: unknown flag or key 'objective'"):
         read_plan(str(folder / "run.yaml"))

@@ -24,7 +24,6 @@ from tests.model.test_shapes import decoder, encoder, pair
 from tuner.estimate.model import (
     Operations,
     cache_bytes,
-    inference_bytes,
     parameters_by_component,
     state_bytes,
     training_bytes,
@@ -170,10 +169,10 @@ def test_memory_and_cache():
     assert sum(state_bytes(model, 4, mixed=False).values()) == 16 * count
     assert sum(state_bytes(model, 4, mixed=True).values()) == 18 * count
     assert sum(state_bytes(model, 2, mixed=False).values()) == 8 * count
-    assert cache_bytes(model, 1) == 2 * 2 * 2 * 8 * 2
-    assert cache_bytes(decoder(num_key_value_heads=2, sliding_window=5), 9) == 5 * cache_bytes(model, 1)
-    assert inference_bytes(model, 10, 2) == 2 * count + 10 * cache_bytes(model, 1)
-    assert cache_bytes(encoder(), 9) == 0
+    a_token = cache_bytes(Operations.of(model), 1)
+    assert a_token == 2 * 2 * 2 * 8 * 2
+    assert cache_bytes(Operations.of(decoder(num_key_value_heads=2, sliding_window=5)), 9) == 5 * a_token
+    assert cache_bytes(Operations.of(encoder()), 9) == 0
     model.model.layers[0].requires_grad_(False)
     frozen = sum(p.numel() for p in model.model.layers[0].parameters())
     assert sum(state_bytes(model, 4, mixed=False).values()) == 16 * count - 12 * frozen

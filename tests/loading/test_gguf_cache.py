@@ -10,8 +10,9 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from tests.recipes import equal
 from tuner.errors import ModelError
-from tuner.loading import checkpoints
 from tuner.loading.checkpoints import load_pretrained, resolve
+from tuner.text import gguf as gguf_file
+from tuner.text.load_tokenizer import load_pretrained_tokenizer
 
 WIDTH, INNER, LAYERS, VOCAB = 64, 96, 2, 50
 
@@ -19,7 +20,7 @@ WIDTH, INNER, LAYERS, VOCAB = 64, 96, 2, 50
 @pytest.fixture
 def file(tmp_path, monkeypatch):
     """A small Llama as GGUF, its matrices in 8 bits, and an empty cache."""
-    monkeypatch.setattr(checkpoints, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(gguf_file, "HF_HOME", str(tmp_path / "home"))
     rng = np.random.default_rng(0)
     path = tmp_path / "small.gguf"
     writer = gguf.GGUFWriter(path, "llama")
@@ -119,7 +120,7 @@ def test_a_damaged_copy_is_made_anew(file, damage, dequantised):
 
 def test_a_cache_that_cannot_be_written_is_a_warning(file, monkeypatch):
     (file.parent / "file").write_text("no folder")
-    monkeypatch.setattr(checkpoints, "HF_HOME", str(file.parent / "file"))
+    monkeypatch.setattr(gguf_file, "HF_HOME", str(file.parent / "file"))
     with pytest.warns(UserWarning, match="not kept for the next time"):
         model = load(file)
     assert model.dtype == torch.float32
@@ -129,7 +130,11 @@ def test_another_process_was_faster(file):
     """What it has written is there, whole; nothing else is left."""
     model = load(file)
     (folder,) = (file.parent / "home" / "tuner").iterdir()
-    checkpoints._keep(model, folder)
+
+    def not_yet(folder):
+        raise FileNotFoundError(folder)
+
+    gguf_file.read_once(file, f"AutoModelForCausalLM {torch.float32}", lambda: model, not_yet)
     assert folders(file) == [folder.name] and equal(load(file).state_dict(), model.state_dict())
 
 
@@ -141,11 +146,21 @@ def test_a_broken_file_is_one_message_and_leaves_nothing(file, kept):
     assert "\n" not in str(caught.value) and not (file.parent / "home").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_built_in_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(gguf_file, "HF_HOME", str(tmp_path))
     path, how = resolve("builtin:smollm2-135m-instruct")
     direct = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, **how).state_dict()
     for _ in range(2):
         found = load_pretrained(AutoModelForCausalLM, "builtin:smollm2-135m-instruct", torch.bfloat16)
         assert equal(found.state_dict(), direct)
+
+
+@pytest.mark.long
+def test_its_tokenizer_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_file, "HF_HOME", str(tmp_path))
+    path, how = resolve("builtin:smollm2-135m-instruct")
+    first, second = (load_pretrained_tokenizer(path, "chatml", **how) for _ in range(2))
+    assert second.name_or_path.startswith(str(tmp_path)) and len(list((tmp_path / "tuner").iterdir())) == 1
+    assert first.backend_tokenizer.to_str() == second.backend_tokenizer.to_str()
+    assert first.special_tokens_map == second.special_tokens_map and first.chat_template == second.chat_template

@@ -138,7 +138,7 @@ def test_a_llama_without_head_is_a_decoder_without_one() -> None:
     assert type(from_transformers(tiny_llama().model)) is TunerDecoderModel
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_smollm2() -> None:
     """A published checkpoint: SmolLM2-135M-Instruct, from its GGUF."""
     path, how = resolve(SMOLLM2)

@@ -97,8 +97,10 @@ def test_reentrant_checkpointing_changes_nothing(shape: Shape, fields: dict[str,
         torch.testing.assert_close(gradients_again[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
 
 
-@pytest.mark.slow
-@EVERY_SHAPE
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param(s, marks=pytest.mark.slow if s is decoder else pytest.mark.long) for s in (decoder, encoder, pair)],
+)
 @variants("defaults", "relative positions", "sliding alibi", "experts", "performer")
 def test_compiled_in_one_graph(shape: Shape, fields: dict[str, Any]) -> None:
     """Code is made of each shape's graph once, for it takes long; of the others the graph itself computes."""

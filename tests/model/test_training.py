@@ -55,10 +55,8 @@ def test_gradient_checkpointing_changes_nothing(hidden_dropout: float, use_reent
     assert torch.equal(loss_and_gradients(model, batch())[0], loss)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "attn_implementation", [*(pytest.param(n, marks=pytest.mark.long) for n in ("eager", "sdpa")), "block_attention"]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "block_attention"])
 def test_compiled_is_eager(attn_implementation: str) -> None:
     """One graph without a break, for full and for padded rows, forward and backward."""
     model, inputs = tiny_decoder(attn_implementation), batch()

@@ -189,11 +189,11 @@ def test_unpaired_rows_are_for_kto():
 
 
 @pytest.mark.slow
-def test_the_recipe_learns_and_reports(tmp_path):
+def test_the_recipe_learns_and_reports(chats, tmp_path):
     rows = load_splits("builtin:chitchat-pairs")[0].select(range(60))  # learnt by heart
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    sft = ["--dataset_name", "builtin:chitchat", "--vocab_size", "512", "--max_length", "128", "--max_steps", "2"]
+    sft = ["--dataset_name", chats, "--vocab_size", "512", "--max_length", "128", "--max_steps", "2"]
     base = tmp_path / "base"
     done = run_recipe(*sft, *NANO, "--max_labels_lost", "1", "--test_split_size", "6", "--output_dir", base)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -21,6 +21,11 @@ from tuner.model import TunerEncoderConfig, TunerEncoderForMaskedLM
 from tuner.train.probe import probe
 
 PRECISIONS = [None, torch.bfloat16]
+# What each change is tried on: what people train, and what was once hard to tell. `make test-long` tries all.
+SOME = {
+    *("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt2", "gpt_neox"),
+    *("opt", "bloom", "mamba", "falcon_h1", "biogpt", "phimoe", "prophetnet", "reformer", "seed_oss", "xlnet"),
+}
 EVERYTHING, NO_PACKING, OWN_LOSS = (True, True, True), (False, True, True), (True, True, False)
 
 
@@ -182,8 +187,9 @@ def test_a_vocabulary_of_next_to_nothing(vocab_size):
     assert probed(model) == EVERYTHING
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.slow if name in SOME else pytest.mark.long) for name in FAMILIES]
+)
 def test_every_causal_family_of_transformers(family):
     """The probe, with weights as initialised, in both precisions, against longer sequences through wide weights."""
     try:

@@ -40,31 +40,22 @@ def versions() -> list[tuple[str, str, str, str]]:
     from packaging.requirements import Requirement
 
     about: Any = importlib.metadata.metadata("tuner")
-    python = platform.python_version()
-    rows = [("python", python, about["Requires-Python"], _state(python, about["Requires-Python"]))]
+    rows = []
     extras = ["", *about.get_all("Provides-Extra")]  # "": it is needed without any
-    for wanted in map(Requirement, about.get_all("Requires-Dist")):
+    for wanted in map(Requirement, [f"python{about['Requires-Python']}", *about.get_all("Requires-Dist")]):
+        name = wanted.name
         extra = next((extra for extra in extras if not wanted.marker or wanted.marker.evaluate({"extra": extra})), None)
         if extra is None:  # for another system
             continue
         try:
-            installed = importlib.metadata.version(wanted.name)
+            installed = platform.python_version() if name == "python" else importlib.metadata.version(name)
+            # A local version, as in 2.13.0+cpu, is the same release.
+            state = "" if wanted.specifier.contains(installed.partition("+")[0], prereleases=True) else WRONG
         except importlib.metadata.PackageNotFoundError:
-            installed = "-"
-        state = _state(installed, str(wanted.specifier))
+            installed, state = "-", MISSING
         if not extra or state == WRONG:
-            name = f"{wanted.name} (extra {extra})" if extra else wanted.name
-            rows.append((name, installed, str(wanted.specifier), state))
+            rows.append((f"{name} (extra {extra})" if extra else name, installed, str(wanted.specifier), state))
     return rows
-
-
-def _state(installed: str, wanted: str) -> str:
-    from packaging.specifiers import SpecifierSet
-
-    if installed == "-":
-        return MISSING
-    # A local version, as in 2.13.0+cpu, is the same release.
-    return "" if SpecifierSet(wanted).contains(installed.partition("+")[0], prereleases=True) else WRONG
 
 
 def _machine() -> tuple[list[tuple[str, str]], list[str]]:

@@ -8,13 +8,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuner.config.flags import number
 from tuner.errors import ArgumentError
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def add_parser(subparsers: Any) -> None:
@@ -31,19 +28,14 @@ def add_parser(subparsers: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Print a configuration's tables, and draw its parameters.
-
-    Raises:
-        ModelError: no model there, or no counterpart here.
-        ArgumentError: a YAML that its recipe would refuse, or a picture that cannot be written.
-    """
+    """Print a configuration's tables, and draw its parameters; an `ArgumentError` where that cannot be written."""
     from rich.console import Console
 
-    from tuner.estimate.model import Operations, cache_bytes, inference_bytes, parameters_by_component, state_bytes
+    from tuner.estimate.model import Operations, cache_bytes, parameters_by_component, state_bytes
     from tuner.estimate.plan import cost, read_plan
 
-    plan = read_plan(args.model)
-    model, context = plan.model, args.context or plan.context
+    model, longest, tokens = read_plan(args.model)
+    context = args.context or longest
     console = Console(highlight=False)
     sizes = parameters_by_component(model)
     total = sum(sizes.values())
@@ -51,27 +43,24 @@ def main(args: argparse.Namespace) -> None:
     console.print(_table(f"Parameters of {args.model}", shares))
     counted = Operations.of(model)
     training = counted.training(1, 1, context)
-    found = {
-        "weights": counted.products(1, 1),
-        f"attention over {context:,}": counted.attention(1, 1, context),
-        "forward": counted.forward(1, 1, context),
-        "training": training,
-    }
-    console.print(_table("Operations a token", [(name, f"{count:,.0f}") for name, count in found.items()]))
-    if plan.tokens is not None:
+    found = [
+        ("weights", counted.products(1, 1)),
+        (f"attention over {context:,}", counted.attention(1, 1, context)),
+        ("forward", counted.forward(1, 1, context)),
+        ("training", training),
+    ]
+    console.print(_table("Operations a token", [(name, f"{count:,.0f}") for name, count in found]))
+    if tokens is not None:
         title = f"Training by {args.processes} process{'es' if args.processes > 1 else ''}"
-        console.print(_table(title, cost(plan.tokens * args.processes, training).items()))
-    held = {
-        "training, float32": sum(state_bytes(model, 4, mixed=False).values()),
-        "training, bf16 mixed precision": sum(state_bytes(model, 4, mixed=True).values()),
-        "training, --dtype bfloat16": sum(state_bytes(model, 2, mixed=False).values()),
-        "inference, float32": inference_bytes(model, context, 4),
-        "inference, bfloat16": inference_bytes(model, context, 2),
-        "inference, int8": inference_bytes(model, context, 1),
-    }
-    console.print(_table("Memory", [(name, f"{size / 2**20:,.1f} MiB") for name, size in held.items()]))
-    if cache := cache_bytes(model, 1):
-        console.print(f"KV cache in bfloat16: {cache:,} bytes a token.")
+        console.print(_table(title, cost(tokens * args.processes, training).items()))
+    cache = cache_bytes(counted, context)
+    ways = (("float32", 4, False), ("bf16 mixed precision", 4, True), ("--dtype bfloat16", 2, False))
+    held = [(f"training, {name}", sum(state_bytes(model, size, mixed).values())) for name, size, mixed in ways]
+    for name, size in (("float32", 4), ("bfloat16", 2), ("int8", 1)):
+        held.append((f"inference, {name}", size * total + cache))
+    console.print(_table("Memory", [(name, f"{size / 2**20:,.1f} MiB") for name, size in held]))
+    if cache:
+        console.print(f"KV cache in bfloat16: {cache_bytes(counted, 1):,} bytes a token.")
     output = args.output.expanduser()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +84,7 @@ def _draw(sizes: dict[str, int], title: str, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _table(title: str, rows: Iterable[tuple[str, ...]]) -> Table:
+def _table(title: str, rows: Iterable[tuple[str, ...]]) -> Any:
     """A table whose first column is words and whose others are numbers."""
     from rich.table import Table
 

@@ -103,20 +103,26 @@ def _encode_batch(
         else:
             whole = [[*prompt, *answer] for prompt, answer in zip(prompts, batch[column], strict=True)]
             encoded.append(encode_conversations(tokenizer, whole, names=names, prompts=[len(p) for p in prompts]))
-    rows = []
-    for position, sequences in enumerate(zip(*encoded, strict=True)):
-        pieces: list[Any] = [sequences]
-        longest = max(len(sequence["input_ids"]) for sequence in sequences)
-        if longest > max_length and mode == "error":
-            found = f"{names[position]}: {longest} tokens, longer than --max_length {max_length}"
-            raise DataError(f"{found} (--truncation_mode error).")
-        if longest > max_length and mode == "split" and kind == "messages":
-            pieces = [[part] for part in _split(tokenizer, batch["messages"][position], sequences[0], max_length)]
-        if longest > max_length and mode == "split" and kind == "text":
-            starts = range(0, longest, max_length)
-            pieces = [[{k: v[at : at + max_length] for k, v in sequences[0].items()}] for at in starts]
-        passed = {"label": batch["label"][position]} if "label" in batch else {}
-        rows += [{"rows": [numbers[position]], **passed, **_cut(piece, kind, max_length)} for piece in pieces]
+    longest = [max(len(sequence["input_ids"]) for sequence in found) for found in zip(*encoded, strict=True)]
+    longer = [position for position, length in enumerate(longest) if length > max_length]
+    if longer and mode == "error":
+        found = f"{names[longer[0]]}: {longest[longer[0]]} tokens, longer than --max_length {max_length}"
+        raise DataError(f"{found} (--truncation_mode error).")
+    pieces: dict[int, list[Any]] = {position: [found] for position, found in enumerate(zip(*encoded, strict=True))}
+    if kind == "messages" and mode == "split":
+        conversations = {position: batch["messages"][position] for position in longer}
+        split = _split(tokenizer, conversations, dict(enumerate(encoded[0])), max_length)
+        pieces |= {position: [[part] for part in parts] for position, parts in split.items()}
+    if kind == "text" and mode == "split":
+        for position in longer:
+            starts, whole = range(0, longest[position], max_length), encoded[0][position]
+            pieces[position] = [[{k: ids[at : at + max_length] for k, ids in whole.items()}] for at in starts]
+    passed = {"label": batch["label"]} if "label" in batch else {}
+    rows = [
+        {"rows": [number], **{key: values[position] for key, values in passed.items()}, **_cut(piece, kind, max_length)}
+        for position, number in enumerate(numbers)
+        for piece in pieces[position]
+    ]
     return {column: [row[column] for row in rows] for column in rows[0]}
 
 
@@ -138,21 +144,56 @@ def _cut(sequences: list[Encoded], kind: Kind, max_length: int) -> dict[str, Any
     return row | dict(zip(COUNTS, (kept * whole, within * whole, *lost, identical), strict=True))
 
 
-def _split(tokenizer: PreTrainedTokenizerBase, messages: list[Message], row: Encoded, max_length: int) -> list[Encoded]:
-    """A conversation cut after answers into pieces that fit, each encoded as a conversation of its own, which its
-    system message leads. A single exchange that is longer stays whole: `_cut` cuts it, and counts what is lost."""
-    turns = [turn for turn, message in enumerate(messages, 1) if message["role"] == "assistant"]
-    labels = [*row["labels"], -100]
-    if len(turns) == 1 or set(labels[max_length:]) <= {-100}:
-        return [row]
-    ends = [t for t, (label, after) in enumerate(pairwise(labels), 1) if label != -100 and after == -100]
-    if len(ends) != len(turns):  # answers that touch one another, or have no token
-        heads = encode_conversations(tokenizer, [messages[:turn] for turn in turns], eos_required=False)
-        ends = [len(head["input_ids"]) for head in heads]
-    # As much as fits, from the front; of a very long one half at first, so that its rest is not encoded for each piece.
-    room = max_length if ends[-1] <= 8 * max_length else ends[-1] // 2
-    turn = turns[max(sum(end <= room for end in ends[:-1]), 1) - 1]
+def _split(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: dict[int, list[Message]],
+    encoded: dict[int, Encoded],
+    max_length: int,
+) -> dict[int, list[Encoded]]:
+    """Conversations cut after answers into pieces that fit, each encoded as a conversation of its own, which its system
+    message leads. A single exchange that is longer stays whole: `_cut` cuts it, and counts what is lost."""
+    runs = {}
+    for i, turns in conversations.items():
+        # What the template puts before the first turn comes again in every piece: a system message, a few marks.
+        system = turns[0]["content"] if turns[0]["role"] == "system" else ""
+        overhead = len(tokenizer(system, add_special_tokens=False)["input_ids"]) + 8
+        turn_ends = [turn for turn, message in enumerate(turns, 1) if message["role"] == "assistant"]
+        token_ends = _answer_ends(tokenizer, turns, encoded[i], turn_ends)
+        runs[i] = _cut_after_answers(turns, turn_ends, token_ends, max_length, overhead)
+    flat = [run for pieces in runs.values() for run in pieces]
+    rows = encode_conversations(tokenizer, flat, eos_required=False) if flat else []
+    # A template may repeat more than `overhead`, a system message of its own for instance: then the piece is cut again.
+    again = {
+        n: run
+        for n, run in enumerate(flat)
+        if set(rows[n]["labels"][max_length:]) - {-100} and sum(message["role"] == "assistant" for message in run) > 1
+    }
+    finer = _split(tokenizer, again, dict(enumerate(rows)), max_length) if again else {}
+    pieces_of = iter([finer.get(n, [row]) for n, row in enumerate(rows)])
+    return {i: [piece for _ in pieces for piece in next(pieces_of)] for i, pieces in runs.items()}
+
+
+def _answer_ends(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], row: Encoded, turn_ends: list[int]
+) -> list[int]:
+    """The number of tokens up to the end of each answer, where `turn_ends` says after how many messages that is."""
+    steps = enumerate(pairwise([*row["labels"], -100]), 1)
+    ends = [t for t, (label, after) in steps if label != -100 and after == -100]
+    if len(ends) == len(turn_ends):  # each answer is one stretch of labels, nearly always
+        return ends
+    # Answers that touch one another or have no token.
+    heads = encode_conversations(tokenizer, [messages[:turn] for turn in turn_ends], eos_required=False)
+    return [len(head["input_ids"]) for head in heads]
+
+
+def _cut_after_answers(
+    messages: list[Message], turn_ends: list[int], token_ends: list[int], max_length: int, overhead: int
+) -> list[list[Message]]:
+    """As few runs of whole exchanges as fit `max_length` tokens, from the front."""
     system = messages[:1] if messages[0]["role"] == "system" else []
-    parts = [messages[:turn], system + messages[turn:]]
-    encoded = zip(parts, encode_conversations(tokenizer, parts, eos_required=False), strict=True)
-    return [piece for part, whole in encoded for piece in _split(tokenizer, part, whole, max_length)]
+    runs, start, token_start, room = [], 0, 0, max_length
+    for number, (turn, token) in enumerate(zip(turn_ends, token_ends, strict=True)):
+        if number + 1 == len(turn_ends) or token_ends[number + 1] - token_start > room:
+            runs.append((system if start else []) + messages[start:turn])
+            start, token_start, room = turn, token, max_length - overhead
+    return runs

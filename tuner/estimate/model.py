@@ -198,16 +198,14 @@ def training_bytes(
 ) -> dict[str, int]:
     """Estimated memory of one training step, by what holds it: `state_bytes`, and what depends on the batch.
 
-    Activations are counted as what a block keeps for its backward pass: about `16 * hidden + 4 * intermediate` numbers
-    a token; with activation checkpointing one `hidden` a block, and all of one block.
+    A block keeps about `16 * hidden + 4 * intermediate` numbers a token for its backward pass; with activation
+    checkpointing one `hidden` a block, and all of one block.
 
     Args:
-        tokens: tokens in one forward pass, padding included.
-        supervised: tokens with a label in it.
-        mixed: mixed precision over float32 weights.
+        tokens: in one forward pass, padding included; `supervised`: those with a label.
         checkpointing: activation checkpointing.
     """
-    config = model.config.get_text_config()
+    config: Any = model.config.get_text_config()
     size, layers = model.dtype.itemsize, config.num_hidden_layers
     intermediate = getattr(config, "intermediate_size", 4 * config.hidden_size)
     block = tokens * (2 if mixed else size) * (16 * config.hidden_size + 4 * intermediate)
@@ -220,15 +218,10 @@ def training_bytes(
     }
 
 
-def inference_bytes(model: PreTrainedModel, context: int, size: int) -> int:
-    """Weights of `size` bytes each, and one sequence's cache in bfloat16."""
-    return size * model.num_parameters() + cache_bytes(model, context)
-
-
-def cache_bytes(model: PreTrainedModel, context: int) -> int:
+def cache_bytes(operations: Operations, context: int) -> int:
     """Keys and values that a sequence of `context` tokens leaves in a decoder's cache, in bytes of bfloat16.
 
     A sliding layer keeps its window. Of a pair counts what the decoder writes, and what it keeps of as long a source.
     """
-    held = (layer for layer in Operations.of(model).layers if layer.causal or layer.cross)
+    held = (layer for layer in operations.layers if layer.causal or layer.cross)
     return sum(2 * 2 * layer.key_width * min(context, layer.window) for layer in held)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +35,12 @@ DEVICES = {"A100": 312e12, "H100 (SXM)": 989e12}
 SHARE = 0.35
 
 
-@dataclass
-class Plan:
-    """What is planned.
-
-    Attributes:
-        model: on the meta device.
-        context: tokens of its longest sequence (of a pair, its decoder's), or of the run's.
-        tokens: read by one process in all steps of a recipe's run; 0 where their number hangs on the data; None without
-            a recipe.
-    """
-
-    model: PreTrainedModel
-    context: int
-    tokens: int | None = None
-
-
-def read_plan(source: str) -> Plan:
+def read_plan(source: str) -> tuple[PreTrainedModel, int, int | None]:
     """Read what `read_config` reads, or a recipe's YAML as the recipe itself does.
+
+    Returns:
+        The model on the meta device; tokens of its longest sequence (of a pair, its decoder's), or of the run's; and
+        those that one process reads in a run: 0 where their number hangs on the data, None without a recipe.
 
     Raises:
         ArgumentError: no such YAML, no recipe of it, or what the recipe would refuse; it names the line.
@@ -61,19 +48,18 @@ def read_plan(source: str) -> Plan:
     """
     if not source.endswith((".yaml", ".yml")):
         config = read_config(source)
-        decoder: Any = getattr(config, "decoder", config)
-        return Plan(_lay_out(config, PRETRAINED[type(config)]), decoder.max_position_embeddings)
+        return _lay_out(config), getattr(config, "decoder", config).max_position_embeddings, None
     path = Path(source).expanduser()
     args: Any = parse_arguments(arguments_of(find_recipe(path)), ["--config", str(path)])
     objective = getattr(args, "objective", "clm")
     config = read_config(args.model_name_or_path) if args.model_name_or_path else _new_config(args, objective)
-    model = _lay_out(config, GeneratorAndDiscriminator if objective == "rtd" else PRETRAINED[type(config)])
+    model = _lay_out(config, GeneratorAndDiscriminator if objective == "rtd" else None)
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
     tokens = max(args.max_steps, 0) * rows * args.max_length * (2 if objective == "contrastive" else 1)
-    return Plan(model, args.max_length, tokens)
+    return model, args.max_length, tokens
 
 
-def read_config(source: str) -> PreTrainedConfig:
+def read_config(source: str) -> Any:
     """Our configuration of a source, read as ours or translated.
 
     Args:
@@ -108,9 +94,9 @@ def _new_config(args: Any, objective: str) -> PreTrainedConfig:
         raise ModelError(f"No model has this shape: {one_line(error)}") from error
 
 
-def _lay_out(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedModel:
+def _lay_out(config: PreTrainedConfig, kind: type[PreTrainedModel] | None = None) -> PreTrainedModel:
     with torch.device("meta"):
-        model = kind(config)
+        model = (kind or PRETRAINED[type(config)])(config)
     model.tie_weights()
     return model
 

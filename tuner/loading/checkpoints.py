@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 import importlib.util
-import json
-import os
-import shutil
-import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 import yaml
-from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +17,7 @@ from tuner.errors import ModelError, first_line, nearest, one_line
 from tuner.model import PRESETS, TunerPreTrainedModel
 from tuner.model.components import TunerConfig
 from tuner.model.convert import from_transformers
+from tuner.text.gguf import read_once
 
 # Models that an installed package carries: name to package, and file or folder in it.
 BUILTIN = {
@@ -161,8 +152,7 @@ def require_positions(model: PreTrainedModel, length: int) -> None:
 def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
     """`kind.from_pretrained` of a folder, a Hub id, a GGUF file or a built-in; `kind` is a model's or an Auto class.
 
-    A GGUF file is dequantised once and kept in `$HF_HOME/tuner`: transformers does it anew at every load, which takes
-    half a minute for 135 M parameters, and reads safetensors in a second.
+    A GGUF file is dequantised once (`read_once`).
 
     Raises:
         ModelError: nothing there, files that cannot be read or do not fit, or weights that are missing: transformers
@@ -171,42 +161,19 @@ def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **op
     path, how = resolve(name_or_path)
     if "gguf_file" not in how:
         return _load(kind, name_or_path, path, dtype, options)
-    file = Path(path, how["gguf_file"])
-    stat = file.stat()
-    known = [str(file.resolve()), stat.st_size, stat.st_mtime_ns, kind.__name__, str(dtype), transformers.__version__]
-    digest = hashlib.blake2b(json.dumps(known).encode(), digest_size=8).hexdigest()
-    kept = Path(HF_HOME) / "tuner" / f"{file.stem}-{digest}"
-    if kept.is_dir():
-        with contextlib.suppress(ModelError):  # where it is damaged, it is made anew
-            return _load(kind, name_or_path, str(kept), dtype, options)
-    model = _load(kind, name_or_path, path, dtype, options | how)
-    # Dequantised on loading but remembered as quantised, it would refuse to be saved or cast.
-    vars(model.config).pop("quantization_config", None)
-    model.hf_quantizer = model.quantization_method = None
-    model.is_quantized = False
-    _keep(model, kept)
-    return model
 
+    def dequantised() -> PreTrainedModel:
+        model = _load(kind, name_or_path, path, dtype, options | how)
+        # Dequantised on loading but remembered as quantised, it would refuse to be saved or cast.
+        vars(model.config).pop("quantization_config", None)
+        model.hf_quantizer = model.quantization_method = None
+        model.is_quantized = False
+        return model
 
-def _keep(model: Any, folder: Path) -> None:
-    try:
-        with new_folder(folder) as staging:
-            model.save_pretrained(staging)
-            shutil.rmtree(folder, ignore_errors=True)  # it could not be read, or another process was faster
-    except OSError as error:
-        if not folder.is_dir():
-            warnings.warn(f"The dequantised model is not kept for the next time: {error}", stacklevel=2)
+    def kept(folder: str) -> PreTrainedModel:
+        return _load(kind, name_or_path, folder, dtype, options)
 
-
-@contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[str]:
-    """A folder to write into, which becomes `folder` once it is whole, or is gone; there may be an empty one."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    how: Any = {"prefix": f"{folder.name}.", "dir": folder.parent, "ignore_cleanup_errors": True}
-    with tempfile.TemporaryDirectory(**how) as staging:
-        os.chmod(staging, 0o755)
-        yield staging
-        os.rename(staging, folder)
+    return read_once(Path(path, how["gguf_file"]), f"{kind.__name__} {dtype}", dequantised, kept)
 
 
 def _load(kind: Any, name: str, path: str, dtype: torch.dtype | str, options: dict[str, Any]) -> PreTrainedModel:

@@ -12,9 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 import tuner.model
 from tuner.errors import ArgumentError, ModelError, first_line, nearest
 from tuner.families import FAMILIES
-from tuner.loading.checkpoints import load_pretrained, new_folder, resolve
+from tuner.loading.checkpoints import load_pretrained, resolve
 from tuner.model import TunerPreTrainedModel
 from tuner.model.convert import from_transformers, to_transformers
+from tuner.text.gguf import new_folder
 
 OURS = "tuner"
 

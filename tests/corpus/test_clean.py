@@ -599,6 +599,7 @@ print(json.dumps({"fingerprint": kept._fingerprint, "report": report}))
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_finds_everything_cached(bbc, tmp_path):
     """No file of the cache is written again."""
     path, cache = tmp_path / "rows.jsonl", tmp_path / "cache"

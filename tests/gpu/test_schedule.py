@@ -69,6 +69,7 @@ def test_without_time_nothing_starts(tmp_path):
     assert [entry["status"] for entry in ledger.entries] == ["no time", "no time"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("CUDA_VISIBLE_DEVICES" in os.environ, reason="asks for the rehearsal")
 def test_a_rehearsal_writes_whole_files(tmp_path):
     """The script itself, with its cheapest checks."""

@@ -42,6 +42,7 @@ def script(tmp_path):
     return str(path)
 
 
+@pytest.mark.long
 def test_sides_train_by_turns_and_one_that_fails_is_left_out(script, tmp_path, monkeypatch):
     for name, value in environment(OMP_NUM_THREADS="1").items():
         monkeypatch.setenv(name, value)
@@ -70,6 +71,7 @@ def test_sides_train_by_turns_and_one_that_fails_is_left_out(script, tmp_path, m
     assert all(earlier[1] < later[0] for earlier, later in itertools.pairwise(turns)), "two at once"
 
 
+@pytest.mark.long
 def test_a_run_is_killed_before_the_step_that_is_named(script, tmp_path):
     command = [sys.executable, "-m", "benchmarks.gpu.turns", str(tmp_path), '{"kill_at": 3}', script, str(tmp_path)]
     done = subprocess.run(

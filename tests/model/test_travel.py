@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
@@ -53,6 +54,7 @@ def save(model, folder):
     torch.save(rows, folder / "rows.pt")
 
 
+@pytest.mark.slow
 def test_they_load_abroad(tmp_path, monkeypatch):
     """One new process loads all in turn: its imports take longer than the rest."""
     torch.manual_seed(0)

@@ -106,7 +106,7 @@ def test_all_see_all(small_blocks, time, batch):
 
 
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_encoders(small_blocks, padded, compiled, monkeypatch):
     """Both ways of seeing nothing more: with every row full, and with rows of their own lengths."""
     calls = []
@@ -254,6 +254,7 @@ def test_the_compilers_operation(small_blocks, time, groups, sees):
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", ["plain", "packed", "padded", "one token"])
 def test_compiled_it_computes_the_same(small_blocks, rows, monkeypatch):
     """All but a token by itself by blocks."""

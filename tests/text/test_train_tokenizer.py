@@ -295,6 +295,7 @@ def in_another_process(code, *arguments, **variables):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_process_trains_the_same(tmp_path):
     """The trainers' hash tables have another order in every process; threads add in another."""
     file = tmp_path / "texts.json"

@@ -121,8 +121,9 @@ def test_the_launchers_end_is_the_runs_end(chats, tmp_path):
     with log.open("w") as stream:
         launcher = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=stream, stderr=subprocess.STDOUT)
         deadline = time.time() + 400
-        while not list(folder.glob("checkpoint-*")) and time.time() < deadline:
+        while not list(folder.glob("checkpoint-*")) and launcher.poll() is None and time.time() < deadline:
             time.sleep(0.05)
+        assert launcher.poll() is None, log.read_text()[-2000:]
         launcher.terminate()
         launcher.wait(timeout=30)
         while "Stopped by a signal" not in log.read_text() and time.time() < deadline:

@@ -56,13 +56,6 @@ BOILERPLATE = re.compile(
     rf"|{_FOOTER}(?:\W+{_FOOTER})*\W*)",
     re.IGNORECASE,
 )
-# One of these is in every such line. Looking for them first spares most documents the expression above.
-HINTS = (
-    *("cookie", "javascript", "reserved", "newsletter", "us on", "share", "tweet", "pin it", "mail", "print"),
-    *("facebook", "twitter", "linkedin", "reddit", "pinterest", "whatsapp", "telegram", "copy link"),
-    *("privacy", "terms", "contact us", "about us", "sitemap", "site map", "advertise"),
-)
-
 # What is noted of each document on the way.
 NOTES = ("_fault", "_digest", "_sketch", "_is_shared", "_size_before", "_size", "_is_changed")
 COMPARISONS = ["exact_duplicates", "near_duplicates", "contamination"]
@@ -88,9 +81,7 @@ def clean_text(text: str, web: bool) -> str:
         text = unicodedata.normalize("NFC", JOINERS.sub("", text))
     lines = [line.rstrip() for line in text.split("\n")]
     if web:
-        lowered = text.lower()
-        if any(hint in lowered for hint in HINTS):
-            lines = [line for line in lines if len(line) > MAX_BOILERPLATE or not BOILERPLATE.fullmatch(line.lstrip())]
+        lines = [line for line in lines if len(line) > MAX_BOILERPLATE or not BOILERPLATE.fullmatch(line.lstrip())]
     return "\n".join(lines).strip("\n")
 
 

@@ -115,14 +115,12 @@ def _encode_batch(
         pieces |= {position: [[part] for part in parts] for position, parts in split.items()}
     if kind == "text" and mode == "split":
         for position in longer:
-            starts, whole = range(0, longest[position], max_length), encoded[0][position]
-            pieces[position] = [[{k: ids[at : at + max_length] for k, ids in whole.items()}] for at in starts]
-    passed = {"label": batch["label"]} if "label" in batch else {}
-    rows = [
-        {"rows": [number], **{key: values[position] for key, values in passed.items()}, **_cut(piece, kind, max_length)}
-        for position, number in enumerate(numbers)
-        for piece in pieces[position]
-    ]
+            document, starts = encoded[0][position], range(0, longest[position], max_length)
+            pieces[position] = [[{k: ids[at : at + max_length] for k, ids in document.items()}] for at in starts]
+    rows = []
+    for position, number in enumerate(numbers):
+        passed = {"label": batch["label"][position]} if "label" in batch else {}
+        rows += [{"rows": [number], **passed, **_cut(piece, kind, max_length)} for piece in pieces[position]]
     return {column: [row[column] for row in rows] for column in rows[0]}
 
 

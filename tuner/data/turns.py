@@ -141,6 +141,7 @@ def shown(value: Any) -> str:
 
 
 def conversation(row: Row, unused: set[str], column: str) -> Row:
+    """A column of turns, as the column `messages`."""
     return {"messages": messages_of(row[column], column, unused)}
 
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tests.text import samples
 from tuner.corpus.segments import LONG_LINE, parts, segment_pairs, to_documents
+from tuner.data.encode import encode_dataset
 from tuner.data.encoding_report import EncodingReport
-from tuner.data.tokens import token_blocks, whole_documents
+from tuner.data.tokens import token_blocks
 from tuner.errors import DataError
 from tuner.text.train_tokenizer import train_tokenizer
 
@@ -246,7 +247,7 @@ def test_whole_documents_are_their_tokens_in_pieces(mode, numbered):
         pieces += [{"input_ids": piece, "labels": [-100, *piece[1:]], "rows": [number]} for piece in cut]
         alone += short
         lost += 0 if mode == "split" else max(len(ids) - 7, 0)
-    found, report = whole_documents(documents, which, 7, mode, max_labels_lost=1)
+    found, report = encode_dataset(documents, "text", which, 7, mode, max_labels_lost=1)
     assert found.to_list() == pieces
     tokens = sum(len(piece["input_ids"]) for piece in pieces)
     assert report == EncodingReport(len(texts), len(pieces), tokens, tokens - len(pieces), lost, lost, alone)
@@ -271,10 +272,10 @@ def test_documents_that_are_refused(texts, options, wrong):
     documents = Dataset.from_dict({"text": texts})
     tokenizer = train_tokenizer(["one two three four five"], "bpe", 300, "clm")
     with pytest.raises(DataError, match=wrong):
-        whole_documents(documents, tokenizer, 4, name="mine", **options)
+        encode_dataset(documents, "text", tokenizer, 4, name="mine", **options)
 
 
 def test_no_documents_are_refused():
     tokenizer = train_tokenizer(["one two three four five"], "bpe", 300, "clm")
     with pytest.raises(DataError, match="mine: no token within --max_length is supervised"):
-        whole_documents(Dataset.from_dict({"text": []}), tokenizer, 4, name="mine")
+        encode_dataset(Dataset.from_dict({"text": []}), "text", tokenizer, 4, name="mine")

@@ -63,7 +63,7 @@ def inputs_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def mean_loss(objective: DPO, model: Any, rows: list[dict[str, Any]]) -> torch.Tensor:
     total, count = objective.loss(model, **inputs_of(objective(rows)))
-    return total / count
+    return (total / count).sum()
 
 
 def theirs(kind: Any, config: Any, batch: dict[str, Any], beta: float, **flags: Any) -> torch.Tensor:

@@ -67,7 +67,7 @@ def chinese():
 @cache
 def english():
     """Conversations, and a text of many spaces and lines."""
-    return [*samples.texts(), *topics()[:5]]
+    return [*samples.texts(), *topics()[:15]]
 
 
 @cache

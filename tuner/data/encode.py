@@ -11,21 +11,28 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from tuner.data import cut as cut_module
+from tuner.data import tokens
 from tuner.data.cache_key import map_batches
-from tuner.data.cut import COUNTS, Encoded, account, cut
-from tuner.data.encoding_report import EncodingReport, too_long
+from tuner.data.encoding_report import EncodingReport
 from tuner.data.schema import Kind
 from tuner.data.sources import SOURCE_ROW
-from tuner.data.tokens import whole_documents
+from tuner.errors import DataError
 from tuner.text import chat
 from tuner.text.chat import Message, encode_conversations, require_generation_marks
 
-# The columns that hold a kind's turns, and what the encoded columns' names have before them.
-SEQUENCES = {"messages": {"messages": ""}, "preference": {"chosen": "chosen_", "rejected": "rejected_"}}
+Encoded = dict[str, list[int]]
+# The columns of a kind that become sequences, and what the encoded columns' names have before them.
+SEQUENCES: dict[Kind, dict[str, str]] = {
+    "messages": {"messages": ""},
+    "text": {"text": ""},
+    "preference": {"chosen": "chosen_", "rejected": "rejected_"},
+}
+# Of a row: tokens that stay, those of them with a label, as many of either that were cut off, two answers the same.
+COUNTS = ("tokens", "supervised", "lost_tokens", "lost_supervised", "identical")
 
 
 def encode_dataset(
@@ -55,15 +62,32 @@ def encode_dataset(
         DataError: rows that are too long, or no supervised token at all.
         ModelError: a chat template that cannot be trained with.
     """
-    if kind == "text":
-        return whole_documents(rows, tokenizer, max_length, truncation_mode, max_labels_lost, num_proc, name)
-    require_generation_marks(tokenizer)
+    if kind != "text":
+        require_generation_marks(tokenizer)
+    if len(rows) == 0:
+        raise _nothing_to_learn(name)
     arguments = {"tokenizer": tokenizer, "kind": kind, "max_length": max_length, "mode": truncation_mode, "name": name}
     how = {"batch_size": 500, "num_proc": num_proc, "remove_columns": rows.column_names, "desc": "Tokenizing"}
-    sources = [__file__, cut_module.__file__, chat.__file__]
+    sources = [__file__, tokens.__file__, chat.__file__]
     encoded = map_batches(rows, _encode_batch, sources, arguments, with_indices=True, **how)
-    advised = truncation_mode if kind == "messages" else "split"  # a preference cannot be split
-    return account(encoded, len(rows), max_length, max_labels_lost, advised, name)
+    counts = encoded.select_columns(list(COUNTS)).with_format("numpy")[:]
+    kept = np.flatnonzero(counts["supervised"])  # a batch without a label would have a loss of 0 / 0
+    sums = {column: int(numbers.sum()) for column, numbers in counts.items()}
+    report = EncodingReport(len(rows), len(kept), unlabelled=len(encoded) - len(kept), **sums)
+    if report.supervised == 0:
+        raise _nothing_to_learn(name)
+    if report.share_labels_lost > max_labels_lost:
+        cure = "" if truncation_mode == "split" or kind == "preference" else ", use --truncation_mode split"
+        raise DataError(
+            f"{name}: cutting rows to --max_length {max_length} would lose {report.share_labels_lost:.0%} of the "
+            f"answers' tokens; --max_labels_lost allows {max_labels_lost:.0%}. Raise --max_length{cure}, or allow it."
+        )
+    encoded = encoded.remove_columns(list(COUNTS))
+    return encoded.select(kept) if report.unlabelled else encoded, report
+
+
+def _nothing_to_learn(name: str) -> DataError:
+    return DataError(f"{name}: no token within --max_length is supervised, so there is nothing to learn.")
 
 
 def _encode_batch(
@@ -72,39 +96,50 @@ def _encode_batch(
     numbers = batch.get(SOURCE_ROW, indices)
     names = [f"{name}, row {number}" for number in numbers]
     prompts = batch.get("prompt", [[]] * len(numbers))
-    encoded = []
+    encoded: list[list[Encoded]] = []
     for column in SEQUENCES[kind]:
-        whole = [[*prompt, *answer] for prompt, answer in zip(prompts, batch[column], strict=True)]
-        encoded.append(encode_conversations(tokenizer, whole, names=names, prompts=[len(p) for p in prompts]))
+        if kind == "text":
+            encoded.append([{"input_ids": ids, "labels": ids} for ids in tokens.documents(tokenizer, batch[column])])
+        else:
+            whole = [[*prompt, *answer] for prompt, answer in zip(prompts, batch[column], strict=True)]
+            encoded.append(encode_conversations(tokenizer, whole, names=names, prompts=[len(p) for p in prompts]))
     longest = [max(len(sequence["input_ids"]) for sequence in found) for found in zip(*encoded, strict=True)]
     longer = [position for position, length in enumerate(longest) if length > max_length]
     if longer and mode == "error":
-        raise too_long(names[longer[0]], longest[longer[0]], max_length)
+        found = f"{names[longer[0]]}: {longest[longer[0]]} tokens, longer than --max_length {max_length}"
+        raise DataError(f"{found} (--truncation_mode error).")
     pieces: dict[int, list[Any]] = {position: [found] for position, found in enumerate(zip(*encoded, strict=True))}
     if kind == "messages" and mode == "split":
         conversations = {position: batch["messages"][position] for position in longer}
         split = _split(tokenizer, conversations, dict(enumerate(encoded[0])), max_length)
         pieces |= {position: [[part] for part in parts] for position, parts in split.items()}
-    passed = {"label": batch["label"]} if "label" in batch else {}
-    rows = [
-        {"rows": [number], **{key: values[position] for key, values in passed.items()}, **_cut(piece, kind, max_length)}
-        for position, number in enumerate(numbers)
-        for piece in pieces[position]
-    ]
+    if kind == "text" and mode == "split":
+        for position in longer:
+            document, starts = encoded[0][position], range(0, longest[position], max_length)
+            pieces[position] = [[{k: ids[at : at + max_length] for k, ids in document.items()}] for at in starts]
+    rows = []
+    for position, number in enumerate(numbers):
+        passed = {"label": batch["label"][position]} if "label" in batch else {}
+        rows += [{"rows": [number], **passed, **_cut(piece, kind, max_length)} for piece in pieces[position]]
     return {column: [row[column] for row in rows] for column in rows[0]}
 
 
 def _cut(sequences: list[Encoded], kind: Kind, max_length: int) -> dict[str, Any]:
-    """The columns and the counts of a row; one of which a sequence has no label has none."""
+    """The beginnings of a row's sequences, each up to its last label, and its `COUNTS`; a row of which one sequence has
+    no label has none."""
     row: dict[str, Any] = {}
-    counts: list[Any] = []
+    counts: list[tuple[int, ...]] = []
     for prefix, sequence in zip(SEQUENCES[kind].values(), sequences, strict=True):
-        row[f"{prefix}input_ids"], row[f"{prefix}labels"], found = cut(sequence, max_length)
-        counts.append(found)
-    tokens, supervised, *lost = map(sum, zip(*counts, strict=True))
-    whole = all(within for _, within, *_ in counts)
-    row |= zip(COUNTS, (tokens * whole, supervised * whole, *lost), strict=True)
-    return row | {"identical": len({tuple(sequence["input_ids"]) for sequence in sequences}) < len(sequences)}
+        ids, labels = sequence["input_ids"], [-100, *sequence["labels"][1:]]  # nothing precedes the first token
+        # What follows the last answer is seen by nothing that is learnt: it would only cost time.
+        kept = next((t for t in range(min(len(ids), max_length), 0, -1) if labels[t - 1] != -100), 0)
+        row |= {f"{prefix}input_ids": ids[:kept], f"{prefix}labels": labels[:kept]}
+        learnt, within = (len(part) - part.count(-100) for part in (labels, labels[:kept]))
+        counts.append((kept, within, max(len(ids) - max_length, 0), learnt - within))
+    kept, within, *lost = map(sum, zip(*counts, strict=True))
+    whole = all(learnt for _, learnt, *_ in counts)
+    identical = len({tuple(sequence["input_ids"]) for sequence in sequences}) < len(sequences)
+    return row | dict(zip(COUNTS, (kept * whole, within * whole, *lost, identical), strict=True))
 
 
 def _split(
@@ -114,7 +149,7 @@ def _split(
     max_length: int,
 ) -> dict[int, list[Encoded]]:
     """Conversations cut after answers into pieces that fit, each encoded as a conversation of its own, which its system
-    message leads. A single exchange that is longer stays whole: `cut` cuts it, and counts what is lost."""
+    message leads. A single exchange that is longer stays whole: `_cut` cuts it, and counts what is lost."""
     runs = {}
     for i, turns in conversations.items():
         # What the template puts before the first turn comes again in every piece: a system message, a few marks.

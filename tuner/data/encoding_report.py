@@ -1,10 +1,8 @@
-"""What encoding made of a split, and what is said of one that cannot be encoded."""
+"""What encoding made of a split: counts and shares."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-
-from tuner.errors import DataError
 
 
 @dataclass
@@ -35,22 +33,3 @@ class EncodingReport:
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
-
-
-def too_long(row: str, tokens: int, max_length: int) -> DataError:
-    """What `--truncation_mode error` says of a row."""
-    return DataError(f"{row}: {tokens} tokens, longer than --max_length {max_length} (--truncation_mode error).")
-
-
-def nothing_to_learn(name: str) -> DataError:
-    """What is said of rows without a supervised token."""
-    return DataError(f"{name}: no token within --max_length is supervised, so there is nothing to learn.")
-
-
-def too_much_lost(name: str, max_length: int, share: float, allowed: float, truncation_mode: str) -> DataError:
-    """Cutting would lose more labels than `--max_labels_lost` allows."""
-    cure = "" if truncation_mode == "split" else ", use --truncation_mode split"
-    return DataError(
-        f"{name}: cutting rows to --max_length {max_length} would lose {share:.0%} of the answers' tokens; "
-        f"--max_labels_lost allows {allowed:.0%}. Raise --max_length{cure}, or allow it."
-    )

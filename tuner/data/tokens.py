@@ -10,11 +10,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from tuner.data import cut as cut_module
 from tuner.data.cache_key import map_batches
-from tuner.data.cut import COUNTS, account, cut
-from tuner.data.encoding_report import EncodingReport, too_long
-from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
 
 
@@ -33,6 +29,12 @@ def tokenize(
         closing = [] if last is None or text[-len(last) - 8 :].rstrip().endswith(last) else [end]
         rows.append([*opening, *ids, *closing])
     return rows
+
+
+def documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of whole documents, with their beginning and end; one mark for both, as GPT-2's, stands at the end."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return tokenize(tokenizer, texts, bos if bos != eos else None, eos)
 
 
 def token_blocks(
@@ -82,49 +84,3 @@ def token_blocks(
 
 def _tokens(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, end: int | None) -> dict[str, list[Any]]:
     return {"input_ids": tokenize(tokenizer, batch["text"], None, end)}
-
-
-def whole_documents(
-    documents: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    truncation_mode: str = "split",
-    max_labels_lost: float = 0.05,
-    num_proc: int | None = None,
-    name: str = "the dataset",
-) -> tuple[Dataset, EncodingReport]:
-    """Every document as a sequence, all of it to be learnt: as `tuner.data.encode.encode_dataset` does, of text."""
-    encoded = map_batches(
-        documents,
-        _pieces,
-        [__file__, cut_module.__file__],
-        {"tokenizer": tokenizer, "max_length": max_length, "truncation_mode": truncation_mode, "name": name},
-        with_indices=True,
-        num_proc=num_proc,
-        remove_columns=documents.column_names,
-        desc="Tokenizing",
-    )
-    return account(encoded, len(documents), max_length, max_labels_lost, truncation_mode, name)
-
-
-def _pieces(
-    batch: dict[str, list[Any]],
-    indices: list[int],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    truncation_mode: str,
-    name: str,
-) -> dict[str, list[Any]]:
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    documents = tokenize(tokenizer, batch["text"], bos if bos != eos else None, eos)
-    columns: dict[str, list[Any]] = {name: [] for name in ("input_ids", "labels", "rows", *COUNTS)}
-    for index, document in zip(batch.get(SOURCE_ROW, indices), documents, strict=True):
-        if truncation_mode == "error" and len(document) > max_length:
-            raise too_long(f"{name}, row {index}", len(document), max_length)
-        size = max_length if truncation_mode == "split" else max(len(document), 1)
-        for start in range(0, len(document), size):
-            piece = document[start : start + size]
-            ids, labels, counts = cut({"input_ids": piece, "labels": piece}, max_length)
-            for column, value in zip(columns.values(), (ids, labels, [index], *counts), strict=True):
-                column.append(value)
-    return columns

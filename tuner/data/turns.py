@@ -141,11 +141,12 @@ def shown(value: Any) -> str:
 
 
 def conversation(row: Row, unused: set[str], column: str) -> Row:
-    """A column of turns, as the column `messages`."""
+    """A column of turns."""
     return {"messages": messages_of(row[column], column, unused)}
 
 
 def answered(row: Row, unused: set[str], asked: str, answer: str) -> Row:
+    """A question and its answer, with what instruction formats have beside them."""
     if asked == "prompt" and (isinstance(row[asked], list) or isinstance(row[answer], list)):
         if says_something(row.get("history")):
             raise DataError(f"the column 'history' is not supported: {REFUSED_COLUMNS['history']}.")
@@ -165,6 +166,7 @@ def _either(row: Row, column: str, role: str, unused: set[str]) -> list[Message]
 
 
 def unpaired(row: Row, unused: set[str], *_: str) -> Row:
+    """A prompt and one answer, with whether it is desirable."""
     label = LABELS.get(str(row["label"]).lower())
     if label is None:
         raise DataError(f"column 'label' must be true or false, not {shown(row['label'])}.")

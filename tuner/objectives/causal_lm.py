@@ -21,7 +21,6 @@ from tuner.data.draws import FILLER
 from tuner.data.encode import encode_dataset
 from tuner.data.encoding_report import EncodingReport
 from tuner.data.pack import pack_dataset
-from tuner.data.tokens import whole_documents
 from tuner.errors import ModelError
 from tuner.evaluation.baselines.ngrams import KneserNey, is_small, unigram_loss
 from tuner.model import TunerPreTrainedModel
@@ -80,7 +79,7 @@ class NextToken(Objective[A]):
 
     def encode(self, rows: Dataset, *how: Any) -> tuple[Dataset, EncodingReport]:
         """Rows as sequences (`tuner.data.encode`), and what became of them."""
-        raise NotImplementedError
+        return encode_dataset(rows, "messages" if "messages" in rows.column_names else "text", self.tokenizer, *how)
 
     def describe(self, rows: Rows, examples: Examples) -> Table | None:
         if examples.reports is None:
@@ -118,9 +117,6 @@ class SFT(NextToken[RecipeArguments]):
     kinds = ("messages", "text")
     loss_unit = "nats a supervised token"
 
-    def encode(self, rows: Dataset, *how: Any) -> tuple[Dataset, EncodingReport]:
-        return encode_dataset(rows, "messages" if "messages" in rows.column_names else "text", self.tokenizer, *how)
-
     def compare(self, outcome: Outcome) -> Comparison:
         unigram = unigram_loss(outcome.examples.train, outcome.examples.eval, len(self.tokenizer))
         return {self.loss_unit: {"unigram model": unigram, **outcome.before_and_after("loss")}}
@@ -132,9 +128,6 @@ class CausalLM(NextToken[TextArguments]):
     arguments = TextArguments
     name = "clm"
     streams = True
-
-    def encode(self, rows: Dataset, *how: Any) -> tuple[Dataset, EncodingReport]:
-        return whole_documents(rows, self.tokenizer, *how)
 
     def stream(self, documents: Any, clean: Any = None) -> TokenStream:
         """Blocks of documents that are read while training."""

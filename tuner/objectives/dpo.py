@@ -80,8 +80,7 @@ class DPO(NextToken[PreferenceArguments]):
         """`log p(completion | prompt) - log p_reference`, float32, and the completions' tokens: both of the chosen and
         the rejected, `(2, examples)`."""
         if self.layout.chunked_loss:
-            states = model.base_model(**inputs, use_cache=False).last_hidden_state
-            hidden, targets = supervised_positions(states, labels)
+            hidden, targets, _ = self.hidden(model, labels, **inputs)
             head = model.get_output_embeddings()
             losses = chunked_cross_entropy(hidden, head.weight, targets, head.bias, reduction="none")
         else:
@@ -97,11 +96,7 @@ class DPO(NextToken[PreferenceArguments]):
         ratios = -(owners.to(losses.dtype) @ losses).view_as(reference) - reference
         return ratios, owners.sum(dim=1).view_as(reference)
 
-    def loss(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        found = self.sums(model, labels, **inputs)
-        return found["loss"], found["count"]
-
-    def sums(self, model: Any, labels: torch.Tensor, **inputs: Any) -> Sums:
+    def sums(self, model: Any, labels: torch.Tensor, *, training: bool = False, **inputs: Any) -> Sums:
         args, beta, real, wanted = self.args, self.args.beta, inputs.pop("real"), inputs.pop("desirable", None)
         ratios, lengths = self._ratios(model, labels, **inputs)
         one, other = ratios

@@ -113,6 +113,7 @@ def test_a_terminal_without_unicode_gets_the_message_too():
     assert outcome("raise errors.DataError('café')", PYTHONIOENCODING="ascii")[::2] == (2, "error: caf\\xe9\n")
 
 
+@pytest.mark.slow
 def test_no_thread_of_a_process_group_outlives_the_run(tmp_path):
     """Also where what refers to the group is a cycle, as a trainer is."""
     program = f"""

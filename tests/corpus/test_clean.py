@@ -492,6 +492,7 @@ def test_short_lines_are_compared_as_wholes():
     assert kept["text"] == ["Yes, I do.", "Yes, I don't.", "...", "!!!", "ok", "好的", "好吧"]
 
 
+@pytest.mark.slow
 def test_the_duplicates_of_real_chat_lines():
     lines = [turn["content"] for row in samples.chitchat().select(range(500)) for turn in row["messages"]]
     kept, report = cleaned(lines)

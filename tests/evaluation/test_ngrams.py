@@ -94,9 +94,9 @@ def test_it_is_the_textbooks(sequences, held_out, order):
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
 def test_it_is_the_textbooks_on_real_text(order):
     """With counts of counts that give discounts of their own, which small examples seldom have."""
-    book = Textbook(real()[0][:40], 1000, order)
+    book = Textbook(real()[0][:80], 1000, order)
     assert {1: 0.5, 2: 1.0, 3: 1.5} not in book.discounts
-    model = KneserNey(real()[0][:40], 1000, order)
+    model = KneserNey(real()[0][:80], 1000, order)
     for held_out in real()[1][:2]:
         assert np.exp(model.log_probabilities(held_out)) == pytest.approx(book.probabilities(held_out), rel=1e-11)
 

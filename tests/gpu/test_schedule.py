@@ -32,6 +32,7 @@ def results(tmp_path_factory):
     return ledger, work, output
 
 
+@pytest.mark.slow
 def test_every_result_is_in_the_json(results):
     ledger, _, output = results
     found = {entry["name"]: entry for entry in json.loads((output / "gpu.json").read_text())["checks"]}
@@ -45,6 +46,7 @@ def test_every_result_is_in_the_json(results):
     assert ledger.failed == ["raises", "hangs", "dies", "no such check"]
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each_and_replaces_the_one_in_the_docs(results):
     _, _, output = results
     table = (output / "gpu.md").read_text(encoding="utf-8")

@@ -236,6 +236,7 @@ def test_no_square_is_made():
     assert 0 < largest <= heads * blocks.QUERIES * time < heads * time * time / 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2], ids=["all heads", "grouped"])
 @pytest.mark.parametrize("time", [2, 14])
 @pytest.mark.parametrize("sees", ["before", "all", "masked"])

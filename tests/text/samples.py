@@ -23,7 +23,7 @@ def chitchat() -> Dataset:
 
 
 @cache
-def conversations(count: int = 200) -> list[Conversation]:
+def conversations(count: int = 100) -> list[Conversation]:
     """The first `count` conversations of `builtin:chitchat`."""
     return chitchat()[:count]["messages"]
 

@@ -67,7 +67,7 @@ def chinese():
 @cache
 def english():
     """Conversations, and a text of many spaces and lines."""
-    return [*samples.texts(), *topics()[:5]]
+    return [*samples.texts(), *topics()[:15]]
 
 
 @cache
@@ -355,6 +355,7 @@ def test_saved_and_loaded_it_is_the_same(algorithm, objective, tmp_path):
     assert tokenizer.batch_decode(one["input_ids"]) == loaded.batch_decode(one["input_ids"])
 
 
+@pytest.mark.slow
 def test_another_process_loads_the_same(tmp_path):
     texts = [*english()[:40], *chinese()[:40], *AWKWARD[:24]]
     (tmp_path / "texts.json").write_text(json.dumps(texts))

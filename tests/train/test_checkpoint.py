@@ -64,6 +64,7 @@ def test_no_folder_has_no_checkpoint(tmp_path):
     assert last_checkpoint(tmp_path / "absent") is None
 
 
+@pytest.mark.slow
 def test_a_kill_before_the_rename_leaves_nothing_under_the_name(tmp_path):
     code = (
         "import os, signal, sys\n"

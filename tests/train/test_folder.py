@@ -34,6 +34,7 @@ def test_the_home_directory_in_yaml_is_one_folder(tmp_path, monkeypatch):
     assert yaml.safe_load((tmp_path / "runs" / "x" / "run.yaml").read_text())["output_dir"] == args.output_dir
 
 
+@pytest.mark.slow
 def test_one_run_at_a_time(tmp_path):
     """Held by a process of its own, which is named; free again as soon as that one is killed."""
     program = f"""

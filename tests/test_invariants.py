@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+import tuner.ops.block_attention  # noqa: F401  (registers the attention that is asked for by name)
 from tests.engine import use_chunked_loss
 from tests.recipes import NANO, SMALL, eval_losses_of, launch_recipe, losses_of, run_recipe
 from tuner.data.collate import collate_causal

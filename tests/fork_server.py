@@ -25,6 +25,8 @@ HEAVY = [
     *("tuner.train", "tuner.commands.chat", "tuner.commands.convert", "tuner.commands.plan"),
     *("transformers.models.auto.modeling_auto", "transformers.trainer", "matplotlib.pyplot", "scipy.io"),
 ]
+# What torch's compiler and another library set when they are imported, which a run of a recipe may never do.
+IMPORTED = ("TORCHINDUCTOR_CACHE_DIR", "KMP_DUPLICATE_LIB_OK")
 
 
 def import_everything() -> None:
@@ -34,6 +36,8 @@ def import_everything() -> None:
 
     for name in tuner.__all__:
         getattr(tuner, name)
+    for name in IMPORTED:
+        os.environ.pop(name, None)
     from accelerate.state import PartialState
 
     assert not PartialState._shared_state, "an import has opened accelerate's state"

@@ -32,7 +32,7 @@ READ_LATE = {
 
 def environment(**extra: str) -> dict[str, str]:
     """This process's environment without what a launcher or torch's compiler left, and never asking the Hub."""
-    left = ("ACCELERATE_", "PYTEST_", "TORCHINDUCTOR_", "TRITON_")
+    left = ("ACCELERATE_", "PYTEST_", "TORCHINDUCTOR_", "TRITON_", "KMP_DUPLICATE_LIB_OK")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(left)}
     return {**kept, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), **extra}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -23,6 +24,7 @@ from tests.recipes import (
     untrained_loss_of,
 )
 from tuner.loading.checkpoints import resolve
+from tuner.train.checkpoint import commit
 
 # A dozen steps of a 4.5 M model on short real conversations, with checkpoints between log lines and evaluations.
 SMALL = [
@@ -130,6 +132,23 @@ def test_a_killed_run_ends_in_the_same_bits(objective, chats, tmp_path):
     if streamed:
         last = json.loads((killed / "checkpoint-12" / "progress.json").read_text(encoding="utf-8"))["stream"]
         assert last["epoch"] >= 1 and last["blocks"] == 12 * 8
+
+
+@pytest.mark.slow
+def test_a_stream_without_its_place_is_not_continued(chats, tmp_path):
+    """As an older version left it."""
+    more = [*NANO, "--streaming", "true", "--test_split_size", "100", "--eval_strategy", "no"]
+    words = [*flags("clm", chats, tmp_path / "run"), *more]
+    assert run_recipe(*words, recipe="pretrain.py", kill_at="step:7").returncode == -signal.SIGKILL
+    checkpoint = tmp_path / "run" / "checkpoint-4"
+    kept = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
+    del kept["stream"]
+    (checkpoint / "progress.json").write_text(json.dumps(kept), encoding="utf-8")
+    (checkpoint / "manifest.json").unlink()
+    shutil.move(checkpoint, tmp_path / "staged")
+    commit(tmp_path / "staged", checkpoint)
+    done = run_recipe(*words, recipe="pretrain.py")
+    assert done.returncode == 2 and "keeps no place of its stream" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from tuner.corpus.stream import TokenStream
 from tuner.data.draws import Draws
-from tuner.errors import ArgumentError, Interrupted, NonFiniteError
+from tuner.errors import ArgumentError, CheckpointError, Interrupted, NonFiniteError
 from tuner.estimate.model import Operations
 from tuner.hardware import release_unused_memory
 from tuner.hub.push import HubRepository
@@ -112,7 +112,7 @@ class Trainer(SavingTrainer):
     ) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
         return own_optimizer(args, model) or SavingTrainer.get_optimizer_cls_and_kwargs(args, model)
 
-    def train(self, resume_from_checkpoint: Path | None = None) -> None:
+    def train(self, resume_from_checkpoint: str | Path | None = None) -> None:
         """Train, or continue from a checkpoint to the same bits.
 
         Raises:
@@ -120,7 +120,8 @@ class Trainer(SavingTrainer):
             NonFiniteError: a loss or gradient was NaN or infinite.
             CheckpointError: a checkpoint could not be written, or another process trains in the folder.
         """
-        steps, checkpoint = self._planned_steps(), resume_from_checkpoint
+        steps = self._planned_steps()
+        checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint is not None else None
         self.args.lr_scheduler_kwargs = schedule_kwargs(self.args, steps)
         if checkpoint is not None:
             self.args.eval_on_start = False  # the run had its start
@@ -128,6 +129,8 @@ class Trainer(SavingTrainer):
                 say(f"{checkpoint} is the end of this run: nothing is left to train.")
                 return
             if self._streams:
+                if "stream" not in self.kept:
+                    raise CheckpointError(f"{checkpoint} keeps no place of its stream: an older tuner wrote it.")
                 self.args.ignore_data_skip = True
                 self.train_dataset.go_to(self.kept["stream"])
         release_unused_memory()

@@ -85,12 +85,11 @@ CONFIGS = {
     "number out of bounds": ("seed: -1\n", "--config FILE, line 1: --seed: expected a number of at least 0 …"),
     "not UTF-8": (b"output_dir: caf\xe9\n", "--config FILE: not YAML: 'utf-8' codec can't decode byte 0xe9 …"),
 }
-NO_MARKS = TUNER_TEMPLATE.replace("{%- generation %}", "").replace("{%- endgeneration %}", "")
 TEMPLATES = {
-    "no generation marks": (NO_MARKS, "--chat_template_path FILE has no generation marks, so …"),
+    "no turn": ("{{ eos_token }}", "DATA: --chat_template_path FILE shows none of the … answers, …"),
     "syntax": ("{% generation %}\n{% for %}", "--chat_template_path FILE, line 2: not Jinja: …"),
     "empty": ("", "--chat_template_path FILE is missing or empty. …"),
-    "end outside": (TUNER_TEMPLATE.replace("+ eos_token", ""), "--chat_template_path FILE never puts the end token …"),
+    "end outside": (TUNER_TEMPLATE.replace("+ eos_token", ""), "--chat_template_path FILE ends the answers with no …"),
     "fails": (TUNER_TEMPLATE + "{{ 1 / 0 }}", "…, row …: --chat_template_path FILE refused it: division by zero."),
     "two beginnings": ("{{ bos_token }}" + TUNER_TEMPLATE, "--chat_template_path FILE begins … two beginning …"),
     "not UTF-8": (b"caf\xe9", "--chat_template_path FILE cannot be read: …"),
@@ -190,6 +189,7 @@ def test_template(case, trained, good, tmp_path, refused):
     file = write(tmp_path / "a.jinja", content)
     samples.small().save_pretrained(tmp_path / "tokenizer")
     flags = [] if trained else ["--tokenizer_name_or_path", tmp_path / "tokenizer"]
+    message = message.replace("DATA", str(good))
     refused(message, file, "--dataset_name", good, "--chat_template_path", file, *flags)
 
 

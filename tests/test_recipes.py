@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
 
 import tuner.model  # noqa: F401
 from tests.recipes import (
@@ -15,6 +15,8 @@ from tests.recipes import (
     run_recipe,
     untrained_loss_of,
 )
+from tests.text.templates import tokenizer_of
+from tuner.text.chat import answer_end
 
 pytestmark = pytest.mark.slow
 
@@ -115,3 +117,31 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(chats, tmp_path):
     ):
         assert text in done.stdout, text
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["llama3_1", "qwen3"])
+def test_a_template_without_marks_trains_and_is_saved_as_it_came(name, chats, tmp_path):
+    """By rendering, and by TRL's training version."""
+    tokenizer = tokenizer_of(name)
+    tokenizer.save_pretrained(tmp_path / "model")
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=1024, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    flags = ["--model_name_or_path", tmp_path / "model", "--dataset_name", chats, *SMALL[2:], "--max_steps", "3"]
+    planned = run_recipe(*flags, "--dry_run")
+    assert planned.returncode == 0, planned.stderr[-2000:]
+    assert {"llama3_1": "with and without each answer", "qwen3": "TRL's training version"}[name] in " ".join(planned.stdout.split())
+    done = run_recipe(*flags, "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-2000:]
+    saved = AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert saved.chat_template == tokenizer.chat_template
+    assert answer_end(tokenizer) in GenerationConfig.from_pretrained(tmp_path / "run").eos_token_id
+
+
+def test_a_new_model_with_chatml(chats, tmp_path):
+    flags = ["--chat_template_path", "chatml", "--eos_token", "<|im_end|>", "--dataset_name", chats, *SMALL, *NANO]
+    done = run_recipe(*flags, "--max_steps", "3", "--max_labels_lost", "0.2", "--output_dir", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    assert saved.eos_token == "<|im_end|>"
+    assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == saved.eos_token_id

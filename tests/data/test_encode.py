@@ -11,7 +11,7 @@ from tests.text.samples import talk
 from tuner.corpus.stream import TokenStream
 from tuner.data.encode import encode_dataset
 from tuner.data.sources import SOURCE_ROW
-from tuner.errors import DataError, ModelError
+from tuner.errors import DataError
 from tuner.text.chat import CHATML_TEMPLATE, TUNER_TEMPLATE, encode_conversations
 
 BOTH = pytest.mark.parametrize("name", ["small", "smollm2"])
@@ -131,7 +131,7 @@ def test_split_under_other_templates(template):
 def until_learnt(row):
     """A row without what follows the last token that is learnt; a row that teaches nothing as it is."""
     learnt = [t for t, label in enumerate(row["labels"], 1) if label != -100]
-    return {k: values[: learnt[-1]] for k, values in row.items()} if learnt else row
+    return {k: row[k][: learnt[-1]] if learnt else row[k] for k in ("input_ids", "labels")}
 
 
 @BOTH
@@ -201,13 +201,27 @@ def test_nothing_supervised_is_refused():
         encode([talk("hi", "there")], tokenizer, 100)
 
 
-def test_a_template_without_marks_is_refused():
+def test_a_template_without_marks():
+    """It teaches as one with marks; answers that it hides are counted, and where it hides all there is nothing."""
     tokenizer = copy.deepcopy(samples.smollm2())
-    tokenizer.chat_template = CHATML_TEMPLATE.replace("generation", "if true").replace("endif true", "endif")
-    with pytest.raises(ModelError, match="no generation marks"):
-        encode([talk("hi", "there")], tokenizer, 100)
+    plain = CHATML_TEMPLATE.replace("{%- generation %}", "").replace("{%- endgeneration %}", "")
+    tokenizer.chat_template = plain
+    conversations = samples.conversations()[:40]
+    marked, unmarked = (encode(conversations, t, 160) for t in (samples.smollm2(), tokenizer))
+    assert unmarked[0][:] == marked[0][:] and unmarked[1] == marked[1]
+    tokenizer.chat_template = plain.replace("message['content'] +", "(message['content'] if loop.last else '...') +", 1)
+    _, report = encode([talk("a", "b", "c", "d")] * 3, tokenizer, 160)
+    assert (report.unlearnt_answers, report.sequences) == (3, 3)
+    tokenizer.chat_template = plain.replace("assistant\\n' }}\n{%- endif", "assistant\\n<think>' }}\n{%- endif")
+    with pytest.raises(DataError, match="shows none of the 6 answers"):
+        encode([talk("a", "b", "c", "d")] * 3, tokenizer, 160)
+
+
+def test_text_needs_no_template():
+    tokenizer = copy.deepcopy(samples.smollm2())
+    tokenizer.chat_template = None
     dataset, _ = encode_dataset(Dataset.from_dict({"text": ["some text"]}), "text", tokenizer, 100)
-    assert len(dataset) == 1, "text needs no template"
+    assert len(dataset) == 1
 
 
 def as_sequence(tokenizer, text):

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from tests.text import samples
 from tests.text.samples import talk
 from tuner.errors import DataError, ModelError
+from tuner.text.answers import training_tokenizer
 from tuner.text.chat import (
     CHATML_TEMPLATE,
     TUNER_TEMPLATE,
     encode_conversations,
     generation_prompt,
-    require_generation_marks,
+    require_chat_template,
 )
 
 BOTH = pytest.mark.parametrize("name", ["small", "smollm2"])
@@ -72,21 +73,16 @@ def test_one_beginning_token():
 
 @pytest.mark.parametrize("marks", ["{% generation %}", "{%- generation -%}", "{%generation%}", "{%+ generation +%}"])
 def test_generation_marks_are_seen(marks):
-    require_generation_marks(with_template(marks + "{{ eos_token }}{% endgeneration %}"))
-
-
-@pytest.mark.parametrize("template", ["{{ messages }}", "generation", "{% set generation = 1 %}", "{{ generation }}"])
-def test_no_generation_marks_is_refused(template):
-    with pytest.raises(ModelError, match=r"The chat template of this model has no generation marks.*chatml"):
-        require_generation_marks(with_template(template))
-    with pytest.raises(ModelError, match=r"--chat_template_path my\.jinja has no generation marks"):
-        require_generation_marks(with_template(template, path="my.jinja"))
+    tokenizer = with_template("{{ eos_token }}" + marks + "{{ eos_token }}{% endgeneration %}")
+    assert training_tokenizer(tokenizer) == (tokenizer, "the chat template's generation marks")
+    (row,) = encode_conversations(tokenizer, [talk("a", "b")])
+    assert row["labels"] == [-100, tokenizer.eos_token_id]
 
 
 @pytest.mark.parametrize("template", [None, ""])
 def test_no_template_is_refused(template):
     with pytest.raises(ModelError, match=r"is missing or empty\. Pass --chat_template_path"):
-        require_generation_marks(with_template(template))
+        require_chat_template(with_template(template))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +100,7 @@ def test_no_template_is_refused(template):
 def test_end_that_is_not_supervised_is_refused(name, template):
     tokenizer = with_template(template, name)
     assert template not in (TUNER_TEMPLATE, CHATML_TEMPLATE)
-    with pytest.raises(ModelError, match=r"never puts the end token .* inside the generation marks"):
+    with pytest.raises(ModelError, match=r"ends the answers with no special token that is learnt, .*--eos_token"):
         encode_conversations(tokenizer, [talk("hi", "there")])
     (row,) = encode_conversations(tokenizer, [talk("hi", "there")], eos_required=False)
     assert answers(tokenizer, row) == ["there"]
@@ -205,7 +201,7 @@ def test_last_character_of_several_tokens(name, content):
     """Marks that end with the content: all tokens of its last character are supervised."""
     template = "{% for m in messages %}{% generation %}{{ eos_token + m.content }}{% endgeneration %}.{% endfor %}"
     tokenizer = with_template(template, name)
-    (row,) = encode_conversations(tokenizer, [talk(content)])
+    (row,) = encode_conversations(tokenizer, [talk(content)], eos_required=False)
     assert answers(tokenizer, row) == [tokenizer.eos_token + content]
 
 

@@ -8,8 +8,9 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.text import samples
 from tests.text.samples import train_bpe_tokenizer
+from tuner.data.collate import collate_causal
 from tuner.errors import ModelError
-from tuner.text.chat import CHATML_TEMPLATE, TUNER_TEMPLATE
+from tuner.text.chat import CHATML_TEMPLATE, TUNER_TEMPLATE, encode_conversations
 from tuner.text.load_tokenizer import (
     BOS,
     EOS,
@@ -124,10 +125,26 @@ def test_padding_that_is_right_stays(tmp_path):
 
 
 @pytest.mark.parametrize("roles", [{"pad_token": "</s>"}, {}], ids=["pads with its end", "no padding"])
-def test_no_spare_token_is_refused(tmp_path, roles):
-    folder = bare_tokenizer(tmp_path, "</s>", eos_token="</s>", **roles)
-    with pytest.raises(ModelError, match=r"can pad only with its end token '</s>'.*<pad>"):
-        load_pretrained_tokenizer(folder)
+def test_without_a_spare_token_it_pads_with_its_end(tmp_path, roles):
+    """As GPT-2 does: labels are made before padding, so the end stays among them."""
+    tokenizer = load_pretrained_tokenizer(bare_tokenizer(tmp_path, "</s>", eos_token="</s>", **roles), "chatml")
+    assert tokenizer.pad_token == tokenizer.eos_token == "</s>"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    rows = encode_conversations(tokenizer, [turns, [*turns[:1], {"role": "assistant", "content": "few words"}]])
+    batch = collate_causal([{**row, "rows": [0]} for row in rows], tokenizer.pad_token_id)
+    ends = (batch["labels"] == tokenizer.eos_token_id).sum(dim=1)
+    assert ends.tolist() == [1, 1] and batch["input_ids"].shape[1] > len(rows[0]["input_ids"])
+
+
+def test_the_end_token_that_is_named(tmp_path):
+    folder = bare_tokenizer(tmp_path, "</s>", "<|im_end|>", eos_token="</s>")
+    tokenizer = load_pretrained_tokenizer(folder, "chatml", eos_token="<|im_end|>")
+    assert tokenizer.eos_token == "<|im_end|>" and len(tokenizer) == len(load_pretrained_tokenizer(folder))
+    (row,) = encode_conversations(tokenizer, [[{"role": "assistant", "content": "b"}]])
+    assert [label for label in row["labels"] if label != -100][-1] == tokenizer.eos_token_id
+    new = load_pretrained_tokenizer(folder, eos_token="<|stop|>")
+    assert new.eos_token_id == len(tokenizer) == len(new) - 1
 
 
 def test_no_end_token_is_refused(tmp_path):

@@ -21,18 +21,20 @@ from tuner.data.encoding_report import EncodingReport
 from tuner.data.schema import Kind
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
-from tuner.text import chat
-from tuner.text.chat import Message, encode_conversations, require_generation_marks
+from tuner.text import answers, chat
+from tuner.text.answers import Message, training_tokenizer
+from tuner.text.chat import encode_conversations, require_chat_template
 
-Encoded = dict[str, list[int]]
+Encoded = dict[str, Any]
 # The columns of a kind that become sequences, and what the encoded columns' names have before them.
 SEQUENCES: dict[Kind, dict[str, str]] = {
     "messages": {"messages": ""},
     "text": {"text": ""},
     "preference": {"chosen": "chosen_", "rejected": "rejected_"},
 }
-# Of a row: tokens that stay, those of them with a label, as many of either that were cut off, two answers the same.
-COUNTS = ("tokens", "supervised", "lost_tokens", "lost_supervised", "identical")
+# Of a row: tokens that stay, those of them with a label, as many of either that were cut off, answers that the chat
+# template hides, two answers the same.
+COUNTS = ("tokens", "supervised", "lost_tokens", "lost_supervised", "unlearnt_answers", "identical")
 
 
 def encode_dataset(
@@ -63,18 +65,24 @@ def encode_dataset(
         ModelError: a chat template that cannot be trained with.
     """
     if kind != "text":
-        require_generation_marks(tokenizer)
+        require_chat_template(tokenizer)
+        tokenizer, _ = training_tokenizer(tokenizer)
     if len(rows) == 0:
         raise _nothing_to_learn(name)
     arguments = {"tokenizer": tokenizer, "kind": kind, "max_length": max_length, "mode": truncation_mode, "name": name}
     how = {"batch_size": 500, "num_proc": num_proc, "remove_columns": rows.column_names, "desc": "Tokenizing"}
-    sources = [__file__, tokens.__file__, chat.__file__]
+    sources = [__file__, tokens.__file__, answers.__file__, chat.__file__]
     encoded = map_batches(rows, _encode_batch, sources, arguments, with_indices=True, **how)
     counts = encoded.select_columns(list(COUNTS)).with_format("numpy")[:]
     kept = np.flatnonzero(counts["supervised"])  # a batch without a label would have a loss of 0 / 0
     sums = {column: int(numbers.sum()) for column, numbers in counts.items()}
     report = EncodingReport(len(rows), len(kept), unlabelled=len(encoded) - len(kept), **sums)
     if report.supervised == 0:
+        if report.unlearnt_answers:
+            raise DataError(
+                f"{name}: {chat.origin(tokenizer)} shows none of the {report.unlearnt_answers:,} answers, or writes "
+                "them otherwise than its generation prompt begins them. Pass one with {% generation %} marks."
+            )
         raise _nothing_to_learn(name)
     if report.share_labels_lost > max_labels_lost:
         cure = "" if truncation_mode == "split" or kind == "preference" else ", use --truncation_mode split"
@@ -137,9 +145,10 @@ def _cut(sequences: list[Encoded], kind: Kind, max_length: int) -> dict[str, Any
         learnt, within = (len(part) - part.count(-100) for part in (labels, labels[:kept]))
         counts.append((kept, within, max(len(ids) - max_length, 0), learnt - within))
     kept, within, *lost = map(sum, zip(*counts, strict=True))
+    unlearnt = sum(sequence.get("unlearnt", 0) for sequence in sequences)
     whole = all(learnt for _, learnt, *_ in counts)
     identical = len({tuple(sequence["input_ids"]) for sequence in sequences}) < len(sequences)
-    return row | dict(zip(COUNTS, (kept * whole, within * whole, *lost, identical), strict=True))
+    return row | dict(zip(COUNTS, (kept * whole, within * whole, *lost, unlearnt, identical), strict=True))
 
 
 def _split(

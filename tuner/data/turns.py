@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from tuner.errors import DataError
+from tuner.text.answers import common_length
 
 Message = dict[str, str]
 Row = dict[str, Any]
@@ -187,7 +187,7 @@ def preference(row: Row, unused: set[str], *_: str) -> Row:
     answers_only = chosen[0]["role"] == rejected[0]["role"] == "assistant"
     if prompt and answers_only:
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    common = _common(chosen[:-1], rejected[:-1])  # the last turn is an answer, also where both are the same
+    common = common_length(chosen[:-1], rejected[:-1])  # the last turn is an answer, also where both are the same
     if prompt and chosen[: len(prompt)] == rejected[: len(prompt)] == prompt:
         common = len(prompt)
     elif prompt and not any(prompt[-1]["content"].strip() in turn["content"] for turn in chosen[:common]):
@@ -200,12 +200,6 @@ def preference(row: Row, unused: set[str], *_: str) -> Row:
 def _conversations(texts: list[str]) -> list[list[Message]]:
     if all(map(HH_TURN.match, texts)):
         return [[message(ROLES[who.lower()], said.strip(), "") for who, said in HH_TURN.findall(t)] for t in texts]
-    common = _common(*texts)
+    common = common_length(*texts)
     common -= texts[0][:common].endswith(" ")  # as TRL has it: the space belongs to the answer
     return [[message("user", text[:common], ""), message("assistant", text[common:], "")] for text in texts]
-
-
-def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many items both begin with."""
-    shorter = min(len(one), len(other))
-    return next((number for number in range(shorter) if one[number] != other[number]), shorter)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 import tuner.model  # noqa: F401  (registers our classes with the Auto classes)
 from tuner.errors import ArgumentError, ModelError
 from tuner.hardware import device_type, has_fast_bf16
-from tuner.loading.checkpoints import load_pretrained, resolve
+from tuner.loading.checkpoints import load_pretrained, resolve, set_ends
 from tuner.text.chat import Message, generation_prompt
 from tuner.text.load_tokenizer import load_pretrained_tokenizer
 
@@ -90,8 +90,12 @@ def load_chat_model(args: argparse.Namespace) -> ChatModel:
     model = load_pretrained(AutoModelForCausalLM, args.model, torch.bfloat16 if has_fast_bf16() else torch.float32)
     if args.seed is not None:
         set_seed(args.seed)
-    sampling = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id")}
-    sampling |= {"max_new_tokens": args.max_new_tokens, "do_sample": args.temperature > 0}
+    set_ends(model, tokenizer)
+    sampling = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "max_new_tokens": args.max_new_tokens,
+        "do_sample": args.temperature > 0,
+    }
     if args.temperature > 0:
         sampling |= {name: getattr(args, name) for name in ("temperature", "top_p", "top_k")}
     return ChatModel(model.to(device_type()).eval(), tokenizer, sampling)

@@ -17,6 +17,7 @@ from tuner.errors import ModelError, first_line, nearest, one_line
 from tuner.model import PRESETS, TunerPreTrainedModel
 from tuner.model.components import TunerConfig
 from tuner.model.convert import from_transformers
+from tuner.text.chat import answer_end
 from tuner.text.gguf import read_once
 
 # Models that an installed package carries: name to package, and file or folder in it.
@@ -115,11 +116,27 @@ def pretrained_decoder(
     model = load_pretrained(AutoModelForCausalLM, name_or_path, torch.float32, **options)
     if own_model:
         model = as_ours(model, f"--own_model true: {name_or_path}")
+    end, rows = tokenizer.eos_token_id, model.get_input_embeddings().weight.shape[0]
+    if end is not None and rows <= end == len(tokenizer) - 1:  # `--eos_token` is a new one
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     require_vocabulary(model, tokenizer, name_or_path)
-    for name in SPECIAL_IDS:
+    for name in ("pad_token_id", "bos_token_id"):
         setattr(model.config, name, getattr(tokenizer, name))
         setattr(model.generation_config, name, getattr(tokenizer, name))
     return model
+
+
+def set_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Have a causal model stop at each of its checkpoint's end tokens, at the tokenizer's, and at what the chat
+    template ends an answer with."""
+    found = model.generation_config.eos_token_id
+    known = found if isinstance(found, list) else [found]
+    ends = dict.fromkeys([*known, tokenizer.eos_token_id, answer_end(tokenizer)])
+    ends.pop(None, None)
+    model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else next(iter(ends), None)
+    config = model.config.get_text_config()
+    if tokenizer.eos_token_id not in (config.eos_token_id if isinstance(config.eos_token_id, list) else []):
+        config.eos_token_id = tokenizer.eos_token_id
 
 
 def as_ours(model: PreTrainedModel, name: str) -> PreTrainedModel:

@@ -33,6 +33,7 @@ from tuner.loading.checkpoints import (
     require_positions,
     require_vocabulary,
     resolve,
+    set_ends,
 )
 from tuner.loading.electra import GeneratorAndDiscriminator
 from tuner.model import (
@@ -90,6 +91,8 @@ def build_model(args: RecipeArguments, kind: str, tokenizer: PreTrainedTokenizer
         model = pretrained_decoder(args.model_name_or_path, tokenizer, args.own_model, **options)
     else:
         model, new = _from_checkpoint(args, kind, tokenizer)
+    if kind == "decoder":
+        set_ends(model, tokenizer)
     configs = [part.config for part in model.modules() if isinstance(part, TunerPreTrainedModel)]
     if kind not in BALANCED and any(getattr(config, "num_local_experts", None) for config in configs):
         raise ModelError("This method has no loss that balances experts: take a model without them.")

@@ -28,6 +28,7 @@ from tuner.objectives.arguments import TextArguments
 from tuner.objectives.base import SHOWN_TOKENS, A, Batch, Objective, Row, Sums, own_class
 from tuner.objectives.records import Comparison, Examples, Outcome, Rows
 from tuner.ops.chunked_loss import supervised_positions
+from tuner.text.answers import training_tokenizer
 
 
 class NextToken(Objective[A]):
@@ -95,6 +96,8 @@ class NextToken(Objective[A]):
                 table.add_row(name.replace("_", " "), *values)
         if self.layout.packing:
             table.add_row("blocks", f"{len(examples.train):,}", f"{len(examples.eval):,}")
+        if rows.kind != "text":
+            table.caption = f"Answers are found by {training_tokenizer(self.tokenizer)[1]}."
         return table
 
     def show(self, draws: list[Row]) -> Iterator[Text]:

@@ -1,25 +1,36 @@
 """Turns to token ids, and the exact mask of what the assistant says.
 
 This is the one path from conversation to ids: the template writes everything, the beginning token included, and the
-tokenizer adds nothing. Generation marks in the template say which characters the assistant wrote; the tokens' offsets
-say which tokens those are. No string is searched for, so a user who quotes the assistant's mark changes nothing; and a
-control token that a message spells is text (see `quoted_tokens`).
+tokenizer adds nothing. Which characters the assistant wrote is known from the template (see `answers`); the tokens'
+offsets say which tokens those are. No string is searched for, so a user who quotes the assistant's mark changes
+nothing; and a control token that a message spells is text (see `quoted_tokens`).
 """
 
 from __future__ import annotations
 
-import re
+import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
 from tokenizers import Encoding
 from transformers import BatchEncoding, PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from tuner.errors import DataError, ModelError, one_line
-from tuner.text.quoted_tokens import quoted_tokens
+from tuner.text.answers import (
+    MARKS,
+    PROBE,
+    UNKNOWN,
+    Message,
+    Spans,
+    marked_answers,
+    render,
+    rendered_answers,
+    training_tokenizer,
+)
+from tuner.text.quoted_tokens import any_of, quoted_tokens, special_tokens
 
 # One token says who speaks, one ends an assistant's turn. The end lies inside the generation marks: it is supervised,
 # and it is what the model emits to hand the turn back.
@@ -58,25 +69,16 @@ CHATML_TEMPLATE = """\
 {%- endif %}
 """
 
-Message = dict[str, str]
-Spans = list[tuple[int, int]]  # each from the first character to one past the last
 
-
-def require_generation_marks(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse, with a ModelError, a tokenizer whose template cannot say which tokens are the assistant's."""
+def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse, with a ModelError, a tokenizer that has no chat template."""
     if not tokenizer.chat_template:
         raise ModelError(
-            f"{_origin(tokenizer)} is missing or empty. Pass --chat_template_path with 'chatml' or a Jinja file."
-        )
-    if not re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", tokenizer.chat_template):
-        raise ModelError(
-            f"{_origin(tokenizer)} has no generation marks, so the answers cannot be told from the questions. "
-            "Put {% generation %} ... {% endgeneration %} around what the assistant writes, its end token included, "
-            "and pass the file with --chat_template_path ('chatml' is built in)."
+            f"{origin(tokenizer)} is missing or empty. Pass --chat_template_path with 'chatml' or a Jinja file."
         )
 
 
-def _origin(tokenizer: PreTrainedTokenizerBase) -> str:
+def origin(tokenizer: PreTrainedTokenizerBase) -> str:
     """Where the chat template came from, to begin a message with."""
     path = getattr(tokenizer, "chat_template_path", None)  # set by `use_chat_template`
     return f"--chat_template_path {path}" if path else f"The chat template of {tokenizer.name_or_path or 'this model'}"
@@ -88,28 +90,29 @@ def encode_conversations(
     eos_required: bool = True,
     names: Sequence[str] | None = None,
     prompts: Sequence[int] | None = None,
-) -> list[dict[str, list[int]]]:
+    tools: Sequence[list[Any] | None] | None = None,
+) -> list[dict[str, Any]]:
     """Encode whole conversations.
 
     Args:
-        tokenizer: a fast tokenizer whose template has generation marks.
-        conversations: each a list of `{"role": ..., "content": ...}`.
+        tokenizer: a fast tokenizer with a chat template; see `training_tokenizer`.
+        conversations: each a list of `{"role": ..., "content": ...}`, with what else the template reads.
         eos_required: refuse a template that does not close the assistant's last turn with a supervised end token.
         names: what to call each conversation in an error.
         prompts: how many messages of each conversation are its prompt, in which nothing is labelled.
+        tools: for each conversation the JSON schemas of the functions that it may call.
 
     Returns:
-        For each: `input_ids`, and `labels` of the same length: the id where the assistant speaks, else -100.
+        For each: `input_ids`, `labels` of the same length (the id where the assistant speaks, else -100), and
+        `unlearnt`, the number of answers that cannot be told from the rest.
 
     Raises:
         DataError: a conversation that the template refuses.
         ModelError: a template that is not Jinja, two beginning tokens, or an end token that is not supervised.
     """
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     rows = []
-    for number, (encoding, spans) in enumerate(_encode(tokenizer, conversations, names)):
-        if prompts is not None:  # the template marks one span for each of the assistant's turns
-            prompt = conversations[number][: prompts[number]]
-            spans = spans[sum(message["role"] == "assistant" for message in prompt) :]
+    for encoding, spans in _encode(tokenizer, conversations, names, tools, prompts):
         ids, offsets = encoding.ids, encoding.offsets
         starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
         labels = [-100] * len(ids)
@@ -117,68 +120,82 @@ def encode_conversations(
             if begin < end:  # the tokens that hold a character of it
                 first, last = bisect_right(ends, begin), bisect_left(starts, end)
                 labels[first:last] = ids[first:last]
-        _check_ends(tokenizer, ids, labels, eos_required and bool(spans))
-        rows.append({"input_ids": ids, "labels": labels})
+        if tokenizer.bos_token_id not in (None, tokenizer.eos_token_id) and ids[:2] == [tokenizer.bos_token_id] * 2:
+            raise ModelError(f"{origin(tokenizer)} begins a conversation with two beginning tokens; one is allowed.")
+        if eos_required and spans and spans[-1] != UNKNOWN and _end(tokenizer, labels) not in special:
+            raise ModelError(
+                f"{origin(tokenizer)} ends the answers with no special token that is learnt, the end token "
+                f"{tokenizer.eos_token!r} for instance: the model would not learn to stop. --eos_token names another."
+            )
+        rows.append({"input_ids": ids, "labels": labels, "unlearnt": spans.count(UNKNOWN)})
     return rows
 
 
-def generation_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> BatchEncoding:
+def _end(tokenizer: PreTrainedTokenizerBase, labels: list[int]) -> int | None:
+    """The last token that is learnt, but for blanks after it."""
+    return next((token for token in reversed(labels) if token != -100 and tokenizer.decode(token).strip()), None)
+
+
+def generation_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: list[Any] | None = None
+) -> BatchEncoding:
     """A conversation, or none yet, that ends where the assistant is to speak, as tensors `(1, time)` for `generate`."""
-    [(encoding, _)] = _encode(tokenizer, [messages], ["the prompt"], add_generation_prompt=True)
+    [(encoding, _)] = _encode(tokenizer, [messages], ["the prompt"], [tools], add_generation_prompt=True)
     return BatchEncoding({"input_ids": [encoding.ids], "attention_mask": [encoding.attention_mask]}, tensor_type="pt")
+
+
+def answer_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that ends an answer as the chat template writes it; None where there is no template, or it cannot be
+    trained with."""
+    turns = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}]
+    try:
+        require_chat_template(tokenizer)
+        [row] = encode_conversations(training_tokenizer(tokenizer)[0], [turns])
+    except (DataError, ModelError):
+        return None
+    return _end(tokenizer, row["labels"])
 
 
 def _encode(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Sequence[Message]],
     names: Sequence[str] | None,
+    tools: Sequence[list[Any] | None] | None,
+    prompts: Sequence[int] | None = None,
     add_generation_prompt: bool = False,
 ) -> list[tuple[Encoding, Spans]]:
     """Of each conversation the tokens, and which characters of what the template wrote are the assistant's."""
     if not conversations:
         return []
-    quoted = quoted_tokens(tokenizer, [message["content"] for turns in conversations for message in turns])
-    rendered = []
-    for number, messages in enumerate(conversations):
-        if quoted:
-            messages = [{**message, "content": quoted.hide(message["content"])} for message in messages]
-        name = names[number] if names else f"conversation {number}"
-        rendered.append(_render(tokenizer, messages, name, add_generation_prompt))
-    texts = [text for text, _ in rendered]
+    given = [[list(turns), tools[number] if tools else None] for number, turns in enumerate(conversations)]
+    quoted = quoted_tokens(tokenizer, [json.dumps(both, ensure_ascii=False, default=str) for both in given])
+    control = any_of(special_tokens(tokenizer))
+    texts, spans = [], []
+    for number, (turns, functions) in enumerate(map(quoted.hide, given) if quoted else given):
+        write = partial(_write, tokenizer, names[number] if names else f"conversation {number}", functions)
+        if add_generation_prompt:
+            text, found = write(turns, add_generation_prompt=True)
+        elif MARKS.search(tokenizer.chat_template):
+            text, found = marked_answers(write, turns, prompts[number] if prompts else 0)
+        else:
+            text, found = rendered_answers(write, turns, prompts[number] if prompts else 0, control)
+        texts.append(text)
+        spans.append(found)
     if quoted:
         encodings = quoted.encode(texts)
     else:  # `verbose=False`: rows longer than the model are `data/encode.py`'s business, not a warning's
         batch = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         encodings = batch.encodings or []
-    return [(encoding, spans) for encoding, (_, spans) in zip(encodings, rendered, strict=True)]
+    return list(zip(encodings, spans, strict=True))
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], name: str, add_generation_prompt: bool
+def _write(
+    tokenizer: PreTrainedTokenizerBase, name: str, tools: list[Any] | None, messages: Sequence[Message], **how: bool
 ) -> tuple[str, Spans]:
     try:
-        rendered: Any = render_jinja_template(
-            [list(messages)],
-            chat_template=tokenizer.chat_template,
-            return_assistant_tokens_mask=not add_generation_prompt,
-            add_generation_prompt=add_generation_prompt,
-            **tokenizer.special_tokens_map,
-        )
+        return render(tokenizer, messages, tools, **how)
     except TemplateSyntaxError as error:
-        raise ModelError(f"{_origin(tokenizer)}, line {error.lineno}: not Jinja: {error.message}") from error
+        raise ModelError(f"{origin(tokenizer)}, line {error.lineno}: not Jinja: {error.message}") from error
     except Exception as error:  # a template can fail in every way that Python can
         reason = one_line(error).rstrip(".")
-        raise DataError(f"{name}: {_origin(tokenizer)} refused it: {reason}.") from error
-    (text,), spans = rendered
-    return text, spans[0] if spans else []
-
-
-def _check_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int], labels: list[int], eos_required: bool) -> None:
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if bos is not None and bos != eos and ids[:2] == [bos, bos]:
-        raise ModelError(f"{_origin(tokenizer)} begins a conversation with two beginning tokens; one is allowed.")
-    if eos_required and eos not in labels:
-        raise ModelError(
-            f"{_origin(tokenizer)} never puts the end token {tokenizer.eos_token!r} inside the generation marks: the "
-            "model would not learn to stop."
-        )
+        raise DataError(f"{name}: {origin(tokenizer)} refused it: {reason}.") from error

@@ -1,8 +1,8 @@
 """Tokenizers that are loaded, and the special tokens of ours.
 
 Ours give padding, beginning and end three different tokens. When padding and end are one token, a collator that masks
-padding masks the end too, and the model never learns to stop (TRL issues 1623 and 6357); a loaded tokenizer with that
-fault is given a padding token of its own where its vocabulary has a spare one.
+padding masks the end too, and the model never learns to stop (TRL issues 1623 and 6357). Ours does not: labels are made
+before padding. Others may, so a loaded tokenizer gets a padding token of its own where its vocabulary has a spare one.
 """
 
 from __future__ import annotations
@@ -24,34 +24,39 @@ SPARE_PADDING = (PAD, "<pad>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_i
 
 
 def load_pretrained_tokenizer(
-    name_or_path: str, chat_template_path: str | None = None, needs_end: bool = True, **kwargs: object
+    name_or_path: str,
+    chat_template_path: str | None = None,
+    needs_end: bool = True,
+    eos_token: str | None = None,
+    **kwargs: object,
 ) -> PreTrainedTokenizerBase:
-    """Load a tokenizer and make it fit for training: a chat template, and padding that is not the end token.
+    """Load a tokenizer and make it fit for training: a chat template, an end token and one to pad with.
 
     Args:
         name_or_path: a folder or a Hub id.
         chat_template_path: `chatml`, a Jinja file, or a folder whose tokenizer has the template.
         needs_end: refuse one without an end token; encoders need none.
+        eos_token: the end token instead of its own; new where the vocabulary has no such.
 
     Raises:
-        ModelError: no tokenizer there, no spare token for padding, or an unreadable template.
+        ModelError: no tokenizer there, no token for padding, or an unreadable template.
     """
     tokenizer = _load(name_or_path, f"No tokenizer could be loaded from {name_or_path}", **kwargs)
     if chat_template_path is not None:
         use_chat_template(tokenizer, chat_template_path)
     elif isinstance(tokenizer.chat_template, dict):
         tokenizer.chat_template = _default_template(tokenizer.chat_template, f"The tokenizer of {name_or_path}")
+    if eos_token:
+        tokenizer.add_special_tokens({"eos_token": eos_token})
     if tokenizer.eos_token_id is None and needs_end:
-        raise ModelError(f"The tokenizer of {name_or_path} has no end token, so a model could never learn to stop.")
+        raise ModelError(
+            f"The tokenizer of {name_or_path} has no end token, so a model could never learn to stop. Pass --eos_token."
+        )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         vocabulary = tokenizer.get_vocab()
-        spare = next((t for t in SPARE_PADDING if t in vocabulary and t != tokenizer.eos_token), None)
+        spare = next((t for t in SPARE_PADDING if t in vocabulary and t != tokenizer.eos_token), tokenizer.eos_token)
         if spare is None:
-            raise ModelError(
-                f"The tokenizer of {name_or_path} can pad only with its end token {tokenizer.eos_token!r}, which would "
-                f"hide the end from the loss: its vocabulary has none of {', '.join(SPARE_PADDING)} to pad with. "
-                "Add a padding token to the tokenizer and resize the model's embeddings."
-            )
+            raise ModelError(f"The tokenizer of {name_or_path} has no token to pad with.")
         tokenizer.pad_token = spare
     tokenizer.padding_side = "right"
     return tokenizer

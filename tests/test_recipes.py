@@ -130,7 +130,9 @@ def test_a_template_without_marks_trains_and_is_saved_as_it_came(name, chats, tm
     flags = ["--model_name_or_path", tmp_path / "model", "--dataset_name", chats, *SMALL[2:], "--max_steps", "3"]
     planned = run_recipe(*flags, "--dry_run")
     assert planned.returncode == 0, planned.stderr[-2000:]
-    assert {"llama3_1": "with and without each answer", "qwen3": "TRL's training version"}[name] in " ".join(planned.stdout.split())
+    assert {"llama3_1": "with and without each answer", "qwen3": "TRL's training version"}[name] in " ".join(
+        planned.stdout.split()
+    )
     done = run_recipe(*flags, "--output_dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr[-2000:]
     saved = AutoTokenizer.from_pretrained(tmp_path / "run")

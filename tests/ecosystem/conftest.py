@@ -1,8 +1,8 @@
 """Writes down what each check of a tool found, for docs/compatibility.md (see `page`).
 
 A check is a test with `@pytest.mark.tool("TRL 1.12", "SFTTrainer")` and a parameter `shape`: `decoder`, `encoder`,
-`encoder-decoder`, or `control`, a published family of the same size in the same tool. Where the control fails too, it is
-the tool's; the reason is then a line of `upstream.json`, and the test is expected to fail.
+`encoder-decoder`, or `control`, a published family of the same size in the same tool. Where the control fails too, it
+is the tool's fault: the reason is a line of `upstream.json`, and the test is expected to fail.
 """
 
 import json

@@ -10,9 +10,9 @@ SHAPES = ("decoder", "encoder", "encoder-decoder")
 HEAD = """\
 # Compatibility
 
-Our three shapes in other tools, each check beside a published family of the same size (Llama, BERT, BART) in the same run.
-`make test-suites` makes this page. **works**; **upstream**: the published family fails in the same way, and why is below;
-**fails**: only ours does; **not run**: nothing here could run it; an empty cell: the tool is not for that shape.
+Our three shapes in other tools, each check beside a published family of the same size (Llama, BERT, BART) in the same
+run. `make test-suites` makes this page. **works**; **upstream**: the published family fails in the same way, and why is
+below; **fails**: only ours does; **not run**: nothing here could run it; an empty cell: the tool is not for that shape.
 
 """
 

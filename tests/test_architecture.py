@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,11 +47,17 @@ def floor_of(module: str) -> int:
     return found[0]
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imports_of(path: Path) -> set[str]:
     """Absolute names of the modules of `tuner` that a file imports, anywhere in it."""
     package = module_of(path) if path.name == "__init__.py" else module_of(path).rpartition(".")[0]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -91,7 +98,7 @@ def test_files_are_short(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)
 def test_functions_are_short(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 75, f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
 
@@ -110,8 +117,7 @@ def test_recipes_are_short_and_import_no_recipe(path):
 @pytest.mark.parametrize("name", TRAVELS)
 def test_the_model_can_travel_alone(name):
     """What the decoder needs imports siblings relatively and nothing else of tuner."""
-    tree = ast.parse((ROOT / "tuner" / "model" / f"{name}.py").read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+    for node in ast.walk(parsed(ROOT / "tuner" / "model" / f"{name}.py")):
         if isinstance(node, ast.ImportFrom):
             assert (
                 node.level == 1 and node.module in TRAVELS
@@ -122,7 +128,7 @@ def test_the_model_can_travel_alone(name):
 
 def test_public_names_are_documented():
     for path in SOURCES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = parsed(path)
         assert ast.get_docstring(tree), f"{path} has no header"
         for node in tree.body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):

@@ -27,7 +27,5 @@ def test_fine_tuning_in_python(tmp_path):
     assert (tmp_path / "mine" / "model.safetensors").is_file()
 
 
-def test_the_model_in_python(tmp_path):
-    (tmp_path / "block.py").write_text(BLOCKS[1])
-    done = run_python(tmp_path / "block.py", timeout=200)
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_the_model_in_python():
+    exec(compile(BLOCKS[1], "README.md", "exec"), {"__name__": "__main__"})

@@ -551,7 +551,7 @@ phrases = [
 corpora = st.lists(st.one_of(st.sampled_from(phrases), st.text(max_size=12)), min_size=1, max_size=12)
 
 
-@settings(derandomize=True, database=None, deadline=None, max_examples=40)
+@settings(derandomize=True, database=None, deadline=None, max_examples=25)
 @given(corpora, st.booleans())
 def test_every_removed_document_is_counted_once(texts, web):
     stays = lines_of(hundred())

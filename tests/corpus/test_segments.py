@@ -25,11 +25,11 @@ texts = st.lists(words, max_size=12).map("".join)
 
 @cache
 def tokenizer(algorithm="bpe"):
-    return train_tokenizer(samples.texts()[:2000], algorithm, 700, "mlm")
+    return train_tokenizer(samples.texts()[:400], algorithm, 700, "mlm")
 
 
 @cache
-def documents(count=60):
+def documents(count=40):
     rows = samples.chitchat().select(range(count))
     return to_documents(rows.select_columns(["messages"]).add_column("source_row", list(range(count))), "messages")
 
@@ -38,6 +38,7 @@ def of_texts(rows):
     return Dataset.from_dict({"text": rows, "source_row": list(range(len(rows)))})
 
 
+@cache
 def plain_ids(text, which=None):
     return (which or tokenizer())(text, add_special_tokens=False)["input_ids"]
 
@@ -52,7 +53,7 @@ def test_each_turn_of_a_conversation_is_a_line():
     rows = of_texts(["as\nit is"])
     assert to_documents(rows, "text") is rows
     assert [text.count("\n") + 1 for text in documents()["text"]] == [
-        len(turns) for turns in samples.chitchat()[:60]["messages"]
+        len(turns) for turns in samples.chitchat()[:40]["messages"]
     ]
 
 
@@ -109,7 +110,7 @@ def test_blocks_are_the_stream_and_the_remainder_goes(rows, length, has_start, h
 @pytest.mark.parametrize("algorithm", ["bpe", "wordpiece", "unigram"])
 def test_many_documents_are_one_stream_in_their_order(algorithm):
     """More than one batch of the tokenizer."""
-    which, rows = tokenizer(algorithm), [f"row {number} {'x' * (number % 7)}" for number in range(2500)]
+    which, rows = tokenizer(algorithm), [f"row {number} {'x' * (number % 7)}" for number in range(1100)]
     found = token_blocks(of_texts(rows), which, 16, which.cls_token_id, which.sep_token_id)
     stream = [token for text in rows for token in [*plain_ids(text, which), which.sep_token_id]]
     inner = np.array(found["input_ids"])[:, 1:].reshape(-1)

@@ -51,7 +51,7 @@ def test_it_goes_on_from_every_place(tokenizer, start):
     whole = streamed(tokenizer, start=start, before=1, after=2)
     once = len(read_once(whole))
     blocks = list(islice(whole, 2 * once + 20))
-    for number in [1, 2, 3, 17, once - 1, once, once + 1, once + 17, 2 * once + 2]:
+    for number in [1, 17, once - 1, once, once + 1, 2 * once + 2]:
         later = streamed(tokenizer, start=start, before=1, after=2)
         later.go_to(json.loads(json.dumps(whole.place(number))))
         rest = list(islice(later, len(blocks) - number))

@@ -127,7 +127,7 @@ def test_selected_and_sliced_rows_are_packed():
 @pytest.mark.parametrize(("max_length", "fill"), [(512, 0.9), (1024, 0.95)])
 def test_real_conversations_fill_their_blocks(max_length, fill):
     tokenizer = samples.small()
-    encoded, report = encode_dataset(samples.chitchat().select(range(400)), "messages", tokenizer, max_length)
+    encoded, report = encode_dataset(samples.chitchat().select(range(200)), "messages", tokenizer, max_length)
     packed = pack_dataset(encoded, max_length)
     tokens = sum(map(len, packed["input_ids"]))
     assert tokens == report.tokens

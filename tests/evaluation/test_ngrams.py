@@ -35,6 +35,7 @@ class Textbook:
         for g, n in self.counts.items():
             self.followers[g[:-1]][g[-1]] = n
         self.discounts = [self.discounts_of(length) for length in range(1, order + 1)]
+        self.sums = {context: self.sums_of(context) for context in self.followers}
 
     def discounts_of(self, length):
         n = Counter(count for g, count in self.counts.items() if len(g) == length)
@@ -45,17 +46,20 @@ class Textbook:
                 return d
         return {1: 0.5, 2: 1.0, 3: 1.5}
 
+    def sums_of(self, context):
+        """The count of what follows a context, and what the discounts take of it."""
+        counts, discount = self.followers[context].values(), self.discounts[len(context)]
+        return sum(counts), sum(discount[min(n, 3)] for n in counts)
+
     def probability(self, token, context):
         context = tuple(context)[-(self.order - 1) :] if self.order > 1 else ()
-        followers = self.followers.get(context, {})
         lower = self.probability(token, context[1:]) if context else 1 / self.vocab_size
-        if not followers:
+        if context not in self.followers:
             return lower
-        discount = self.discounts[len(context)]
-        taken = {w: discount[min(n, 3)] for w, n in followers.items()}
-        total = sum(followers.values())
-        seen = (followers[token] - taken[token]) / total if token in followers else 0.0
-        return seen + sum(taken.values()) / total * lower
+        total, taken = self.sums[context]
+        count = self.followers[context].get(token, 0)
+        seen = (count - self.discounts[len(context)][min(count, 3)]) / total if count else 0.0
+        return seen + taken / total * lower
 
     def probabilities(self, sequence):
         padded = (BEGIN, *sequence)

@@ -26,7 +26,7 @@ def results(tmp_path_factory):
     docs.write_text(f"before\n{BEGIN}\nan old table\n{END}\nafter\n", encoding="utf-8")
     ledger = Ledger(output, {"card": "none"}, docs)
     checks = [Check(name, f"{FAULTY}:{name}", 60) for name in ("raises", "dies", "skips", "works")]
-    checks.insert(1, Check("hangs", f"{FAULTY}:hangs", 1.5))
+    checks.insert(1, Check("hangs", f"{FAULTY}:hangs", 1.0))
     checks += [Check("no such check", f"{FAULTY}:absent", 60), Check("last", f"{FAULTY}:works", 60, alone=True)]
     Schedule(Setting(work, "cpu", small=True), ledger, minutes=5, jobs=7).run(checks)
     return ledger, work, output

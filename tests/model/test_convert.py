@@ -131,7 +131,7 @@ def test_the_same_tokens_are_generated(name, kind, fields):
     if not theirs.config.is_encoder_decoder:  # prompts are padded on the left
         rows = {key: tensor.flip(1) for key, tensor in rows.items()}
     ours = from_transformers(theirs)
-    for options in ({}, {"num_beams": 3}, {"use_cache": False}):
+    for options in ({}, {"num_beams": 3}):
         options = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False, **options}
         assert torch.equal(theirs.generate(**rows, **options), ours.generate(**rows, **options))
 

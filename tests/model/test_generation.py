@@ -33,14 +33,20 @@ def generate(model: TunerDecoderForCausalLM, ids: torch.Tensor, seed: int = 0, *
     return model.generate(ids, **{"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, **kwargs})
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
-@EVERY_KERNEL
-def test_cached_is_uncached(attn_implementation: str, strategy: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("attn_implementation", "strategy"),
+    [
+        *(("sdpa", strategy) for strategy in STRATEGIES),
+        # What follows the logits knows no kernel; beams reorder the cache.
+        *((kernel, strategy) for kernel in ("eager", "block_attention") for strategy in ("greedy", "beams")),
+    ],
+)
+def test_cached_is_uncached(attn_implementation: str, strategy: str) -> None:
     model, prompt = decoder(attn_implementation), token_ids(2, 7)
-    cached = generate(model, prompt, use_cache=True, **strategy)
+    cached = generate(model, prompt, use_cache=True, **STRATEGIES[strategy])
     assert cached.shape == (2, 7 + NEW_TOKENS)
     assert torch.equal(cached[:, :7], prompt)
-    assert torch.equal(cached, generate(model, prompt, use_cache=False, **strategy))
+    assert torch.equal(cached, generate(model, prompt, use_cache=False, **STRATEGIES[strategy]))
 
 
 @EVERY_KERNEL

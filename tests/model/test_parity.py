@@ -46,21 +46,33 @@ def assert_same_model(theirs: PreTrainedModel, ours: PreTrainedModel, time: int 
     assert torch.equal(theirs.generate(**prompts, **kwargs), ours.generate(**prompts, **kwargs))
 
 
+HEADS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "multi-head": {"num_key_value_heads": 4},
+    "multi-query": {"num_key_value_heads": 1},
+    "wide heads": {"head_dim": 16},
+}
+OUTSIDE_THE_KERNEL: dict[str, dict[str, Any]] = {
+    "tied": {"tie_word_embeddings": True},
+    "untied": {"tie_word_embeddings": False},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "activation and epsilon": {"hidden_act": "gelu", "rms_norm_eps": 0.1},
+    **{name: {"rope_parameters": dict(rope)} for name, rope in ROPES.items()},
+}
+
+
 @pytest.mark.parametrize(
-    "overrides",
+    ("attn_implementation", "overrides"),
     [
-        pytest.param({"tie_word_embeddings": True}, id="tied"),
-        pytest.param({"tie_word_embeddings": False}, id="untied"),
-        pytest.param({"num_key_value_heads": 4}, id="multi-head"),
-        pytest.param({"num_key_value_heads": 1}, id="multi-query"),
-        pytest.param({"head_dim": 16}, id="wide heads"),
-        pytest.param({"attention_bias": True, "mlp_bias": True}, id="biases"),
-        pytest.param({"hidden_act": "gelu", "rms_norm_eps": 0.1}, id="activation and epsilon"),
-        *(pytest.param({"rope_parameters": dict(rope)}, id=name) for name, rope in ROPES.items()),
+        *(
+            pytest.param(kernel, overrides, id=f"{kernel}-{name}")
+            for kernel in ("eager", "sdpa", "block_attention")
+            for name, overrides in HEADS.items()
+        ),
+        *(pytest.param("sdpa", overrides, id=f"sdpa-{name}") for name, overrides in OUTSIDE_THE_KERNEL.items()),
     ],
 )
-@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "block_attention"])
-def test_llama(overrides: dict[str, Any], attn_implementation: str) -> None:
+def test_llama(attn_implementation: str, overrides: dict[str, Any]) -> None:
     theirs = tiny_llama(attn_implementation, **overrides)
     ours = from_transformers(theirs)
     assert ours.config._attn_implementation == attn_implementation

@@ -72,6 +72,9 @@ ENCODERS_ONLY: dict[str, dict[str, Any]] = {
         "position_offset": 1,
     },
 }
+# Frequencies and activations, which know nothing of the shape around them: in the decoder alone.
+ANYWHERE_THE_SAME = {"linear rotary", "llama3", "relu", "gelu_new", "geglu"}
+OTHER_SHAPES = {name: fields for name, fields in ANY_SHAPE.items() if name not in ANYWHERE_THE_SAME}
 
 
 def decoder(**fields: Any) -> PreTrainedModel:
@@ -93,9 +96,9 @@ def pair(**fields: Any) -> PreTrainedModel:
 
 CASES = [
     *((f"decoder: {name}", decoder, fields) for name, fields in ANY_SHAPE.items()),
-    *((f"encoder: {name}", encoder, fields) for name, fields in ANY_SHAPE.items()),
+    *((f"encoder: {name}", encoder, fields) for name, fields in OTHER_SHAPES.items()),
     *((f"encoder: {name}", encoder, fields) for name, fields in ENCODERS_ONLY.items()),
-    *((f"pair: {name}", pair, fields) for name, fields in ANY_SHAPE.items()),
+    *((f"pair: {name}", pair, fields) for name, fields in OTHER_SHAPES.items()),
 ]  # fmt: skip
 
 
@@ -126,12 +129,12 @@ def test_it_learns_and_comes_back(shape, fields, tmp_path):
     rows = batch(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     losses = []
-    for _ in range(8):
+    for _ in range(6):
         loss = model(**rows).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
     still = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
     assert not still, "every parameter takes part"

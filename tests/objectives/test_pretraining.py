@@ -46,8 +46,8 @@ OF_TOKENS = pytest.mark.parametrize("name", ["clm", "mlm", "mlm+nsp", "denoise"]
 
 @cache
 def documents() -> Dataset:
-    rows = samples.chitchat().select(range(80)).select_columns(["messages"])
-    return to_documents(rows.add_column("source_row", list(range(80))), "messages")
+    rows = samples.chitchat().select(range(50)).select_columns(["messages"])
+    return to_documents(rows.add_column("source_row", list(range(50))), "messages")
 
 
 @cache

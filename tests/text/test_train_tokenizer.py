@@ -149,9 +149,8 @@ def test_what_goes_around_texts(algorithm, objective):
 @EVERY_ALGORITHM
 def test_a_pretrained_tokenizer_goes_on_to_conversations(algorithm):
     tokenizer = trained(algorithm)
-    for conversation, row in zip(
-        samples.conversations(), encode_conversations(tokenizer, samples.conversations()), strict=True
-    ):
+    conversations = samples.conversations()[:30]
+    for conversation, row in zip(conversations, encode_conversations(tokenizer, conversations), strict=True):
         said = [turn["content"] for turn in conversation if turn["role"] == "assistant"]
         labels = [label for label in row["labels"] if label != -100]
         expected = [i for text in said for i in (*tokenizer(text)["input_ids"], tokenizer.eos_token_id)]
@@ -271,7 +270,7 @@ def test_wordpiece_leaves_out_the_rarest_characters_where_room_is_short():
 
 @EVERY_ALGORITHM
 def test_a_larger_vocabulary_has_longer_tokens(algorithm):
-    held_out = [turn["content"] for row in samples.chitchat().select(range(500, 600))["messages"] for turn in row]
+    held_out = [turn["content"] for row in samples.chitchat().select(range(500, 550))["messages"] for turn in row]
     small, large = (measure(trained(algorithm, "mlm", size), held_out)["bytes_per_token"] for size in (600, 1500))
     assert 1.5 < small < large < 4
 
@@ -319,7 +318,7 @@ def test_ties_are_broken_the_same_way(algorithm):
 @EVERY_ALGORITHM
 def test_texts_come_once_or_again(algorithm):
     """A generator, a list and a column that is read from disk anew."""
-    texts = samples.chitchat()[:30]["messages"]
+    texts = samples.chitchat()[:10]["messages"]
     texts = [turn["content"] for turns in texts for turn in turns]
     column = Dataset.from_dict({"text": texts})["text"]
     made = {state(train_tokenizer(kind, algorithm, 450, "mlm"))[0] for kind in (iter(texts), texts, column)}
@@ -405,7 +404,7 @@ def test_no_text_is_refused(algorithm, texts):
 @EVERY_ALGORITHM
 def test_figures_are_those_of_one_text_at_a_time(algorithm):
     tokenizer = trained(algorithm, "mlm")
-    texts = [*english(), *chinese()[:300], ""]
+    texts = [*english()[::4], *chinese()[:300], ""]
     ids = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
     figures = measure(tokenizer, texts)
     assert figures["bytes_per_token"] == sum(len(t.encode()) for t in texts) / sum(map(len, ids))

@@ -109,6 +109,15 @@ def test_one_process_speaks_for_all(body, code):
     assert outcome(body, LOCAL_RANK="0")[2] != ""
 
 
+@pytest.mark.parametrize("text", ["Connection closed by peer [127.0.0.1]:1", "failed to recv, got 0 bytes", "ours"])
+def test_a_process_whose_peer_has_ended_is_silent(text):
+    """The peer says why; any other defect keeps its traceback, and so does every one where there is no peer."""
+    raises = f"raise RuntimeError({text!r})"
+    code, _, shown = outcome(raises, WORLD_SIZE="2", LOCAL_RANK="1")
+    assert (code, shown) == (2, "") if text != "ours" else shown.startswith("Traceback")
+    assert outcome(raises, WORLD_SIZE="1")[2].startswith("Traceback")
+
+
 def test_a_terminal_without_unicode_gets_the_message_too():
     assert outcome("raise errors.DataError('café')", PYTHONIOENCODING="ascii")[::2] == (2, "error: caf\\xe9\n")
 

@@ -104,8 +104,18 @@ def test_bfloat16_weights_learn_as_float32_ones_do_and_resume_exactly(chats, tmp
     assert_same_run(tmp_path / "bfloat16", tmp_path / "killed")
 
 
+def test_smoothed_labels_are_those_of_the_next_tokens(chats, tmp_path):
+    """Smoothed over the tokens themselves, as transformers does it of a loss it does not know, nothing is learnt."""
+    flags = ["--dataset_name", chats, *SMALL, *NANO, "--bf16", "false", "--label_smoothing_factor", "0.1"]
+    done = run_recipe(*flags, "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert eval_loss_of(tmp_path / "run") < untrained_loss_of(tmp_path / "run") - 0.1
+    assert losses_of(tmp_path / "run")[-1] < losses_of(tmp_path / "run")[0] - 0.1
+
+
 def test_a_dry_run_shows_the_plan_and_writes_nothing(chats, tmp_path):
-    done = run_recipe("--dataset_name", chats, *SMALL, "--dry_run", "--output_dir", tmp_path / "none")
+    flags = ["--dataset_name", chats, *SMALL, "--dry_run", "--hub_token", "hf_secret"]
+    done = run_recipe(*flags, "--output_dir", tmp_path / "none")
     assert done.returncode == 0, done.stderr[-2000:]
     for text in (
         "Resolved arguments",
@@ -116,6 +126,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(chats, tmp_path):
         "time of the steps",
     ):
         assert text in done.stdout, text
+    assert "hub_token" in done.stdout and "hf_secret" not in done.stdout + done.stderr
     assert not (tmp_path / "none").exists()
 
 

@@ -12,6 +12,7 @@ import gc
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -72,6 +73,14 @@ def unreadable(path: Path, error: OSError) -> str:
     """Why a file could not be read, and which one beside it was likely meant."""
     beside = () if path.exists() else path.parent.glob("*")
     return f"{error.strerror}.{nearest(path.name, (p.name for p in beside))}"
+
+
+def survive(work: Callable[[], object], name: str) -> None:
+    """Do what a run can do without; a failure is a warning."""
+    try:
+        work()
+    except Exception as error:  # whatever it is, what was trained is not lost for it
+        warnings.warn(f"{name} could not be made: {type(error).__name__}: {one_line(error)}", stacklevel=2)
 
 
 def run(main: Callable[[], None]) -> None:

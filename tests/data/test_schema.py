@@ -221,6 +221,10 @@ def test_what_formats_put_beside_the_turns_is_used(row, expected):
             {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
             ".*turn 1: the message key 'tool_calls' is not supported: .*",
         ),
+        (
+            {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
+            ".*turn 1: the message key 'tool_calls' is not supported: .*",
+        ),
         ({"messages": [USER, {"role": "tool", "content": "4"}, ASSISTANT]}, ".*turn 1: the role 'tool' is not supp.*"),
         (sharegpt(("human", "q"), ("observation", "x"), ("gpt", "a")), ".*the role 'observation' is not supported.*"),
         ({"messages": talk("q", "a"), "tools": [{"name": "f"}]}, "the column 'tools' is not supported: .* Drop .*"),

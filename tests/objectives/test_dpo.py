@@ -20,7 +20,7 @@ from tests.text import samples
 from tuner.data.draws import FILLER, Draws
 from tuner.data.schema import canonicalize
 from tuner.data.sources import load_splits
-from tuner.errors import DataError
+from tuner.errors import ArgumentError, DataError
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
 from tuner.objectives.arguments import PreferenceArguments
 from tuner.objectives.base import use_objective
@@ -177,6 +177,14 @@ def test_under_an_adapter_the_reference_is_the_model_without_it():
     use_objective(adapted.get_base_model(), objective)
     rows = examples_of(objective)
     assert abs(float(mean_loss(objective, adapted.get_base_model(), rows[:4]).detach()) - 0.6931) > 1e-4
+
+
+def test_smoothing_of_tokens_labels_is_refused():
+    args = PreferenceArguments()
+    DPO.check(args, 1)
+    args.extra["label_smoothing_factor"] = 0.1
+    with pytest.raises(ArgumentError, match="--label_smoothing_factor is for losses over the vocabulary"):
+        DPO.check(args, 1)
 
 
 def test_unpaired_rows_are_for_kto():

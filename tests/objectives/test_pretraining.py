@@ -30,6 +30,7 @@ from tuner.model import (
     TunerSeq2SeqConfig,
     TunerSeq2SeqForConditionalGeneration,
 )
+from tuner.objectives import electra
 from tuner.objectives.base import use_objective
 from tuner.objectives.contrastive import embed
 from tuner.objectives.electra import BINS, count_scores, fill_in, judge
@@ -63,7 +64,9 @@ def rows_of(name: str) -> Draws:
 def objective_of(name: str, seed: int = 0, **options: Any) -> Any:
     lies = {key: options.pop(key) for key in ("padding_free", "chunked_loss") if key in options}
     layout = Layout(packing=True, **lies)
+    extra = {key: options.pop(key) for key in ("label_smoothing_factor",) if key in options}
     args = OBJECTIVES[name].arguments(max_length=LENGTH, seed=seed, **options)
+    args.extra = extra
     return OBJECTIVES[name](args, tokenizer(name), layout)
 
 
@@ -372,9 +375,8 @@ def test_z_loss_is_the_square_of_the_logs_of_the_sums(name):
 def test_label_smoothing_is_that_of_torch(name):
     """Over the tokens that are asked for, shifted where the model is causal; evaluation is without it."""
     model = model_of(name)
-    objective = objective_of(name)
+    objective = objective_of(name, label_smoothing_factor=0.1)
     batch = objective(ragged(name))
-    objective.label_smoothing = 0.1
     logits, targets = logits_of(name, model, batch)
     plain = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=0.1)
     totals, _ = objective.loss(model, **inputs_of(batch))
@@ -537,6 +539,27 @@ def test_what_fills_a_batch_does_not_count(name):
         torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-3, msg=key)
     only = objective.sums(model, **inputs_of(objective(fillers)))
     assert all(torch.isfinite(value).all() and not value.any() for value in only.values())
+    assert objective.metrics({key: value.detach().numpy() for key, value in only.items()}) == {}, "no number of nothing"
+
+
+@pytest.mark.parametrize("name", ["mlm+nsp", "rtd"])
+def test_each_term_is_a_mean_over_its_own_count_however_a_step_is_cut(name, monkeypatch):
+    """Parts that are unlike in hidden tokens, in judged ones and in pairs."""
+
+    def fill_in_the_next(hidden, targets, *_):  # whatever the seed of the part is
+        return F.cross_entropy(model.generator.lm_head(hidden), targets, reduction="sum"), (targets + 1) % 400
+
+    monkeypatch.setattr(electra, "fill_in", fill_in_the_next)
+    model, objective = model_of(name), objective_of(name)
+    use_objective(model.train(), objective)
+    whole = inputs_of(objective(ragged(name)))
+    hidden = (whole["labels"][0] != IGNORED).nonzero()
+    whole["labels"][0, hidden[1:]] = IGNORED
+    parts = [{key: value[rows] for key, value in whole.items()} for rows in (slice(1), slice(1, None))]
+    counts = torch.stack([objective.counts(part) for part in parts])
+    assert (counts[0] / counts.sum(dim=0)).diff().abs() > 0.1, "the first has few hidden tokens for its length"
+    losses = [model(**part, num_items_in_batch=counts.sum(dim=0)).loss for part in parts]
+    torch.testing.assert_close(sum(losses), model(**whole).loss)
 
 
 # ---- replaced tokens ----

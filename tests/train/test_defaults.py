@@ -4,12 +4,25 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import MambaConfig, MambaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    MambaConfig,
+    MambaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
+from transformers.masking_utils import sdpa_mask
 
+from tests.model.helpers import scramble, tiny_decoder, token_ids
 from tests.text import samples
+from tests.train.test_probe import one_row_only
+from tests.train.zoo import build
 from tuner.config.arguments import RecipeArguments
 from tuner.errors import ModelError
 from tuner.loading.models import build_model
+from tuner.objectives.base import use_objective
+from tuner.objectives.causal_lm import SFT
 from tuner.train.prepare import choose_layout
 
 NANO = "hidden_size=64,num_hidden_layers=2,num_attention_heads=2,num_key_value_heads=1,intermediate_size=128"
@@ -61,6 +74,31 @@ def test_a_model_that_leaks_between_packed_sequences_is_padded_and_refused_by_ha
             choose_layout(run_of(RecipeArguments(**{flag: True})), opt)
     recurrent = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, state_size=8, num_hidden_layers=1))
     assert not choose_layout(run_of(RecipeArguments()), recurrent).packing
+
+
+def test_an_attention_that_mixes_rows_is_packed_where_a_batch_is_one_row(monkeypatch):
+    """As flash attention does where rows are not joined."""
+    monkeypatch.setitem(AttentionInterface._global_mapping, "block_attention_one_row", one_row_only)
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "block_attention_one_row", sdpa_mask)
+    model = tiny_decoder("block_attention_one_row")
+    layout = choose_layout(run_of(RecipeArguments()), model)
+    assert layout.packing and layout.padding_free
+    layout = choose_layout(run_of(RecipeArguments(padding_free=False)), model)
+    assert not layout.packing and not layout.padding_free
+    with pytest.raises(
+        ModelError, match="--packing true: TunerDecoderForCausalLM with block_attention_one_row attention"
+    ):
+        choose_layout(run_of(RecipeArguments(padding_free=False, packing=True)), model)
+
+
+def test_a_loss_that_cannot_be_chunked_is_the_models_own(capsys):
+    """Falcon-H1 multiplies its logits by a field of its own."""
+    model, ids = scramble(build("falcon_h1")).eval(), token_ids(2, 9, vocab_size=64)
+    own = model(input_ids=ids, labels=ids).loss
+    layout = choose_layout(run_of(RecipeArguments()), model)
+    assert not layout.chunked_loss and "it keeps its own loss" in capsys.readouterr().out
+    use_objective(model, SFT(RecipeArguments(), SimpleNamespace(pad_token_id=0), layout))
+    torch.testing.assert_close(model.train()(input_ids=ids, labels=ids).loss, own)
 
 
 def test_attention_that_is_linear_in_time_is_not_packed():

@@ -76,15 +76,30 @@ def test_a_prompt_that_fills_the_sequence_is_left_out_and_counted(tmp_path, padd
     assert all(math.isfinite(loss) and loss > 0 for loss in losses_of(tmp_path / "run"))
 
 
-def test_a_report_that_fails_is_a_warning(tmp_path):
-    """Validation rows that the assistant opens are no prompts, and positions end before the samples do."""
-    talk = [{"role": "assistant", "content": "hello, how are you?"}, {"role": "user", "content": "fine"}]
+@pytest.mark.parametrize("content", ["hello, how are you?", "word " * 80], ids=["opened by the assistant", "long"])
+def test_rows_that_are_no_prompts_end_no_run(tmp_path, content):
+    """The assistant opens all validation rows, or positions end before the prompts do."""
+    talk = [{"role": "user", "content": content}, {"role": "assistant", "content": "fine"}]
+    short = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    rows = [talk, short] * 8 if content.startswith("word") else [talk[1:] + talk[:1]] * 8
     data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps({"messages": talk}) + "\n" for _ in range(8)))
+    data.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     learned = ["--config_overrides", NANO[1] + ",position_embedding_type=learned,max_position_embeddings=64"]
-    flags = ["--dataset_name", data, *QUICK, *learned, "--max_length", "64", "--max_steps", "2"]
+    flags = [
+        "--dataset_name",
+        data,
+        *QUICK,
+        *learned,
+        "--max_length",
+        "64",
+        "--max_steps",
+        "2",
+        "--max_labels_lost",
+        "1",
+    ]
     done = run_recipe(*flags, "--output_dir", tmp_path / "run")
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert "could not be made" not in done.stderr
     assert metrics_of(tmp_path / "run")["steps"] == 2
 
 
@@ -102,20 +117,26 @@ def test_the_rest_of_an_epoch_has_no_row_twice(tmp_path):
     assert losses_of(tmp_path / "one") == pytest.approx(losses_of(tmp_path / "two"), abs=1e-5)
 
 
-def test_what_drops_every_batch_is_refused_and_evaluation_is_whole(chats, tmp_path):
+def test_no_step_is_refused_and_evaluation_drops_nothing(chats, tmp_path):
     flags = ["--dataset_name", chats, *QUICK, "--dataloader_drop_last", "true", "--packing", "false"]
     done = run_recipe(
         *flags, "--per_device_train_batch_size", "500", "--max_steps", "-1", "--output_dir", tmp_path / "a"
     )
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert done.returncode == 2 and "There is no step to train" in done.stderr, done.stderr[-2000:]
+    done = run_recipe(*flags, "--max_steps", "-1", "--num_train_epochs", "0", "--output_dir", tmp_path / "a")
+    assert done.returncode == 2 and "There is no step to train" in done.stderr, done.stderr[-2000:]
     sizes = ["--per_device_eval_batch_size", "500", "--max_steps", "2"]
     done = run_recipe(*flags, *sizes, "--output_dir", tmp_path / "b")
     assert done.returncode == 0, done.stderr[-2000:]
     assert metrics_of(tmp_path / "b")["eval"]["loss"] > 1
 
 
-def test_an_error_on_one_process_is_one_message(chats, tmp_path):
-    poisoned = ["--dataset_name", chats, *QUICK, "--output_dir", tmp_path / "run", "--learning_rate", "-1"]
-    done = launch_recipe(2, *poisoned)
-    assert done.returncode != 0 and "Traceback" not in done.stderr
+@pytest.mark.parametrize("of", ["one", "both"])
+def test_an_error_is_one_message(chats, tmp_path, of):
+    """Rows are read by the first process alone, while the other waits; of flags both complain."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(chats.read_text(encoding="utf-8") + '{"messages": 3}\n', encoding="utf-8")
+    flags = ["--learning_rate", "-1"] if of == "both" else ["--dataset_name", rows]
+    done = launch_recipe(2, *QUICK, "--output_dir", tmp_path / "run", *flags)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-2000:]
     assert done.stderr.count("error: ") == 1

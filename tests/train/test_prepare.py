@@ -15,12 +15,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tests.objectives.test_pretraining import model_of, tokenizer
 from tests.recipes import ROOT
-from tuner.config.arguments import parse_arguments
+from tuner.config.arguments import RecipeArguments, parse_arguments
 from tuner.errors import ArgumentError, CheckpointError, DataError, ModelError, TunerError
 from tuner.evaluation.samples import prompts_of
 from tuner.loading.models import build_model
+from tuner.objectives.causal_lm import SFT
 from tuner.objectives.registry import PRETRAINING
 from tuner.optim.muon import muon_groups
+from tuner.text.train_tokenizer import train_tokenizer
 from tuner.train import prepare
 from tuner.train.prepare import make_objective
 from tuner.train.run import Run, check_folder, plain
@@ -145,6 +147,26 @@ def test_another_objective_is_another_run(changed, tmp_path):
     check_folder(arguments(*more, "--max_minutes", 3))
     with pytest.raises(CheckpointError, match="another run"):
         check_folder(arguments(*more, *changed))
+
+
+# ---- said before training ----
+
+
+def test_columns_that_are_not_used_are_said(tmp_path, capsys):
+    rows = [{"instruction": "q", "output": "a", "score": n} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = RecipeArguments(dataset_name=str(tmp_path / "rows.jsonl"))
+    prepare.load_rows(Run(args, SFT, None))  # type: ignore[arg-type]
+    assert "rows.jsonl: not used are column 'score' (100 % of the rows)." in capsys.readouterr().out
+
+
+def test_a_tokenizer_that_does_not_know_the_texts_is_said(tmp_path, capsys):
+    train_tokenizer(SENTENCES, "wordpiece", 200, "mlm").save_pretrained(tmp_path / "english")
+    for texts, said in ((["ภาษาไทยไม่เว้นวรรคระหว่างคำ"] * 8, True), (SENTENCES, False)):
+        flags = ["--objective", "mlm", "--dataset_name", texts_in(tmp_path, *texts)]
+        args = arguments(*flags, "--tokenizer_name_or_path", tmp_path / "english")
+        prepare.load_tokenizer(run_of(args), load_documents(args))
+        assert ("does not know" in capsys.readouterr().out) == said
 
 
 # ---- cleaning ----

@@ -10,14 +10,12 @@ and none of them can lose the run: what fails is a warning.
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from tuner.errors import one_line
+from tuner.errors import survive
 from tuner.evaluation.samples import SampleCallback
 from tuner.loading.models import build_model
 from tuner.objectives.records import Comparison, Outcome, Rows
@@ -63,23 +61,15 @@ def write_report(trainer: Trainer, rows: Rows) -> dict[str, Any]:
         show_comparison(metrics["comparison"], objective.name)
 
     _write(folder, metrics)
-    _survives(compare, "The comparison")
-    _survives(lambda: plot_losses(folder / "loss.png", metrics, objective.loss_unit), "loss.png")
+    survive(compare, "The comparison")
+    survive(lambda: plot_losses(folder / "loss.png", metrics, objective.loss_unit), "loss.png")
     if samples is not None:
-        _survives(lambda: samples.finish(trained, trainer.saved_step(), folder), "samples.md")
+        survive(lambda: samples.finish(trained, trainer.saved_step(), folder), "samples.md")
     console = Console(highlight=False)
     console.print(f"Written to {folder}: the model, run.yaml, {', '.join(f for f in FILES if (folder / f).exists())}.")
     if samples is not None and samples.conversations and rows.kind == "messages":
         console.print(f"Chat with it:  tuner chat {folder}", style="bold")
     return metrics
-
-
-def _survives(work: Callable[[], Any], name: str) -> None:
-    """Do what a finished run can do without; a failure is a warning."""
-    try:
-        work()
-    except Exception as error:  # whatever it is, the model and its metrics are written
-        warnings.warn(f"{name} could not be made: {type(error).__name__}: {one_line(error)}", stacklevel=2)
 
 
 def _metrics(entry: dict[str, Any]) -> dict[str, Any]:

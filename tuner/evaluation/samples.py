@@ -12,6 +12,7 @@ from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
 
 from tuner.data.schema import Kind
+from tuner.errors import survive
 from tuner.objectives.base import Objective
 from tuner.objectives.records import Rows
 from tuner.text.chat import generation_prompt
@@ -70,7 +71,7 @@ class SampleCallback(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
         if state.is_world_process_zero:
-            self._sample(model, state.global_step)
+            survive(lambda: self._sample(model, state.global_step), f"The samples of step {state.global_step}")
 
     def _sample(self, model: Any, step: int) -> None:
         if getattr(model.config, "is_encoder_decoder", False) or not model.can_generate():

@@ -39,6 +39,7 @@ class DPO(NextToken[PreferenceArguments]):
     arguments = PreferenceArguments
     name = "dpo"
     kinds = ("preference", "unpaired")
+    refused = ("label_smoothing_factor",)
     loss_unit = "loss an example"
 
     def examples(self, rows: Dataset, name: str) -> tuple[Dataset, EncodingReport]:

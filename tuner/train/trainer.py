@@ -255,8 +255,10 @@ class Trainer(SavingTrainer):
     def push_to_hub(self, message: str = "End of training") -> None:
         """Push what was saved, in one commit; an `ArgumentError` where the Hub does not take it."""
         if self.hub is not None:
-            name = self.hub.repo_id.split("/")[-1]
-            self.create_model_card(model_name=name, dataset=self.run.args.dataset_name)
+            name, data = self.hub.repo_id.split("/")[-1], self.run.args.dataset_name
+            # Of a file or folder its name: where it lies here is nobody's business.
+            data = Path(data).name if Path(data).expanduser().exists() else data
+            self.create_model_card(model_name=name, dataset=data)
             say(f"Pushed to {self.hub.push(self.folder, message)}")
 
 

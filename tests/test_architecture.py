@@ -32,7 +32,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # Modules of transformers, torch and the standard library that the custom code of a model may import on the Hub.
 TRAVELS = [
     *("components", "configuration", "sharding", "recompute", "norm", "positions", "linear", "attention", "experts"),
-    *("feedforward", "block", "stack", "decoder", "encoder", "seq2seq"),
+    *("feedforward", "block", "stack", "decoder", "encoder_stack", "encoder", "seq2seq", "registration"),
 ]
 
 

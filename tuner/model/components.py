@@ -5,13 +5,14 @@ trained model reads as anyone in the ecosystem expects. The defaults are those o
 """
 
 # No `from __future__ import annotations` here: it turns the field types into strings, which `strict` does not check.
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from .registration import register_with_peft
 from .sharding import PIPELINE_PLAN, TENSOR_PARALLEL_PLAN
 
 CHOICES = {
@@ -24,7 +25,7 @@ CHOICES = {
 BIASES = ("alibi", "relative")  # positions that are added to the scores
 AT_LEAST_ONE = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
-    *("num_key_value_heads", "max_position_embeddings", "linformer_k", "performer_features", "num_experts_per_tok"),
+    *("num_key_value_heads", "max_position_embeddings", "linformer_k", "performer_features"),
 )
 
 
@@ -79,7 +80,8 @@ class TunerConfig(PreTrainedConfig):
         mlp_bias: a bias on the feed-forward's projections.
         num_local_experts: feed-forwards to route between, 0 for a single one (Shazeer et al. 2017,
             https://arxiv.org/abs/1701.06538; Mixtral: Jiang et al. 2024, https://arxiv.org/abs/2401.04088).
-        num_experts_per_tok: experts that a token is sent to.
+        num_experts_per_tok: experts that a token is sent to, 2 by default. None without experts, and so is
+            `output_router_logits`: other libraries take a configuration that has them for a mixture.
         router_aux_loss_coef: weight of the load-balancing loss (Fedus et al. 2021, https://arxiv.org/abs/2101.03961).
         output_router_logits: return the router's logits.
         embedding_scale: factor on the token embeddings.
@@ -97,7 +99,8 @@ class TunerConfig(PreTrainedConfig):
         StrictDataclassFieldValidationError: a field of the wrong type, here or on assignment (huggingface_hub's).
     """
 
-    attribute_map = {"rms_norm_eps": "norm_eps"}
+    attribute_map = {"rms_norm_eps": "norm_eps", "num_experts": "num_local_experts"}
+    auto_classes: ClassVar[dict[str, str]] = {}
     base_model_pp_plan = PIPELINE_PLAN
     base_model_tp_plan = TENSOR_PARALLEL_PLAN
 
@@ -132,9 +135,9 @@ class TunerConfig(PreTrainedConfig):
     mlp_type: str = "gated"
     mlp_bias: bool = False
     num_local_experts: int = 0
-    num_experts_per_tok: int = 2
+    num_experts_per_tok: int | None = None
     router_aux_loss_coef: float = 0.001
-    output_router_logits: bool = False
+    output_router_logits: bool | None = None
     embedding_scale: float | int = 1.0
     embedding_norm: bool = False
     logit_scale: float | int = 1.0
@@ -154,6 +157,11 @@ class TunerConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
         if self.attention_out_bias is None:
             self.attention_out_bias = self.attention_bias
+        if not self.num_local_experts:
+            self.num_experts_per_tok = self.output_router_logits = None
+        else:
+            self.num_experts_per_tok = 2 if self.num_experts_per_tok is None else self.num_experts_per_tok
+            self.output_router_logits = bool(self.output_router_logits)
         if self.layer_types is None:
             kind = "full_attention" if self.sliding_window is None else "sliding_attention"
             self.layer_types = [kind] * self.num_hidden_layers
@@ -163,6 +171,11 @@ class TunerConfig(PreTrainedConfig):
         if self.position_embedding_type != "rotary":
             self.rope_parameters = None
         self.validate_architecture()  # the strict dataclass calls it too, but hides the ValueError in one of its own
+
+    def to_dict(self) -> dict[str, Any]:
+        """As inherited. PEFT asks for it before it looks for the layers to adapt."""
+        register_with_peft(self.model_type)
+        return super().to_dict()
 
     def validate_architecture(self) -> None:
         """Refuse what cannot be built. Called after every construction, and by transformers before saving."""
@@ -233,6 +246,8 @@ class TunerConfig(PreTrainedConfig):
     def _validate_experts(self) -> None:
         if not self.num_local_experts:
             return
+        if self.num_experts_per_tok is None or self.num_experts_per_tok < 1:
+            raise ValueError(f"num_experts_per_tok must be at least 1, not {self.num_experts_per_tok}.")
         if self.num_experts_per_tok > self.num_local_experts:
             raise ValueError(
                 f"num_experts_per_tok ({self.num_experts_per_tok}) cannot exceed num_local_experts "

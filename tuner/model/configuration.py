@@ -1,12 +1,13 @@
 """The three shapes, each one configuration: encoder, decoder, encoder-decoder."""
 
 # No `from __future__ import annotations` here: it turns the field types into strings, which `strict` does not check.
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .components import TunerConfig
+from .registration import register_with_peft
 
 # One dial sets the rest. Depth and width keep `hidden_size / num_hidden_layers` between 40 and 64, the range in which
 # Kaplan et al. 2020 (https://arxiv.org/abs/2001.08361, figure 5) found the loss flat; the key/value heads are half or a
@@ -99,6 +100,23 @@ class TunerEncoderConfig(TunerConfig):
         super().__post_init__(**kwargs)
 
 
+def _of_parts(name: str, *parts: str) -> property:
+    """A field of the parts under a common name: the decoder's is read, that of all `parts` is set."""
+
+    def read(config: Any) -> Any:
+        return getattr(config.decoder, name)
+
+    def write(config: Any, value: Any) -> None:
+        for part in parts:
+            setattr(getattr(config, part), name, value)
+
+    return property(read, write)
+
+
+SHARED = ("vocab_size", "hidden_size")
+COMMON = (*SHARED, "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+
+
 @strict
 class TunerSeq2SeqConfig(PreTrainedConfig):
     """An encoder and a decoder that looks at its output, over one vocabulary.
@@ -109,6 +127,8 @@ class TunerSeq2SeqConfig(PreTrainedConfig):
         tie_word_embeddings: one matrix for both embeddings and the head. The embeddings of encoder and decoder are
             always one.
         decoder_start_token_id: what the decoder's input begins with. Defaults to the padding token.
+        kwargs: fields of the parts that other libraries look for here: `vocab_size` and `hidden_size` of both,
+            `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads`, `head_dim` of the decoder.
 
     Raises:
         ValueError: an impossible combination, with the reason.
@@ -118,6 +138,13 @@ class TunerSeq2SeqConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["past_key_values"]
     sub_configs = {"encoder": TunerEncoderConfig, "decoder": TunerDecoderConfig}
     is_encoder_decoder = True
+    auto_classes: ClassVar[dict[str, str]] = {}
+    vocab_size = _of_parts("vocab_size", "encoder", "decoder")
+    hidden_size = _of_parts("hidden_size", "encoder", "decoder")
+    num_hidden_layers = _of_parts("num_hidden_layers", "decoder")
+    num_attention_heads = _of_parts("num_attention_heads", "decoder")
+    num_key_value_heads = _of_parts("num_key_value_heads", "decoder")
+    head_dim = _of_parts("head_dim", "decoder")
 
     encoder: Any = None
     decoder: Any = None
@@ -130,21 +157,32 @@ class TunerSeq2SeqConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        common = {name: kwargs.pop(name) for name in COMMON if name in kwargs}
         for name, kind in self.sub_configs.items():
             part = getattr(self, name) or {}
             if isinstance(part, dict):
-                part = {key: value for key, value in part.items() if key != "model_type"}
-                setattr(self, name, kind(**{**part, **({"add_cross_attention": True} if name == "decoder" else {})}))
+                own = {key: value for key, value in common.items() if name == "decoder" or key in SHARED}
+                setattr(
+                    self, name, kind(**{**own, **{key: value for key, value in part.items() if key != "model_type"}})
+                )
         self.decoder.add_cross_attention = True
+        for name, value in common.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} is {value}, and that of the decoder is {getattr(self, name)}.")
         if self.decoder_start_token_id is None:
             self.decoder_start_token_id = self.pad_token_id
         self.is_encoder_decoder = True
         super().__post_init__(**kwargs)
         self.validate_architecture()
 
+    def to_dict(self) -> dict[str, Any]:
+        """As inherited, with the common fields. PEFT asks for it before it looks for the layers to adapt."""
+        register_with_peft(self.model_type)
+        return {**super().to_dict(), **{name: getattr(self, name) for name in COMMON}}
+
     def validate_architecture(self) -> None:
         """Refuse what cannot be built."""
-        for name in ("vocab_size", "hidden_size"):
+        for name in SHARED:
             one, other = getattr(self.encoder, name), getattr(self.decoder, name)
             if one != other:
                 raise ValueError(f"encoder and decoder share their embeddings: {name} cannot be {one} and {other}.")

@@ -12,7 +12,11 @@ from torch import nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, MoeCausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
@@ -22,12 +26,21 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import own_cache
 from .configuration import TunerDecoderConfig
+from .registration import register
 from .stack import TunerPreTrainedModel, TunerStack
+
+
+class TunerDecoderPreTrainedModel(TunerPreTrainedModel):
+    """Every class over a `TunerDecoderConfig`."""
+
+    config: TunerDecoderConfig
+    config_class = TunerDecoderConfig
 
 
 class TunerDecoderModel(TunerStack):
     """Token ids to hidden states."""
 
+    config: TunerDecoderConfig
     config_class = TunerDecoderConfig
     is_causal = True
 
@@ -83,10 +96,9 @@ class TunerDecoderModel(TunerStack):
         )
 
 
-class TunerDecoderForCausalLM(TunerPreTrainedModel, GenerationMixin):
+class TunerDecoderForCausalLM(TunerDecoderPreTrainedModel, GenerationMixin):
     """The decoder with a next-token head, tied to the embeddings or not."""
 
-    config_class = TunerDecoderConfig
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
@@ -133,12 +145,10 @@ class TunerDecoderForCausalLM(TunerPreTrainedModel, GenerationMixin):
         if self.config.logit_scale != 1:
             hidden_states = hidden_states * self.config.logit_scale
         logits = self.lm_head(hidden_states)
-        loss = None
-        items = kwargs.get("num_items_in_batch")
-        balance = self.balance(outputs.get("router_logits"), attention_mask, labels, items)
+        loss, balance = None, self.balance(outputs.get("router_logits"), attention_mask)
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-            loss = loss if balance is None else loss + balance
+            loss = self.add_balance(loss, balance, labels, kwargs.get("num_items_in_batch"))
         return MoeCausalLMOutputWithPast(
             loss=loss,
             aux_loss=balance,
@@ -150,15 +160,28 @@ class TunerDecoderForCausalLM(TunerPreTrainedModel, GenerationMixin):
         )
 
 
-class TunerDecoderForSequenceClassification(GenericForSequenceClassification, TunerPreTrainedModel):
-    """The decoder with a class for every sequence, read from its last real token."""
+class TunerDecoderForSequenceClassification(GenericForSequenceClassification, TunerDecoderPreTrainedModel):
+    """A class for every sequence, read from its last real token."""
 
-    config_class = TunerDecoderConfig
+    accepts_loss_kwargs = False  # the generic head's loss is a mean: the Trainer divides it by the accumulated steps
 
-    def __init__(self, config: TunerDecoderConfig):
-        # Not the generic one's: that asks an Auto class, which knows nothing of code that came with a checkpoint.
-        super(GenericForSequenceClassification, self).__init__(config)
-        self.num_labels = config.num_labels
-        self.model = TunerDecoderModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
-        self.post_init()
+
+class TunerDecoderForTokenClassification(GenericForTokenClassification, TunerDecoderPreTrainedModel):
+    """A class for every token, of which it has seen those before."""
+
+    accepts_loss_kwargs = False
+
+
+class TunerDecoderForQuestionAnswering(GenericForQuestionAnswering, TunerDecoderPreTrainedModel):
+    """Where an answer begins and ends."""
+
+
+register(
+    TunerDecoderConfig,
+    AutoModel=TunerDecoderModel,
+    AutoModelForPreTraining=TunerDecoderForCausalLM,
+    AutoModelForCausalLM=TunerDecoderForCausalLM,
+    AutoModelForSequenceClassification=TunerDecoderForSequenceClassification,
+    AutoModelForTokenClassification=TunerDecoderForTokenClassification,
+    AutoModelForQuestionAnswering=TunerDecoderForQuestionAnswering,
+)

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.activations import ACT2FN
+from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.modeling_layers import GenericForQuestionAnswering
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     MaskedLMOutput,
-    ModelOutput,
+    MultipleChoiceModelOutput,
+    NextSentencePredictorOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .configuration import TunerEncoderConfig
-from .norm import build_norm
-from .stack import TunerPreTrainedModel, TunerStack
+from .encoder_stack import TunerEncoderStack, TunerHead, TunerPreTrainingOutput
+from .registration import register
+from .stack import TunerPreTrainedModel
 
 
 class TunerEncoderPreTrainedModel(TunerPreTrainedModel):
@@ -34,65 +33,19 @@ class TunerEncoderPreTrainedModel(TunerPreTrainedModel):
     config_class = TunerEncoderConfig
 
 
-class TunerEncoderModel(TunerStack):
+class TunerEncoderModel(TunerEncoderStack):
     """Token ids to hidden states, and with `add_pooling_layer` one vector for the sequence, from its first token."""
 
-    config: TunerEncoderConfig
-    config_class = TunerEncoderConfig
 
-    def __init__(self, config: TunerEncoderConfig, add_pooling_layer: bool = True):
-        super().__init__(config)
-        self.pooler = TunerHead(config, config.hidden_size, config.pooler_act) if add_pooling_layer else None
-        self.post_init()
-
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
-        """
-        Args:
-            input_ids: `(batch, time)`; exactly one of it and `inputs_embeds` `(batch, time, embedding_size)`.
-            attention_mask: `(batch, time)`, 1 for a token and 0 for padding.
-            token_type_ids: `(batch, time)`, the segment of each token, 0 by default.
-
-        Raises:
-            ValueError: neither or both of `input_ids` and `inputs_embeds`.
-        """
-        hidden_states, positions = self.embed(
-            input_ids, inputs_embeds, attention_mask, position_ids, token_type_ids=token_type_ids
-        )
-        masks = self.masks(hidden_states, attention_mask, position_ids)
-        hidden_states = self.run(hidden_states, positions, masks, **kwargs)
-        pooled = self.pooler(hidden_states[:, 0]) if self.pooler is not None else None
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
-
-
-class TunerHead(nn.Module):
-    """A hidden layer before a prediction: `act(dense(x))`, and a norm where asked for."""
-
-    def __init__(self, config: TunerEncoderConfig, size: int, activation: str, has_norm: bool = False):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, size)
-        self.act_fn = ACT2FN[activation]
-        self.norm = build_norm(config, size) if has_norm else None
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.act_fn(self.dense(hidden_states))
-        return hidden_states if self.norm is None else self.norm(hidden_states)
+# Concrete classes: sentence-transformers reads the fields of an output from the annotation of `forward`.
+HeadOutput: TypeAlias = MaskedLMOutput | NextSentencePredictorOutput | SequenceClassifierOutput | TokenClassifierOutput
 
 
 class TunerEncoderWithHead(TunerEncoderPreTrainedModel):
     """An encoder, a prediction over its output, and the loss of that prediction."""
 
     has_pooler = False
-    output_class: type[ModelOutput] = TokenClassifierOutput
+    output_class: type[HeadOutput] = TokenClassifierOutput
 
     def __init__(self, config: TunerEncoderConfig):
         super().__init__(config)
@@ -112,8 +65,9 @@ class TunerEncoderWithHead(TunerEncoderPreTrainedModel):
     def loss(
         self, logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
     ) -> torch.Tensor:
-        """The mean over what is labelled."""
-        return self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        """The mean over what is labelled. transformers chooses it by the class's name; each takes what it needs."""
+        sizes = {"vocab_size": self.config.vocab_size, "config": self.config}
+        return self.loss_function(logits=logits, pooled_logits=logits, labels=labels, **sizes, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -125,16 +79,15 @@ class TunerEncoderWithHead(TunerEncoderPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> ModelOutput:
+    ) -> HeadOutput:
         """As `TunerEncoderModel`, and `labels` as the class says; returns `logits`, and `loss` with labels."""
         options = self.with_router(labels, kwargs)
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **options)
         logits, loss = self.predict(outputs), None
         if labels is not None:
             loss = self.loss(logits, labels, attention_mask, **kwargs)
-            items = kwargs.get("num_items_in_batch")
-            balance = self.balance(outputs.get("router_logits"), attention_mask, labels, items)
-            loss = loss if balance is None else loss + balance
+            balance = self.balance(outputs.get("router_logits"), attention_mask)
+            loss = self.add_balance(loss, balance, labels, kwargs.get("num_items_in_batch"))
         return self.output_class(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -159,17 +112,6 @@ class TunerEncoderForMaskedLM(TunerEncoderWithHead):
         return self.lm_head(self.prediction(outputs.last_hidden_state))
 
 
-@dataclass
-class TunerPreTrainingOutput(ModelOutput):
-    """Logits of tokens `(batch, time, vocab_size)` and of the order of segments `(batch, 2)`, and the sum of losses."""
-
-    loss: torch.Tensor | None = None
-    prediction_logits: torch.Tensor | None = None
-    seq_relationship_logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
 class TunerEncoderForPreTraining(TunerEncoderForMaskedLM):
     """Masked tokens, and whether the second segment follows the first (Devlin et al. 2018)."""
 
@@ -192,17 +134,23 @@ class TunerEncoderForPreTraining(TunerEncoderForMaskedLM):
         next_sentence_label: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TunerPreTrainingOutput:
-        """`next_sentence_label` `(batch,)`: 0 where the second segment follows, 1 where it is another's."""
+        """`next_sentence_label` `(batch,)`: 0 where the second segment follows, 1 where it is another's.
+
+        As a share of a larger batch's loss, of `num_items_in_batch` labels, a row counts by the labels in it.
+        """
         options = self.with_router(labels, kwargs)
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **options)
         logits, relation = self.predict(outputs), self.seq_relationship(outputs.pooler_output)
-        losses = [] if labels is None else [self.loss(logits, labels, attention_mask, **kwargs)]
-        items = kwargs.get("num_items_in_batch")
-        balance = self.balance(outputs.get("router_logits"), attention_mask, labels, items)
-        if losses and balance is not None:
-            losses.append(balance)
+        losses, items = [], kwargs.get("num_items_in_batch")
+        if labels is not None:
+            balance = self.balance(outputs.get("router_logits"), attention_mask)
+            losses.append(self.add_balance(self.loss(logits, labels, attention_mask, **kwargs), balance, labels, items))
         if next_sentence_label is not None:
-            losses.append(F.cross_entropy(relation.float(), next_sentence_label.view(-1)))
+            if labels is None or items is None:
+                losses.append(F.cross_entropy(relation.float(), next_sentence_label.view(-1)))
+            else:
+                each = F.cross_entropy(relation.float(), next_sentence_label.view(-1), reduction="none")
+                losses.append((each * (labels != -100).sum(dim=1)).sum() / items)
         return TunerPreTrainingOutput(
             loss=torch.stack(losses).sum() if losses else None,
             prediction_logits=logits,
@@ -228,8 +176,13 @@ class TunerEncoderForReplacedTokenDetection(TunerEncoderWithHead):
     def loss(
         self, logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
     ) -> torch.Tensor:
-        counts = labels != -100 if mask is None else (labels != -100) & mask.bool()
-        return F.binary_cross_entropy_with_logits(logits[counts].float(), labels[counts].float())
+        counts, items = (
+            labels != -100 if mask is None else (labels != -100) & mask.bool(),
+            kwargs.get("num_items_in_batch"),
+        )
+        reduction = "mean" if items is None else "sum"
+        loss = F.binary_cross_entropy_with_logits(logits[counts].float(), labels[counts].float(), reduction=reduction)
+        return loss if items is None else loss / items
 
 
 class TunerEncoderForSequenceClassification(TunerEncoderWithHead):
@@ -249,11 +202,6 @@ class TunerEncoderForSequenceClassification(TunerEncoderWithHead):
     def predict(self, outputs: BaseModelOutputWithPooling) -> torch.Tensor:
         return self.score(self.dropout(outputs.pooler_output))
 
-    def loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
-    ) -> torch.Tensor:
-        return self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
-
 
 class TunerEncoderForTokenClassification(TunerEncoderForSequenceClassification):
     """A class for every token. `labels` `(batch, time)`, -100 for none; `logits` `(batch, time, num_labels)`."""
@@ -264,18 +212,81 @@ class TunerEncoderForTokenClassification(TunerEncoderForSequenceClassification):
     def predict(self, outputs: BaseModelOutputWithPooling) -> torch.Tensor:
         return self.score(self.dropout(outputs.last_hidden_state))
 
-    def loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
-    ) -> torch.Tensor:
-        return self.loss_function(logits=logits, labels=labels, config=self.config, **kwargs)
+
+def choice_loss(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: Any = None, **_: Any) -> torch.Tensor:
+    """Of one class a row, whatever the configuration says of its labels."""
+    return fixed_cross_entropy(logits.float(), labels.view(-1), num_items_in_batch)
+
+
+class TunerEncoderForNextSentencePrediction(TunerEncoderWithHead):
+    """Whether the second segment follows the first. `labels` `(batch,)`: 0 where it does; `logits` `(batch, 2)`."""
+
+    has_pooler = True
+    output_class = NextSentencePredictorOutput
+
+    def build_head(self, config: TunerEncoderConfig) -> None:
+        self.loss_function = choice_loss
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+    def predict(self, outputs: BaseModelOutputWithPooling) -> torch.Tensor:
+        return self.seq_relationship(outputs.pooler_output)
+
+
+class TunerEncoderForMultipleChoice(TunerEncoderForSequenceClassification):
+    """Which of several sequences is the right one (Devlin et al. 2018, section 4.4)."""
+
+    def build_head(self, config: TunerEncoderConfig) -> None:
+        super().build_head(config)
+        self.loss_function = choice_loss
+        self.score = nn.Linear(config.hidden_size, 1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MultipleChoiceModelOutput:
+        """Inputs `(batch, choices, time)`, `labels` `(batch,)`, `logits` `(batch, choices)`."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        rows = [t if t is None else t.flatten(0, 1) for t in inputs]
+        choices = next(t.shape[1] for t in (input_ids, inputs_embeds) if t is not None)
+        outputs = self.model(*rows, **self.with_router(labels, kwargs))
+        logits, loss = self.predict(outputs).view(-1, choices), None
+        if labels is not None:
+            loss = self.loss(logits, labels, None, **kwargs)
+            balance = self.balance(outputs.get("router_logits"), rows[1])
+            loss = self.add_balance(loss, balance, labels, kwargs.get("num_items_in_batch"))
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
 class TunerEncoderForQuestionAnswering(GenericForQuestionAnswering, TunerEncoderPreTrainedModel):
     """Where an answer begins and ends."""
 
     def __init__(self, config: TunerEncoderConfig):
-        # Not the generic one's: that asks an Auto class, which knows nothing of code that came with a checkpoint.
+        # Not the generic one's, whose model would have a pooler that learns nothing.
         super(GenericForQuestionAnswering, self).__init__(config)
         self.model = TunerEncoderModel(config, add_pooling_layer=False)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
+
+
+register(
+    TunerEncoderConfig,
+    AutoModelForTextEncoding=TunerEncoderModel,
+    AutoModel=TunerEncoderModel,
+    AutoModelForMaskedLM=TunerEncoderForMaskedLM,
+    AutoModelForPreTraining=TunerEncoderForPreTraining,
+    AutoModelForNextSentencePrediction=TunerEncoderForNextSentencePrediction,
+    AutoModelForMultipleChoice=TunerEncoderForMultipleChoice,
+    AutoModelForQuestionAnswering=TunerEncoderForQuestionAnswering,
+    AutoModelForSequenceClassification=TunerEncoderForSequenceClassification,
+    AutoModelForTokenClassification=TunerEncoderForTokenClassification,
+)
+TunerEncoderForReplacedTokenDetection.register_for_auto_class("AutoModelForPreTraining")

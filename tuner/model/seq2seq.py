@@ -6,9 +6,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache, EncoderDecoderCache, StaticCache
-from transformers.modeling_outputs import BaseModelOutput, ModelOutput, Seq2SeqMoEModelOutput, Seq2SeqMoEOutput
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    ModelOutput,
+    Seq2SeqMoEModelOutput,
+    Seq2SeqMoEOutput,
+    Seq2SeqSequenceClassifierOutput,
+)
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -16,6 +23,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .configuration import TunerSeq2SeqConfig
 from .decoder import TunerDecoderModel
 from .encoder import TunerEncoderModel
+from .registration import register
 from .stack import TunerPreTrainedModel
 
 
@@ -25,6 +33,12 @@ class TunerSeq2SeqPreTrainedModel(TunerPreTrainedModel):
     config: TunerSeq2SeqConfig
     config_class = TunerSeq2SeqConfig
     _skip_keys_device_placement = ["past_key_values", "encoder_outputs"]
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As inherited, in both parts' configurations."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.config.vocab_size = self.config.decoder.vocab_size
+        return embeddings
 
 
 class TunerSeq2SeqModel(TunerSeq2SeqPreTrainedModel):
@@ -66,6 +80,11 @@ class TunerSeq2SeqModel(TunerSeq2SeqPreTrainedModel):
         Raises:
             ValueError: neither or both of ids and embeddings, on either side.
         """
+        for name in ("output_attentions", "output_hidden_states"):
+            if getattr(self.config, name):
+                kwargs.setdefault(name, True)
+        if use_cache is None and not self.config.use_cache:
+            use_cache = False
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds=inputs_embeds, **kwargs)
         elif not isinstance(encoder_outputs, ModelOutput):
@@ -183,13 +202,72 @@ class TunerSeq2SeqForConditionalGeneration(TunerSeq2SeqPreTrainedModel, Generati
             (outputs.encoder_router_logits, attention_mask),
             (outputs.decoder_router_logits, decoder_attention_mask),
         )
-        items = kwargs.get("num_items_in_batch")
-        balances = [part.balance(*of, labels, items) for part, of in zip(parts, routed, strict=True)]
+        balances = [part.balance(*of) for part, of in zip(parts, routed, strict=True)]
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.decoder.vocab_size, **kwargs)
-            loss = sum((balance for balance in balances if balance is not None), loss)
+            for part, balance in zip(parts, balances, strict=True):
+                loss = part.add_balance(loss, balance, labels, kwargs.get("num_items_in_batch"))
         found = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return Seq2SeqMoEOutput(
             loss=loss, logits=logits, encoder_aux_loss=balances[0], decoder_aux_loss=balances[1], **found
         )
+
+
+class TunerSeq2SeqForSequenceClassification(TunerSeq2SeqPreTrainedModel):
+    """A class for every sequence. Both parts read it; the decoder's state at its last token says which (Lewis et al.
+    2019, https://arxiv.org/abs/1910.13461, section 3.1)."""
+
+    def __init__(self, config: TunerSeq2SeqConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = TunerSeq2SeqModel(config)
+        self.dropout = nn.Dropout(config.decoder.hidden_dropout)
+        self.score = nn.Linear(config.decoder.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Seq2SeqSequenceClassifierOutput:
+        """The last token is that of `attention_mask` `(batch, time)`, or without one the last that is not padding.
+
+        `labels` `(batch,)`, or `(batch, num_labels)` where several hold; `logits` `(batch, num_labels)`.
+        """
+        embed, start = self.get_input_embeddings(), self.config.decoder_start_token_id
+        embeds = embed(input_ids) if inputs_embeds is None else inputs_embeds
+        if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
+            attention_mask = (input_ids != self.config.pad_token_id).long()
+        begin = embed(torch.full_like(embeds[:, :1, 0], start, dtype=torch.long))
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=torch.cat([begin, embeds[:, :-1]], dim=1),
+            decoder_attention_mask=None if attention_mask is None else F.pad(attention_mask[:, :-1], (1, 0), value=1),
+            use_cache=False,
+            **kwargs,
+        )
+        states = outputs.last_hidden_state
+        places = torch.arange(states.shape[1], device=states.device)
+        last = (places if attention_mask is None else places * attention_mask).argmax(dim=-1)
+        logits = self.score(self.dropout(states[torch.arange(len(states), device=states.device), last]))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+        found = {name: value for name, value in outputs.items() if "router" not in name and name != "last_hidden_state"}
+        return Seq2SeqSequenceClassifierOutput(loss=loss, logits=logits, **found)
+
+
+register(
+    TunerSeq2SeqConfig,
+    AutoModel=TunerSeq2SeqModel,
+    AutoModelForPreTraining=TunerSeq2SeqForConditionalGeneration,
+    AutoModelForSeq2SeqLM=TunerSeq2SeqForConditionalGeneration,
+    AutoModelForSequenceClassification=TunerSeq2SeqForSequenceClassification,
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import chain
 from typing import Any
 
@@ -83,30 +84,48 @@ class TunerPreTrainedModel(PreTrainedModel):
         elif isinstance(module, TunerPerformer):
             init.copy_(module.features, module.draw_features())
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """As inherited, and `config.json` names every class of the shape, so that a folder with this code loads as any.
+
+        The folder of an adapter gets no code: that belongs to the model which it is for.
+        """
+        if getattr(self, "_hf_peft_config_loaded", False):
+            self.is_remote_code = lambda: False
+            try:
+                super().save_pretrained(save_directory, **kwargs)
+            finally:
+                del self.is_remote_code
+            return
+        if type(self).__module__.startswith(f"{__package__}."):
+            self.config.auto_map = {**getattr(self.config, "auto_map", {}), **self.config.auto_classes}
+        super().save_pretrained(save_directory, **kwargs)
+
     def with_router(self, labels: torch.Tensor | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The stack's arguments, with the router's logits asked for where a loss needs them."""
         config = self.config
         needed = bool(config.num_local_experts and config.router_aux_loss_coef and labels is not None)
         return {**kwargs, "output_router_logits": True} if needed else kwargs
 
-    def balance(
-        self,
-        logits: tuple[torch.Tensor, ...] | None,
-        attention_mask: Any = None,
-        labels: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | None:
-        """The weighted load-balancing loss of the router's logits, where there are any.
-
-        Where the loss is a share of a larger batch's, `labels` of `num_items_in_batch`, so is this.
-        """
+    def balance(self, logits: tuple[torch.Tensor, ...] | None, attention_mask: Any = None) -> torch.Tensor | None:
+        """The load-balancing loss of the router's logits, where there are any, before it is weighted."""
         if not logits:
             return None
         mask = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2 else None
-        loss = load_balancing_loss(logits, self.config.num_experts_per_tok, mask) * self.config.router_aux_loss_coef
-        if labels is None or num_items_in_batch is None:
+        return load_balancing_loss(logits, self.config.num_experts_per_tok, mask)
+
+    def add_balance(
+        self,
+        loss: torch.Tensor,
+        balance: torch.Tensor | None,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """The loss with the weighted `balance`. Where it is a share of a larger batch's, `labels` of
+        `num_items_in_batch`, the balance is too."""
+        if balance is None:
             return loss
-        return loss * (labels != -100).sum() / num_items_in_batch
+        share = 1 if num_items_in_batch is None else (labels != -100).sum() / num_items_in_batch
+        return loss + balance * self.config.router_aux_loss_coef * share
 
 
 class TunerStack(TunerPreTrainedModel):
@@ -180,13 +199,14 @@ class TunerStack(TunerPreTrainedModel):
     def _positions(
         self, embeds: torch.Tensor, input_ids: torch.Tensor | None, attention_mask: Any, cache: Cache | None
     ) -> torch.Tensor:
+        seen = cache.get_seq_length() if cache is not None else 0
         if self.config.skip_padding_positions:
             pad, real = self.config.pad_token_id, attention_mask
             if input_ids is not None and pad is not None:
                 real = input_ids != pad
             if real is not None and real.dim() == 2:
-                return real.long().cumsum(dim=1) * real - 1
-        seen = cache.get_seq_length() if cache is not None else 0
+                real = real[:, -embeds.shape[1] :]
+                return (real.long().cumsum(dim=1) + seen) * real - 1
         return (torch.arange(embeds.shape[1], device=embeds.device) + seen).unsqueeze(0)
 
     def masks(
@@ -214,8 +234,9 @@ class TunerStack(TunerPreTrainedModel):
                 )
             return dict.fromkeys(kinds, attention_mask)
         options: dict[str, Any] = {"config": self.config, "inputs_embeds": embeds, "attention_mask": attention_mask}
+        options["past_key_values"] = cache
         if self.is_causal:
-            options |= {"past_key_values": cache, "position_ids": position_ids}
+            options["position_ids"] = position_ids
         return {kind: MASKS[self.is_causal][kind](**options) for kind in kinds}
 
     def run(

@@ -172,7 +172,8 @@ class Objective(Generic[A]):
         loss = chunked_cross_entropy(hidden, head.weight, targets, head.bias, *extra)
         if training and isinstance(model, TunerPreTrainedModel):
             balance = model.balance(outputs.get("router_logits"), inputs.get("attention_mask"))
-            loss = loss if balance is None else loss + balance * len(targets)
+            if balance is not None:
+                loss = loss + model.config.router_aux_loss_coef * balance * len(targets)
         return {"loss": loss, "count": count}
 
     def metrics(self, sums: dict[str, np.ndarray]) -> dict[str, float]:

@@ -195,7 +195,7 @@ class _Trial:
             outputs = _call(causal_lm, input_ids=ids, labels=labels)
         # Our models' balance of experts is computed beside the chunked loss; others' is not.
         balance = outputs.get("aux_loss") if isinstance(causal_lm, TunerPreTrainedModel) else None
-        own = outputs.loss if balance is None else outputs.loss - balance
+        own = outputs.loss if balance is None else outputs.loss - balance * causal_lm.config.router_aux_loss_coef
         states, targets = supervised_positions(logits, labels)
         plain = F.cross_entropy(states.float(), targets)
         pairs = ((seen[0], hidden), (seen[1], product), (own, plain))

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.model.conftest import one_thread  # noqa: F401  (of each test here too)
+
 UPSTREAM = json.loads((Path(__file__).parent / "upstream.json").read_text(encoding="utf-8"))
 
 

@@ -111,6 +111,8 @@ class TunerPreTrainedModel(PreTrainedModel):
         if not logits:
             return None
         mask = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2 else None
+        if mask is not None:
+            mask = mask[:, -(len(logits[0]) // len(mask)) :]  # of what came before, in a cache, there are no logits
         return load_balancing_loss(logits, self.config.num_experts_per_tok, mask)
 
     def add_balance(

@@ -57,6 +57,19 @@ def test_value_and_gradients(name, dtype, tolerance):
         assert torch.equal(ours(*inputs), found), "the same bits with and without gradients"
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradients_of_gradients(name):
+    ours, plain, shapes = FUNCTIONS[name]
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    second = []
+    for function in (ours, plain):
+        first = torch.autograd.grad(function(*inputs).pow(3).sum(), inputs, create_graph=True)
+        second.append(torch.autograd.grad(sum(grad.square().sum() for grad in first), inputs))
+    for found, expected in zip(*second, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
 def test_a_layer_remembers_little():
     """Bytes that one layer keeps a token, beside its weights: inputs of its products and no more."""
     model = tiny_decoder("block_attention", use_qk_norm=False).train()

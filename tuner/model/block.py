@@ -21,6 +21,7 @@ class TunerLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: TunerConfig, layer_idx: int, is_causal: bool, has_cross_attention: bool = False):
         super().__init__()
+        self.attention_type = config.layer_types[layer_idx]
         self.self_attn = TunerAttention(config, layer_idx, is_causal)
         self.self_attn_residual = TunerResidual(config)
         self.cross_attn = TunerAttention(config, layer_idx, is_causal, is_cross=True) if has_cross_attention else None

@@ -172,6 +172,13 @@ class TunerConfig(PreTrainedConfig):
             self.rope_parameters = None
         self.validate_architecture()  # the strict dataclass calls it too, but hides the ValueError in one of its own
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As inherited; layers that are all of one kind stay so when their number changes."""
+        super().__setattr__(name, value)
+        types = self.__dict__.get("layer_types")
+        if name == "num_hidden_layers" and types and len(set(types)) == 1:
+            self.layer_types = types[:1] * value
+
     def to_dict(self) -> dict[str, Any]:
         """As inherited. PEFT asks for it before it looks for the layers to adapt."""
         register_with_peft(self.model_type)

@@ -2,15 +2,16 @@
 
 Autograd keeps every factor of every product: a good third of what a block remembers of a token, in float32 where the
 norm went through it. All of it follows from the inputs in a few cheap passes. A compiler finds this for itself, so that
-a compiled model takes the plain formulas. So does a module whose attribute `recompute` is false.
+a compiled model takes the plain formulas. So do the transforms of `torch.func`, which want more of a function than its
+gradient, a gradient that is to have one itself, and a module whose attribute `recompute` is false.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -26,11 +27,13 @@ class _RMSNorm(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(*inputs[:2], output[1])
+        ctx.options = inputs[2:]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable(ctx, lambda *of: _plain_rms_norm(*of, *ctx.options), (x, weight), grad)
         normed = x * scale
         wide = grad.to(normed.dtype)
         weight_grad = (wide * normed).flatten(0, -2).sum(dim=0).to(weight.dtype)
@@ -49,9 +52,10 @@ class _SiluProduct(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gate, up = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable(ctx, _plain_silu_product, (gate, up), grad)
         gate_grad = grad * up
         torch.ops.aten.silu_backward(gate_grad, gate, grad_input=gate_grad)
         return gate_grad, F.silu(gate).mul_(grad)
@@ -67,10 +71,33 @@ class _Rotation(torch.autograd.Function):
         ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _rotated(grad, cos, -sin), None, None  # back by the same angle
+        rotated = _plain_rotate if torch.is_grad_enabled() else _rotated
+        return rotated(grad, cos, -sin), None, None  # back by the same angle
+
+
+def _differentiable(
+    ctx: Any, formula: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...], grad: torch.Tensor
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients of a formula where they are to have gradients themselves."""
+    wanted = [tensor for tensor, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
+    found = iter(torch.autograd.grad(formula(*inputs), wanted, grad, create_graph=True))
+    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
+
+
+def _plain_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return F.rms_norm(wide, weight.shape, weight.to(wide.dtype), eps).to(dtype)
+
+
+def _plain_silu_product(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return F.silu(gate) * up
+
+
+def _plain_rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,6 +116,11 @@ def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     return turned
 
 
+def takes_plain_formula(recompute: bool) -> bool:
+    """Whether autograd, a compiler or `torch.func` is left to differentiate what a module computes."""
+    return not recompute or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
 def learns(*tensors: torch.Tensor) -> bool:
     """Whether autograd will ask for a gradient of what is computed from these."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
@@ -98,16 +130,15 @@ def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype, recompute: bool = True
 ) -> torch.Tensor:
     """`x / sqrt(mean(x²) + eps) * weight` over the last dimension, computed in float32 or better, given in `dtype`."""
-    if not recompute or torch.compiler.is_compiling():
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return F.rms_norm(wide, weight.shape, weight.to(wide.dtype), eps).to(dtype)
+    if takes_plain_formula(recompute):
+        return _plain_rms_norm(x, weight, eps, dtype)
     return _RMSNorm.apply(x, weight, eps, dtype)[0] if learns(x, weight) else _normed(x, weight, eps)[0].to(dtype)
 
 
 def silu_product(gate: torch.Tensor, up: torch.Tensor, recompute: bool = True) -> torch.Tensor:
     """`silu(gate) * up`, elementwise."""
-    if not recompute or torch.compiler.is_compiling() or not learns(gate, up):
-        return F.silu(gate) * up
+    if takes_plain_formula(recompute) or not learns(gate, up):
+        return _plain_silu_product(gate, up)
     return _SiluProduct.apply(gate, up)
 
 
@@ -116,7 +147,6 @@ def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, recompute:
 
     `heads` and, broadcast to it, `cos` and `sin` are `(..., d)`.
     """
-    if not recompute or torch.compiler.is_compiling():
-        first, second = heads.chunk(2, dim=-1)
-        return heads * cos + torch.cat((-second, first), dim=-1) * sin
+    if takes_plain_formula(recompute):
+        return _plain_rotate(heads, cos, sin)
     return _Rotation.apply(heads, cos, sin) if learns(heads) else _rotated(heads, cos, sin)

@@ -253,13 +253,13 @@ class TunerStack(TunerPreTrainedModel):
         """Through all blocks; `(batch, time, hidden_size)` in and out."""
         tables = self.rotary_emb(hidden_states, position_ids=position_ids) if self.rotary_emb is not None else None
         biases = self._biases(hidden_states, own_cache(past_key_values))
-        # Not strict: whoever prunes a model assigns it fewer layers than its configuration names.
-        for layer, kind in zip(self.layers, self.config.layer_types, strict=False):
+        # Other libraries prune and repeat layers, and leave early by lowering the number.
+        for layer in self.layers[: self.config.num_hidden_layers]:
             hidden_states = layer(
                 hidden_states,
-                biases.get(kind),  # what has a gradient goes by position: reentrant checkpointing asks for it
+                biases.get(layer.attention_type),  # what has a gradient goes by position: reentrant checkpointing asks
                 encoder_hidden_states,
-                attention_mask=masks[kind],
+                attention_mask=masks[layer.attention_type],
                 position_embeddings=tables,
                 position_ids=position_ids,
                 past_key_values=past_key_values,

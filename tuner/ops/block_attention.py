@@ -40,6 +40,8 @@ class _BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, out_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("block_attention has no second derivative; use attn_implementation sdpa or eager.")
         query, key, value = ctx.saved_tensors
         return *_gradients(out_grad, query, key, value, ctx.plan, ctx.scale), None, None
 

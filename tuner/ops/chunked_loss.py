@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -42,8 +41,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return losses + z_loss * log_sum.square() if z_loss else losses
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("The chunked loss has no second derivative; --fast_ops false takes the plain one.")
         hidden, weight, bias, targets, log_sum = ctx.saved_tensors
         need_hidden, need_weight, need_bias, *_ = ctx.needs_input_grad
         hidden_grad = torch.zeros_like(hidden, dtype=torch.float32) if need_hidden else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +114,11 @@ def test_minilm(tmp_path):
     assert type(AutoModel.from_pretrained(tmp_path / "ours")).__name__ == "TunerEncoderModel"
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=0, atol=1e-5)
+    # sentence-transformers finds what it had beside the weights: mean pooling, normalisation, 256 tokens.
+    beside = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "1_Pooling/config.json")
+    for file in beside:
+        for folder in ("ours", "bert"):
+            assert (tmp_path / folder / file).read_bytes() == (Path(path) / file).read_bytes()
     near, far = float(found[1][0] @ found[1][1]), float(found[1][0] @ found[1][2])
     assert near > 0.6 > 0.2 > far
 

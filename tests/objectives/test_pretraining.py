@@ -34,7 +34,7 @@ from tuner.objectives import electra
 from tuner.objectives.base import use_objective
 from tuner.objectives.contrastive import embed
 from tuner.objectives.electra import BINS, count_scores, fill_in, judge
-from tuner.objectives.records import Layout
+from tuner.objectives.records import Examples, Layout, Outcome, Rows
 from tuner.objectives.registry import PRETRAINING as OBJECTIVES
 from tuner.ops import chunked_loss as losses
 from tuner.text.train_tokenizer import train_tokenizer
@@ -408,6 +408,33 @@ def test_what_evaluation_adds_up(name):
     if name == "mlm+nsp":
         guess = relation.argmax(-1)
         assert found["nsp_accuracy"] == float((guess == batch["next_sentence_label"]).float().mean())
+
+
+def test_a_byte_is_predicted_with_and_without_the_ends_of_documents():
+    """The second is lm-eval's `byte_perplexity`, of a text whose tokens all have one before them."""
+    model, objective, rows = model_of("clm"), objective_of("clm"), documents()
+    blocks, _ = objective.examples(rows, "documents")
+    draws = Draws(blocks)
+    sums = [objective.sums(model, **inputs_of(objective([draws[n]]))) for n in range(len(draws))]
+    totals = {name: np.sum([each[name].double().numpy(force=True) for each in sums], axis=0) for name in sums[0]}
+    after = {f"eval_{name}": value for name, value in objective.metrics(totals).items()}
+    outcome = Outcome(model, Rows("text", rows, rows), Examples(blocks, blocks), after, {}, lambda: model)
+    found = objective.compare(outcome)
+    end, nats, size = objective.tokenizer.eos_token_id, {True: 0.0, False: 0.0}, 0
+    for block in blocks.with_format("torch"):
+        for start in (block["position_ids"] == 0).nonzero().flatten().tolist():
+            rest = (block["position_ids"][start + 1 :] == 0).nonzero().flatten().tolist()
+            ids = block["input_ids"][start : start + 1 + rest[0] if rest else None]
+            with torch.no_grad():
+                each = F.cross_entropy(model(ids[None]).logits[0, :-1], ids[1:], reduction="none")
+            for is_end in nats:
+                nats[is_end] += float(each[(ids[1:] == end) == is_end].sum())
+            size += len(objective.tokenizer.decode(ids, skip_special_tokens=True).encode())
+    assert nats[True] > 0 and nats[False] > 0
+    counted, not_counted = (found[f"perplexity a byte, end tokens{negation} counted"] for negation in ("", " not"))
+    assert counted["trained"] == pytest.approx(np.exp((nats[True] + nats[False]) / size), rel=1e-4)
+    assert not_counted["trained"] == pytest.approx(np.exp(nats[False] / size), rel=1e-4)
+    assert not_counted["5-gram"] < counted["5-gram"]
 
 
 def test_joined_rows_have_the_loss_of_padded_ones():

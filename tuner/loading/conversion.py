@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import tuner.model
@@ -18,6 +21,8 @@ from tuner.model.convert import from_transformers, to_transformers
 from tuner.text.gguf import new_folder
 
 OURS = "tuner"
+# What makes a folder one of sentence-transformers, beside the folders of its modules (pooling, normalisation, ...).
+SENTENCE_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
 
 
 def convert(source: str, family: str, output: Path) -> str:
@@ -47,6 +52,7 @@ def convert(source: str, family: str, output: Path) -> str:
         with new_folder(output) as staging:
             converted.save_pretrained(staging)
             tokenizer = _save_tokenizer(source, staging)
+            _copy_sentence_modules(source, Path(staging))
             difference = _difference(model.float(), load_pretrained(type(converted), staging, torch.float32))
             if difference > 1e-4:
                 raise ModelError(
@@ -83,6 +89,20 @@ def _save_tokenizer(source: str, folder: str) -> bool:
     except (OSError, ValueError, TypeError):  # a model alone is a model too
         return False
     return True
+
+
+def _copy_sentence_modules(source: str, folder: Path) -> None:
+    """Pooling, normalisation and the length limit of a model that sentence-transformers loads."""
+    path, _ = resolve(source)
+    if not Path(path).is_dir():
+        path = snapshot_download(path, allow_patterns=[*SENTENCE_FILES, "[0-9]*_*/*"])
+    for file in SENTENCE_FILES:
+        if (Path(path) / file).is_file():
+            shutil.copy(Path(path) / file, folder)
+    modules = folder / SENTENCE_FILES[0]
+    for module in json.loads(modules.read_text(encoding="utf-8")) if modules.exists() else ():
+        if module["path"] and (Path(path) / module["path"]).is_dir():
+            shutil.copytree(Path(path) / module["path"], folder / module["path"])
 
 
 def _difference(one: PreTrainedModel, other: PreTrainedModel) -> float:

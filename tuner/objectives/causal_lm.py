@@ -27,7 +27,7 @@ from tuner.model import TunerPreTrainedModel
 from tuner.objectives.arguments import TextArguments
 from tuner.objectives.base import SHOWN_TOKENS, A, Batch, Objective, Row, Sums, own_class
 from tuner.objectives.records import Comparison, Examples, Outcome, Rows
-from tuner.ops.chunked_loss import supervised_positions
+from tuner.ops.chunked_loss import chunked_cross_entropy, supervised_positions
 from tuner.text.answers import training_tokenizer
 
 
@@ -152,20 +152,38 @@ class CausalLM(NextToken[TextArguments]):
             "rows": [row["row"]],
         }
 
+    def token_sums(
+        self, model: Any, hidden: torch.Tensor, targets: torch.Tensor, outputs: Any, training: bool, inputs: Any
+    ) -> Sums:
+        sums = super().token_sums(model, hidden, targets, outputs, training, inputs)
+        if not training:
+            ends, head = targets == self.tokenizer.eos_token_id, model.get_output_embeddings()
+            sums["end_loss"] = chunked_cross_entropy(hidden[ends], head.weight, targets[ends], head.bias)
+        return sums
+
     def compare(self, outcome: Outcome) -> Comparison:
-        """Beside a Kneser-Ney 5-gram: both are asked for the same tokens, all of a sequence but its first."""
-        losses = outcome.before_and_after("loss")
+        """Beside a Kneser-Ney 5-gram: both are asked for the same tokens, all of a sequence but its first. A byte's
+        perplexity is given with the end tokens and without, as lm-eval has it: they are no bytes of the text."""
+        losses, ends = outcome.before_and_after("loss"), outcome.before_and_after("end_loss")
         if isinstance(outcome.examples.train, TokenStream):
             return {self.loss_unit: losses}
         tokens = list(_sequences(outcome.examples.eval))
         count = sum(len(ids) - 1 for ids in tokens)
         if is_small(outcome.rows.train):
             grams = KneserNey(_sequences(outcome.examples.train), len(self.tokenizer))
-            nats = -sum(float(grams.log_probabilities(ids)[1:].sum()) for ids in tokens)
-            losses = {"5-gram": nats / count, **losses}
+            odds = np.concatenate([grams.log_probabilities(ids)[1:] for ids in tokens])
+            are_ends = np.concatenate([ids[1:] for ids in tokens]) == self.tokenizer.eos_token_id
+            losses = {"5-gram": -float(odds.sum()) / count, **losses}
+            ends = {"5-gram": -float(odds[are_ends].sum()) / count, **ends}
         size = sum(len(self.tokenizer.decode(ids, skip_special_tokens=True).encode()) for ids in tokens)
-        perplexity = {who: math.exp(loss * count / size) for who, loss in losses.items()}
-        return {"perplexity a byte": perplexity, self.loss_unit: losses}
+
+        def a_byte(nats: dict[str, float]) -> dict[str, float]:
+            return {who: math.exp(loss * count / size) for who, loss in nats.items()}
+
+        found = {"perplexity a byte, end tokens counted": a_byte(losses)}
+        if "trained" in ends:  # they are not known apart where a model computes its own loss
+            found["perplexity a byte, end tokens not counted"] = a_byte({who: losses[who] - ends[who] for who in ends})
+        return {**found, self.loss_unit: losses}
 
 
 def _sequences(blocks: Dataset) -> Iterator[np.ndarray]:

@@ -28,6 +28,8 @@ GPT2 = {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions"
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("llama", "LlamaForCausalLM", {**GROUPED, "attention_bias": True, "mlp_bias": True, "head_dim": 6}),
     ("llama", "LlamaForSequenceClassification", GROUPED),
+    ("llama", "LlamaForTokenClassification", {**GROUPED, "num_labels": 5}),
+    ("llama", "LlamaForQuestionAnswering", GROUPED),
     ("llama", "LlamaModel", GROUPED),
     ("mistral", "MistralForCausalLM", {**GROUPED, "sliding_window": 5}),
     ("mistral", "MistralForCausalLM", {**GROUPED, "sliding_window": None}),
@@ -39,6 +41,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("qwen3", "Qwen3ForCausalLM", {**GROUPED, "head_dim": 16, "attention_bias": True}),
     ("gpt2", "GPT2LMHeadModel", {**GPT2, **IDS}),
     ("gpt2", "GPT2LMHeadModel", {**GPT2, **IDS, "n_inner": 20, "activation_function": "relu"}),
+    ("gpt2", "GPT2ForTokenClassification", {**GPT2, **IDS, "num_labels": 5}),
     ("gpt2", "GPT2Model", {**GPT2, **IDS}),
     ("bert", "BertModel", ENCODER),
     ("bert", "BertForMaskedLM", ENCODER),
@@ -47,6 +50,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("bert", "BertForSequenceClassification", {**ENCODER, "num_labels": 3}),
     ("bert", "BertForTokenClassification", {**ENCODER, "num_labels": 5}),
     ("bert", "BertForQuestionAnswering", ENCODER),
+    ("bert", "BertForNextSentencePrediction", ENCODER),
+    ("bert", "BertForMultipleChoice", ENCODER),
     ("roberta", "RobertaForMaskedLM", ENCODER),
     ("roberta", "RobertaForSequenceClassification", {**ENCODER, "num_labels": 3}),
     ("electra", "ElectraForPreTraining", {**ENCODER, "embedding_size": 16}),
@@ -85,6 +90,8 @@ def batch(model: PreTrainedModel, time: int = 14) -> dict[str, torch.Tensor]:
         rows["decoder_input_ids"] = torch.randint(4, 99, (3, 7), generator=generator)
     elif getattr(model.config, "type_vocab_size", 0):
         rows["token_type_ids"] = torch.randint(0, 2, ids.shape, generator=generator)
+    if "MultipleChoice" in type(model).__name__:
+        rows = {name: torch.stack([t, t.roll(1, 0)], dim=1) for name, t in rows.items()}
     return rows
 
 

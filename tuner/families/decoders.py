@@ -63,10 +63,12 @@ h.{i}.mlp.c_proj = layers.{i}.mlp.down_proj
 )
 
 
-def _heads(name: str, language_model: str = "ForCausalLM") -> tuple[Head, ...]:
+def _heads(name: str, language_model: str = "ForCausalLM", tokens: str = "score") -> tuple[Head, ...]:
     return (
         Head(f"{name}{language_model}", "TunerDecoderForCausalLM", table("lm_head = lm_head")),
         Head(f"{name}ForSequenceClassification", "TunerDecoderForSequenceClassification", table("score = score")),
+        Head(f"{name}ForTokenClassification", "TunerDecoderForTokenClassification", table(f"{tokens} = score")),
+        Head(f"{name}ForQuestionAnswering", "TunerDecoderForQuestionAnswering", table("qa_outputs = qa_outputs")),
         Head(f"{name}Model", "TunerDecoderModel"),
     )
 
@@ -133,7 +135,7 @@ DECODERS = (
     ),
     Family(
         "gpt2",
-        _heads("GPT2", "LMHeadModel"),
+        _heads("GPT2", "LMHeadModel", "classifier"),
         lambda _: _GPT2,
         {
             "vocab_size": "vocab_size",

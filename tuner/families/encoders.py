@@ -86,6 +86,8 @@ ENCODERS = (
         (
             Head("BertForPreTraining", "TunerEncoderForPreTraining", _BERT_LM + _BERT_NSP),
             Head("BertForMaskedLM", "TunerEncoderForMaskedLM", _BERT_LM),
+            Head("BertForNextSentencePrediction", "TunerEncoderForNextSentencePrediction", _BERT_NSP),
+            Head("BertForMultipleChoice", "TunerEncoderForMultipleChoice", table("classifier = score")),
             *_tasks("Bert", table("classifier = score")),
         ),
         lambda _: _STACK,

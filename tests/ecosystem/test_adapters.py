@@ -86,9 +86,25 @@ def test_prompts_are_learnt(family, task, method, tmp_path):
     assert torch.equal(first[0], second[0])
 
 
-def test_a_prefix_is_what_every_token_of_an_encoder_sees():
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"position_embedding_type": "relative"},
+        {"position_embedding_type": "alibi"},
+        {"position_embedding_type": "learned"},
+        {"position_embedding_type": "learned", "position_offset": 1, "skip_padding_positions": True},
+        {"sliding_window": 3},
+        {"attention_type": "performer"},
+        {"attention_type": "linformer", "linformer_k": 8},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_prefix_is_what_every_token_of_an_encoder_sees(fields, attention):
     """In a single layer, keys and values of the beginning of a row make of the rest what the whole row makes of it."""
-    made = model("tuner encoder", "AutoModel", num_hidden_layers=1)
+    made = model("tuner encoder", "AutoModel", num_hidden_layers=1, **fields)
+    made.set_attn_implementation(attention)
     ids, mask = token_ids(2, 9), torch.ones(2, 9, dtype=torch.long)
     mask[1, 0] = 0
     cache = DynamicCache()

@@ -10,10 +10,11 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.nn import functional as F
-from transformers import Trainer, TrainingArguments, default_data_collator
-from transformers.utils import ModelOutput
+from transformers import Trainer, TrainingArguments, default_data_collator, pipeline
+from transformers.utils import ModelOutput, logging
 
 from tests.ecosystem.families import DECODERS, ENCODERS, PAIRS, model, token_ids
+from tests.text.samples import train_bpe_tokenizer
 from tuner.model import TunerEncoderForReplacedTokenDetection
 
 FAMILIES = {
@@ -162,3 +163,31 @@ def test_accumulation_changes_nothing(family, head, tmp_path):
     assert parts == pytest.approx(whole, rel=1e-4)
     for name, expected in gradient.items():
         torch.testing.assert_close(accumulated[name], expected, rtol=1e-3, atol=2e-5, msg=name)
+
+
+TASKS = {
+    "text-generation": ("CausalLM", DECODERS),
+    "fill-mask": ("MaskedLM", ENCODERS),
+    "text-classification": ("SequenceClassification", (*DECODERS, *ENCODERS, "tuner seq2seq")),
+    "zero-shot-classification": ("SequenceClassification", (*DECODERS, *ENCODERS)),
+    "token-classification": ("TokenClassification", (*DECODERS, *ENCODERS)),
+}
+
+
+@pytest.mark.parametrize(("family", "task"), [(family, task) for task, (_, those) in TASKS.items() for family in those])
+def test_pipelines_know_it(family, task, monkeypatch):
+    """They log an error of a class that is not in their table, and run it all the same."""
+    tokenizer = train_bpe_tokenizer(["the cat sat on the mat", "this example is a cat"] * 5, vocab_size=280)
+    tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    fields = {"vocab_size": len(tokenizer)} if family != "tuner seq2seq" else {}
+    made = model(family, f"AutoModelFor{TASKS[task][0]}", **ids, **fields)
+    if family == "tuner seq2seq":
+        made.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        made.config.decoder_start_token_id = tokenizer.pad_token_id
+    errors: list[str] = []
+    monkeypatch.setattr(logging.get_logger("transformers.pipelines.base"), "error", errors.append)
+    run = pipeline(task, made, tokenizer=tokenizer)
+    given = {"candidate_labels": ["cat", "mat"]} if "zero" in task else {}
+    assert run("the cat <mask>" if task == "fill-mask" else "the cat sat", **given)
+    assert errors == []

@@ -125,7 +125,8 @@ print("adapted", peft.get_peft_model(model, peft.LoraConfig(r=2)).peft_config["d
 def test_a_causal_folder_loads_as_any_class_where_tuner_is_not_installed(tmp_path, monkeypatch):
     """And is known to the tables there, saves its code again, and takes an adapter."""
     model("tuner decoder", "AutoModelForCausalLM").save_pretrained(tmp_path / "model")
-    autos = ["AutoModel", "AutoModelForSequenceClassification", "AutoModelForTokenClassification"]
+    heads = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "")
+    autos = [f"AutoModel{head}" for head in heads]
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     words = [sys.executable, "-c", ABROAD, str(tmp_path / "model"), str(tmp_path / "again"), *autos]
     result = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)

@@ -29,7 +29,9 @@ PUBLIC = (
     *("TunerEncoderConfig", "TunerEncoderModel", "TunerEncoderForMaskedLM", "TunerEncoderForPreTraining"),
     *("TunerEncoderForReplacedTokenDetection", "TunerEncoderForSequenceClassification"),
     *("TunerEncoderForTokenClassification", "TunerEncoderForQuestionAnswering", "TunerSeq2SeqConfig"),
-    *("TunerSeq2SeqModel", "TunerSeq2SeqForConditionalGeneration"),
+    *("TunerSeq2SeqModel", "TunerSeq2SeqForConditionalGeneration", "TunerSeq2SeqForSequenceClassification"),
+    *("TunerDecoderForTokenClassification", "TunerDecoderForQuestionAnswering", "TunerEncoderForMultipleChoice"),
+    "TunerEncoderForNextSentencePrediction",
 )
 AUTO = [
     (AutoModel, decoder, "TunerDecoderModel"),

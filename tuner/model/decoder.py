@@ -165,15 +165,37 @@ class TunerDecoderForSequenceClassification(GenericForSequenceClassification, Tu
 
     accepts_loss_kwargs = False  # the generic head's loss is a mean: the Trainer divides it by the accumulated steps
 
+    def __init__(self, config: TunerDecoderConfig):
+        # Not the generic one's: that asks an Auto class, which knows nothing of code that came with a checkpoint.
+        super(GenericForSequenceClassification, self).__init__(config)
+        self.num_labels = config.num_labels
+        self.model = TunerDecoderModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
 
 class TunerDecoderForTokenClassification(GenericForTokenClassification, TunerDecoderPreTrainedModel):
     """A class for every token, of which it has seen those before."""
 
     accepts_loss_kwargs = False
 
+    def __init__(self, config: TunerDecoderConfig):
+        super(GenericForTokenClassification, self).__init__(config)
+        self.num_labels = config.num_labels
+        self.model = TunerDecoderModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
 
 class TunerDecoderForQuestionAnswering(GenericForQuestionAnswering, TunerDecoderPreTrainedModel):
     """Where an answer begins and ends."""
+
+    def __init__(self, config: TunerDecoderConfig):
+        super(GenericForQuestionAnswering, self).__init__(config)
+        self.model = TunerDecoderModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
 
 
 register(

@@ -270,7 +270,7 @@ class TunerEncoderForQuestionAnswering(GenericForQuestionAnswering, TunerEncoder
     """Where an answer begins and ends."""
 
     def __init__(self, config: TunerEncoderConfig):
-        # Not the generic one's, whose model would have a pooler that learns nothing.
+        # Not the generic one's: that asks an Auto class, which knows nothing of code that came with a checkpoint.
         super(GenericForQuestionAnswering, self).__init__(config)
         self.model = TunerEncoderModel(config, add_pooling_layer=False)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)

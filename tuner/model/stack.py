@@ -84,7 +84,7 @@ class TunerPreTrainedModel(PreTrainedModel):
         elif isinstance(module, TunerPerformer):
             init.copy_(module.features, module.draw_features())
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As inherited, and `config.json` names every class of the shape, so that a folder with this code loads as any.
 
         The folder of an adapter gets no code: that belongs to the model which it is for.
@@ -92,13 +92,13 @@ class TunerPreTrainedModel(PreTrainedModel):
         if getattr(self, "_hf_peft_config_loaded", False):
             self.is_remote_code = lambda: False
             try:
-                super().save_pretrained(save_directory, **kwargs)
+                super().save_pretrained(save_directory, *args, **kwargs)
             finally:
                 del self.is_remote_code
             return
         if type(self).__module__.startswith(f"{__package__}."):
             self.config.auto_map = {**getattr(self.config, "auto_map", {}), **self.config.auto_classes}
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def with_router(self, labels: torch.Tensor | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The stack's arguments, with the router's logits asked for where a loss needs them."""

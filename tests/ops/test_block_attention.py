@@ -275,3 +275,9 @@ def test_compiled_it_computes_the_same(small_blocks, rows, monkeypatch):
     assert bool(calls) == (rows != "one token")
     start = 3 if rows == "padded" else 0
     assert greatest_difference(actual[:, start:], expected[:, start:]) <= 1e-5
+
+
+def test_a_second_derivative_is_refused():
+    model, ids = tiny_decoder(BLOCK_ATTENTION), token_ids(1, 6)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(model(ids, labels=ids).loss, list(model.parameters()), create_graph=True)

@@ -170,3 +170,10 @@ def test_each_tokens_loss_and_its_gradients():
         *(torch.autograd.grad((x * by).sum(), (hidden, weight)) for x in (found, wanted)), strict=True
     ):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_second_derivative_is_refused():
+    hidden, weight = torch.randn(4, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    loss = chunked_cross_entropy(hidden, weight, torch.arange(4))
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, hidden, create_graph=True)

@@ -15,6 +15,7 @@ INSTALLED := $(VENV)/.installed
 TORCHAO := $(VENV)/torchao
 NEWEST := .venv-newest
 VLLM := .venv-vllm
+TRL_NEWEST := .venv-trl
 CORE := $(addprefix tests/,config data loading model objectives optim ops text train)
 # One process on whatever there is; said, so that accelerate need not say it.
 LAUNCH := accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
@@ -22,10 +23,10 @@ SFT := recipes/sft.py --resume_from_checkpoint true
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft dpo pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
+.PHONY: help install sft dpo pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest test-trl-newest lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'ARGS="..." is added to the command: make sft ARGS="--max_steps 20". VENV and PYTHON choose the environment.'
 
 install: $(INSTALLED) ## Make the environment (a few minutes, once)
@@ -70,7 +71,7 @@ test-long: install ## Run what no change waits for: compiled kernels, published 
 test-suites: install ## Our models in other libraries' trainers and own tests; writes docs/compatibility.md
 	@rm -f .compatibility
 	@$(RUN) COMPATIBILITY=$(abspath .compatibility) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile tests/ecosystem $(ARGS)
-	@$(RUN) python -m tests.ecosystem.page .compatibility
+	@$(RUN) python -m tests.ecosystem.page .compatibility*
 
 # vLLM's own bound on transformers is older than ours, and torchvision's wheel is for CUDA: both are put right afterwards.
 test-vllm: install ## Serve a saved model by vLLM, in an environment of its own
@@ -92,6 +93,15 @@ test-newest: ## Run the core of the fast tests on the newest releases within the
 	@$(NEWEST)/bin/python -m pip --disable-pip-version-check freeze --exclude-editable | grep -iE '^(torch|transformers|trl|datasets|peft|accelerate|tokenizers|huggingface.hub)=='
 	@PATH="$(abspath $(NEWEST))/bin:$$PATH" OMP_NUM_THREADS=1 python -m pytest -n auto --dist worksteal \
 		-m "not slow and not long" $(CORE) $(ARGS)
+
+# All else as it is pinned, so that what fails is TRL's; pyproject.toml holds TRL back for PPOTrainer alone.
+test-trl-newest: ## Our models in the trainers of TRL's newest release; `make test-suites` puts them on its page
+	@test -x $(TRL_NEWEST)/bin/python || $(PYTHON) -m venv $(TRL_NEWEST)
+	@$(TRL_NEWEST)/bin/python -m pip --disable-pip-version-check --no-input -qq install -c constraints.txt -e '.[dev]'
+	@$(TRL_NEWEST)/bin/python -m pip --disable-pip-version-check --no-input -qq install --no-deps --upgrade trl
+	@rm -f .compatibility-trl-newest
+	@PATH="$(abspath $(TRL_NEWEST))/bin:$$PATH" COMPATIBILITY=$(abspath .compatibility-trl-newest) OMP_NUM_THREADS=1 \
+		python -m pytest -n auto --dist worksteal tests/ecosystem/test_trl.py $(ARGS)
 
 # Apart from the environment: where it is found, peft imports it with every command, and on CPUs it warns each time.
 $(TORCHAO): $(INSTALLED)

@@ -51,9 +51,9 @@ def config(family: str, **fields: Any) -> PreTrainedConfig:
     return made[family]()
 
 
-def model(family: str, auto: str, **fields: Any) -> PreTrainedModel:
+def model(family: str, auto: str, seed: int = 0, **fields: Any) -> PreTrainedModel:
     """A new model of the family, of the class that the Auto class (`AutoModelForCausalLM`, ...) has for it."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return getattr(transformers, auto).from_config(config(family, **fields)).eval()
 
 

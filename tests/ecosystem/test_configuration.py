@@ -12,9 +12,9 @@ from tuner.model import TunerDecoderConfig, TunerSeq2SeqConfig
 
 @pytest.mark.parametrize("family", [*DECODERS, *ENCODERS, *PAIRS])
 def test_what_is_dense_does_not_look_like_a_mixture(family):
-    """TRL's trainers ask for `output_router_logits` and add a loss of the router's logits where it is not None."""
+    """TRL's trainers add a loss of the router's logits where there is an `output_router_logits`, None or not."""
     text = config(family).get_text_config()
-    assert getattr(text, "output_router_logits", None) is None
+    assert not hasattr(text, "output_router_logits") and not hasattr(text, "router_aux_loss_coef")
     assert getattr(text, "num_experts_per_tok", None) is None
     assert not getattr(text, "num_experts", None)
 
@@ -25,11 +25,12 @@ def test_a_mixture_says_so(family, tmp_path):
     made.save_pretrained(tmp_path)
     for text in (made, AutoConfig.from_pretrained(tmp_path)):
         assert (text.num_experts, text.num_experts_per_tok, text.output_router_logits) == (4, 2, False)
+        assert text.router_aux_loss_coef == 0.001
 
 
 def test_an_older_dense_configuration_becomes_one_that_says_nothing_of_experts():
-    old = TunerDecoderConfig(**PART, output_router_logits=False, num_experts_per_tok=2)
-    assert old.output_router_logits is None and old.num_experts_per_tok is None
+    old = TunerDecoderConfig(**PART, output_router_logits=False, router_aux_loss_coef=0.001, num_experts_per_tok=2)
+    assert old.num_experts_per_tok is None and old == TunerDecoderConfig(**PART)
 
 
 @pytest.mark.parametrize("family", MIXTURES)

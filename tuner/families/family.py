@@ -98,7 +98,7 @@ class Family:
 
     def _compare(self, one: PreTrainedConfig, back: PreTrainedConfig, ignored: set[str], target: str) -> None:
         for field in fields(one):
-            wanted, found = getattr(one, field.name), getattr(back, field.name, None)
+            wanted, found = getattr(one, field.name, None), getattr(back, field.name, None)
             if field.name in BOOKKEEPING | ignored | _unused(one) or wanted is None:
                 continue
             if isinstance(wanted, PreTrainedConfig):

@@ -5,6 +5,7 @@ trained model reads as anyone in the ecosystem expects. The defaults are those o
 """
 
 # No `from __future__ import annotations` here: it turns the field types into strings, which `strict` does not check.
+from dataclasses import field
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -80,10 +81,10 @@ class TunerConfig(PreTrainedConfig):
         mlp_bias: a bias on the feed-forward's projections.
         num_local_experts: feed-forwards to route between, 0 for a single one (Shazeer et al. 2017,
             https://arxiv.org/abs/1701.06538; Mixtral: Jiang et al. 2024, https://arxiv.org/abs/2401.04088).
-        num_experts_per_tok: experts that a token is sent to, 2 by default. None without experts, and so is
-            `output_router_logits`: other libraries take a configuration that has them for a mixture.
+        num_experts_per_tok: experts that a token is sent to, 2 by default. None without experts.
         router_aux_loss_coef: weight of the load-balancing loss (Fedus et al. 2021, https://arxiv.org/abs/2101.03961).
-        output_router_logits: return the router's logits.
+        output_router_logits: return the router's logits. Without experts there is neither attribute: TRL takes every
+            configuration that has them for a mixture.
         embedding_scale: factor on the token embeddings.
         embedding_norm: a norm on the embeddings (BERT, BART).
         logit_scale: factor on the hidden states before the head (T5).
@@ -136,8 +137,9 @@ class TunerConfig(PreTrainedConfig):
     mlp_bias: bool = False
     num_local_experts: int = 0
     num_experts_per_tok: int | None = None
-    router_aux_loss_coef: float = 0.001
-    output_router_logits: bool | None = None
+    # By factories, which leave no attribute on the class behind one that is deleted.
+    router_aux_loss_coef: float = field(default_factory=lambda: 0.001, compare=False)
+    output_router_logits: bool = field(default_factory=bool, compare=False)
     embedding_scale: float | int = 1.0
     embedding_norm: bool = False
     logit_scale: float | int = 1.0
@@ -158,10 +160,10 @@ class TunerConfig(PreTrainedConfig):
         if self.attention_out_bias is None:
             self.attention_out_bias = self.attention_bias
         if not self.num_local_experts:
-            self.num_experts_per_tok = self.output_router_logits = None
-        else:
-            self.num_experts_per_tok = 2 if self.num_experts_per_tok is None else self.num_experts_per_tok
-            self.output_router_logits = bool(self.output_router_logits)
+            self.num_experts_per_tok = None
+            del self.router_aux_loss_coef, self.output_router_logits
+        elif self.num_experts_per_tok is None:
+            self.num_experts_per_tok = 2
         if self.layer_types is None:
             kind = "full_attention" if self.sliding_window is None else "sliding_attention"
             self.layer_types = [kind] * self.num_hidden_layers

@@ -80,7 +80,6 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     package: str = ""  # under `trl.experimental`
-    config: str = ""  # where it is not called as the trainer is
     head: str = "CausalLM"
     bodies: tuple[str, ...] = ("dense",)
     note: str = ""
@@ -96,8 +95,8 @@ def stable(trainer: str, columns: str, note: str = "", needs: tuple[str, ...] = 
     return Method(trainer, columns, options, needs, bodies=("dense", "experts"), note=note, slow=slow)
 
 
-def experimental(package: str, trainer: str, columns: str = "", *needs: str, config: str = "", **options: Any):
-    return Method(trainer, columns, options, needs, package, config)
+def experimental(package: str, trainer: str, columns: str, *needs: str, **options: Any):
+    return Method(trainer, columns, options, needs, package)
 
 
 SHORT = {"max_completion_length": 8}
@@ -224,7 +223,9 @@ def loaded(method: Method) -> tuple[Any, Any]:
             raise
         pytest.skip("gone")
     config = method.trainer.replace("Trainer", "Config")
-    return getattr(module, method.trainer), getattr(module, config, None) or getattr(trl, config)
+    return getattr(module, method.trainer), getattr(module, config, None) or getattr(
+        trl, config
+    )  # a variant: DPO, GRPO
 
 
 @pytest.mark.parametrize(("method", "body", "shape"), cases())
@@ -265,6 +266,8 @@ def test_trainer(method: Method, body: str, shape: str, tmp_path: Any) -> None:
         torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=0, atol=0)
 
 
+@pytest.mark.suite
+@pytest.mark.long
 def test_every_trainer_is_in_the_table() -> None:
     known = {(method.package, method.trainer) for method in METHODS}
     folder = importlib.import_module("trl.experimental").__path__

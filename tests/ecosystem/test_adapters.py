@@ -53,6 +53,7 @@ def learn(made: torch.nn.Module, task: str) -> list[str]:
     return [name for name, p in made.named_parameters() if p.grad is not None and bool(p.grad.abs().max() > 0)]
 
 
+@pytest.mark.tool("PEFT 0.21", "LoRA without target_modules")
 @pytest.mark.parametrize(("family", "task"), [case for case in CASES if case[0] != "mixtral"])  # PEFT finds none there
 def test_an_adapter_finds_its_targets(family, task):
     made = peft.get_peft_model(model(family, TASKS[task][0]), peft.LoraConfig(task_type=task, r=2))
@@ -61,6 +62,7 @@ def test_an_adapter_finds_its_targets(family, task):
     assert any("lora_B" in name for name in learn(made, task))
 
 
+@pytest.mark.tool("PEFT 0.21", "other methods without target_modules")
 @pytest.mark.parametrize("family", ["llama", "tuner decoder", "tuner encoder", "bart", "tuner seq2seq"])
 @pytest.mark.parametrize("method", METHODS)
 def test_other_methods_find_theirs(family, method):
@@ -71,6 +73,7 @@ def test_other_methods_find_theirs(family, method):
     assert any("score" not in name for name in learn(made, task))
 
 
+@pytest.mark.tool("PEFT 0.21", "prompt and prefix methods")
 @pytest.mark.parametrize(("family", "task"), CASES)
 @pytest.mark.parametrize("method", PROMPTS)
 def test_prompts_are_learnt(family, task, method, tmp_path):
@@ -115,6 +118,7 @@ def test_a_prefix_is_what_every_token_of_an_encoder_sees(fields, attention):
     torch.testing.assert_close(found, whole)
 
 
+@pytest.mark.tool("PEFT 0.21", "an adapter's folder")
 @pytest.mark.parametrize(
     ("family", "auto"),
     [

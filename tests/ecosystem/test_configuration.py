@@ -44,6 +44,7 @@ def test_the_balance_comes_before_it_is_weighted(family):
     torch.testing.assert_close(output.loss, tokens + 0.5 * output.aux_loss)
 
 
+@pytest.mark.tool("transformers 5.23", "resize_token_embeddings")
 @pytest.mark.parametrize(
     ("family", "auto"),
     [

@@ -62,6 +62,7 @@ def test_what_a_head_returns_is_annotated(family, head):
     assert set(made(**inputs, **labels).keys()) <= set(names)
 
 
+@pytest.mark.tool("transformers 5.23", "heads: save and load")
 @pytest.mark.parametrize(("family", "head"), HEADS)
 def test_a_head_comes_back(family, head, tmp_path):
     made = model(family, f"AutoModelFor{head}")
@@ -142,6 +143,7 @@ def trained(
 OURS = [(family, head) for family, head in HEADS if family.startswith("tuner")]
 
 
+@pytest.mark.tool("transformers 5.23", "Trainer: gradient accumulation")
 @pytest.mark.parametrize(("family", "head"), [*OURS, ("tuner encoder", "ReplacedTokenDetection")])
 def test_accumulation_changes_nothing(family, head, tmp_path):
     """Under transformers' Trainer. Of stock families' heads without `num_items_in_batch` the loss grows with it."""
@@ -174,6 +176,7 @@ TASKS = {
 }
 
 
+@pytest.mark.tool("transformers 5.23", "pipelines")
 @pytest.mark.parametrize(("family", "task"), [(family, task) for task, (_, those) in TASKS.items() for family in those])
 def test_pipelines_know_it(family, task, monkeypatch):
     """They log an error of a class that is not in their table, and run it all the same."""

@@ -62,6 +62,7 @@ def test_which_of_the_two_generates(family):
     assert model_type in pairs or model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
+@pytest.mark.tool("transformers 5.23", "Trainer: label smoothing")
 @pytest.mark.parametrize("family", [*DECODERS, *MIXTURES, *ENCODERS, *PAIRS])
 @pytest.mark.parametrize("adapted", [False, True])
 def test_label_smoothing_compares_with_the_right_token(family, adapted, tmp_path):
@@ -85,6 +86,7 @@ def test_label_smoothing_compares_with_the_right_token(family, adapted, tmp_path
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.tool("transformers 5.23", "auto_map of a saved folder")
 @pytest.mark.parametrize("family", ["tuner decoder", "tuner encoder", "tuner seq2seq"])
 def test_a_folder_names_every_class_of_its_shape(family, tmp_path):
     names = NAMES[config(family).model_type]

@@ -27,6 +27,7 @@ def inputs(made: Any) -> dict[str, torch.Tensor]:
     return given
 
 
+@pytest.mark.tool("torch 2.13", "linear layers are exactly nn.Linear, as bitsandbytes asks")
 @pytest.mark.parametrize(("family", "auto"), EVERY)
 def test_linear_layers_are_torchs(family, auto):
     """bitsandbytes, and so `load_in_4bit`, replaces what is exactly `nn.Linear`."""
@@ -43,6 +44,7 @@ def test_logits_are_changed_in_place(family, auto):
     assert all(p.grad is not None for name, p in made.named_parameters() if "seq_relationship" not in name)
 
 
+@pytest.mark.tool("transformers 5.23", "layers removed")
 @pytest.mark.parametrize("family", DECODERS)
 def test_layers_are_removed(family, tmp_path):
     made, ids = model(family, "AutoModelForCausalLM"), token_ids(2, 6)
@@ -58,6 +60,7 @@ def test_layers_are_removed(family, tmp_path):
     torch.testing.assert_close(type(made).from_pretrained(tmp_path)(ids).logits, shallow(ids).logits)
 
 
+@pytest.mark.tool("transformers 5.23", "layers repeated")
 @pytest.mark.parametrize("family", DECODERS)
 def test_layers_are_repeated(family):
     made, ids = model(family, "AutoModelForCausalLM"), token_ids(2, 6)
@@ -80,6 +83,7 @@ def test_the_first_layer_guesses_for_all(family):
     assert torch.equal(early, made.generate(ids, **options)) and made.config.num_hidden_layers == 2
 
 
+@pytest.mark.tool("torch 2.13", "second derivatives")
 @pytest.mark.parametrize(("family", "auto"), EVERY)
 def test_gradients_have_gradients(family, auto):
     """A Hessian-vector product by reverse mode twice is what forward over reverse mode gives."""
@@ -104,6 +108,7 @@ def test_gradients_have_gradients(family, auto):
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.tool("torch 2.13", "torch.func")
 @pytest.mark.parametrize("family", DECODERS)
 def test_gradients_of_each_row(family):
     made, ids = model(family, "AutoModelForCausalLM"), token_ids(3, 6)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="RecipeArguments")
 
 # Flags whose value is a password: a run's folder is published, and its log is shown.
-SECRET = re.compile(r"(^|_)(token|key|secret|password)$")
+SECRET = re.compile(r"^(?!eos_token$)(.*_)?(token|key|secret|password)$")
 # Flags that may name a file or a folder, where `~` is the home directory.
 PATHS = (
     *("output_dir", "dataset_name", "model_name_or_path", "tokenizer_name_or_path", "chat_template_path"),

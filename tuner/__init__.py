@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # so that an editor finds what a recipe calls
-    from tuner.config.arguments import RecipeArguments, flag, parse_arguments
+    from tuner.config.arguments import AdapterArguments, RecipeArguments, flag, parse_arguments
     from tuner.errors import run
     from tuner.evaluation.report import write_report
     from tuner.evaluation.samples import SampleCallback
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # so that an editor finds what a recipe calls
 
 # The same, by module.
 _NAMES = {
-    "config.arguments": "RecipeArguments flag parse_arguments",
+    "config.arguments": "AdapterArguments RecipeArguments flag parse_arguments",
     "errors": "run",
     "evaluation.report": "write_report",
     "evaluation.samples": "SampleCallback",

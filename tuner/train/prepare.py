@@ -115,7 +115,14 @@ def load_model(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     `ModelError` as `build_model` does."""
     model, new = build_model(run.args, run.method.model, tokenizer)
     say(new)
-    return model
+    if not getattr(run.args, "use_peft", False):
+        return model
+    from tuner.loading.adapters import add_adapter  # peft takes seconds to import
+
+    adapted = add_adapter(model, run.args, tokenizer, half=run.training.bf16 or run.args.dtype == "bfloat16")
+    trained, total = adapted.get_nb_trainable_parameters()
+    say(f"{run.args.peft_type}: {trained:,} of {total:,} parameters are trained ({trained / total:.2%}).")
+    return adapted
 
 
 def make_objective(run: Run, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Objective[Any]:

@@ -1,7 +1,7 @@
 """Supervised fine-tuning of an adapter: a few new weights learn, the model's own stay as they are.
 
-To each linear layer the product of two thin matrices is added, the second of which begins as zero. It takes a tenth of the memory
-of training all weights, and a file of a few megabytes.
+To each linear layer the product of two thin matrices is added, the second of which begins as zero. The optimizer then
+has a few percent of the state that all weights would need, and what is saved are a few megabytes.
 
     accelerate launch recipes/lora.py
     accelerate launch recipes/lora.py --dataset_name my_chats.jsonl --model_name_or_path org/name --merge true

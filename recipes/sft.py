@@ -22,7 +22,7 @@ NEW = ("preset", "config_overrides", "dropout", "vocab_size", "tokenizer_name_or
 
 
 @dataclass
-class SFTArguments(tuner.RecipeArguments):
+class SFTArguments(tuner.AdapterArguments):
     """Supervised fine-tuning."""
 
     model_name_or_path: str | None = tuner.flag(

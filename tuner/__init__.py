@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # so that an editor finds what a recipe calls
-    from tuner.config.arguments import AdapterArguments, RecipeArguments, flag, parse_arguments
+    from tuner.config.adapters import AdapterArguments
+    from tuner.config.arguments import RecipeArguments, flag, parse_arguments
     from tuner.errors import run
     from tuner.evaluation.report import write_report
     from tuner.evaluation.samples import SampleCallback
@@ -31,7 +32,8 @@ if TYPE_CHECKING:  # so that an editor finds what a recipe calls
 
 # The same, by module.
 _NAMES = {
-    "config.arguments": "AdapterArguments RecipeArguments flag parse_arguments",
+    "config.adapters": "AdapterArguments",
+    "config.arguments": "RecipeArguments flag parse_arguments",
     "errors": "run",
     "evaluation.report": "write_report",
     "evaluation.samples": "SampleCallback",

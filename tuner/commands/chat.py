@@ -8,12 +8,15 @@ from typing import Any
 
 from tuner.commands.generate import add_sampling
 
-HELP = "Type to talk. /reset forgets the conversation, /quit (or Ctrl-D) leaves."
+HELP = "Type to talk. /reset forgets the conversation, /adapter NAME changes it, /quit (or Ctrl-D) leaves."
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the command's flags."""
-    add_sampling(subparsers.add_parser("chat", help="talk to a model in the terminal"))
+    parser = subparsers.add_parser("chat", help="talk to a model in the terminal")
+    add_sampling(parser)
+    text = "a folder with an adapter of the model, which goes by the folder's name; may be given several times"
+    parser.add_argument("--adapter", action="append", default=[], metavar="FOLDER", help=text)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -39,6 +42,8 @@ def main(args: argparse.Namespace) -> None:
         if said == "/reset":
             messages = list(beginning)
             console.print("The conversation is forgotten.", style="dim")
+        elif said.startswith("/adapter"):
+            console.print(model.switch(said.removeprefix("/adapter").strip()), style="dim")
         elif said.startswith("/"):
             console.print(f"There is no {said.split()[0]}. {HELP}", style="dim")
         elif said:

@@ -202,36 +202,6 @@ class RecipeArguments(RunArguments, DataArguments, ModelArguments):
         return f"{flags}: {reason}" if flags else reason
 
 
-@dataclass
-class AdapterArguments(RecipeArguments):
-    """Adapters, by the names of TRL and PEFT."""
-
-    # With an adapter: ten times the rate of all weights (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, table 9).
-    ADAPTER_RATE: ClassVar[float] = 2e-4
-
-    use_peft: bool = flag(False, "Train an adapter; the model's own weights stay as they are.")
-    peft_type: Literal["lora", "ia3", "prompt_tuning", "prefix_tuning"] = flag("lora", "Kind of adapter.")
-    lora_r: int = flag(16, "Rank of lora.", least=1)
-    lora_alpha: int = flag(32, "What lora's product is multiplied with, over its rank.", least=1)
-    lora_dropout: float = flag(0.0, "Dropout of what goes into lora.", least=0, most=1)
-    lora_target_modules: list[str] = flag(
-        ["all-linear"], "Layers that get an adapter (lora, ia3): all-linear, or ends of their names."
-    )
-    lora_modules_to_save: list[str] = flag([], "Layers that are trained whole and saved with the adapter.")
-    use_rslora: bool = flag(False, "Divide by the root of the rank (Kalajdzievski 2023).")
-    use_dora: bool = flag(False, "Train magnitude and direction apart (Liu et al. 2024).")
-    init_lora_weights: Literal["default", "gaussian", "pissa", "olora", "orthogonal"] = flag(
-        "default", "How lora begins: B = 0, or from the weights themselves (pissa: Meng et al. 2024)."
-    )
-    num_virtual_tokens: int = flag(20, "Length of a prompt or prefix that is trained.", least=1)
-    merge: bool = flag(False, "Also save the model with the adapter merged into its weights, in output_dir/merged.")
-
-    def __post_init__(self) -> None:
-        if self.use_peft and self.learning_rate is None:
-            self.learning_rate = self.ADAPTER_RATE
-        super().__post_init__()
-
-
 def parse_arguments(kind: type[T], argv: Sequence[str] | None = None) -> T:
     """Read `kind` from the command line (and the YAML file that `--config` names).
 

@@ -6,37 +6,22 @@ each call); the adapter's are in float32. What is saved is the adapter alone, wi
 
 from __future__ import annotations
 
-import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from tuner.config.arguments import AdapterArguments
+from tuner.config.adapters import KINDS, AdapterArguments
 from tuner.errors import ModelError, one_line
-
-# PEFT's class of each `--peft_type`, and of our flags the fields that it has under the same meaning.
-KINDS: dict[str, tuple[str, dict[str, str]]] = {
-    "lora": (
-        "LoraConfig",
-        {
-            **{"r": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"},
-            **{"target_modules": "lora_target_modules", "modules_to_save": "lora_modules_to_save"},
-            **{"use_rslora": "use_rslora", "use_dora": "use_dora", "init_lora_weights": "init_lora_weights"},
-        },
-    ),
-    "ia3": ("IA3Config", {"target_modules": "lora_target_modules", "modules_to_save": "lora_modules_to_save"}),
-    "prompt_tuning": ("PromptTuningConfig", {"num_virtual_tokens": "num_virtual_tokens"}),
-    "prefix_tuning": ("PrefixTuningConfig", {"num_virtual_tokens": "num_virtual_tokens"}),
-}
+from tuner.loading.checkpoints import adapter_base, difference, load_pretrained, set_ends, with_adapter
 
 
 def add_adapter(
     model: PreTrainedModel, args: AdapterArguments, tokenizer: PreTrainedTokenizerBase, half: bool
-) -> PeftModel:
+) -> peft.PeftModel:
     """A model with a new adapter, drawn from torch's generator; its own weights are frozen, in bfloat16 if `half`.
 
     Raises:
@@ -46,8 +31,8 @@ def add_adapter(
     given: dict[str, Any] = {field: getattr(args, flag) for field, flag in fields.items()}
     options = {field: value for field, value in given.items() if value not in (None, [])}
     if options.get("target_modules") == ["all-linear"]:
-        options["target_modules"] = "all-linear"
-    if args.peft_type == "lora" and args.init_lora_weights == "default":
+        options["target_modules"] = "all-linear" if args.peft_type == "lora" else None  # then PEFT's own, by the family
+    if options.get("init_lora_weights") == "default":
         del options["init_lora_weights"]
     if args.peft_type == "lora" and args.eos_token:  # what ends an answer is to be learnt, also if it is new
         options["trainable_token_indices"] = [tokenizer.eos_token_id]
@@ -55,8 +40,11 @@ def add_adapter(
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
     set_seed(args.seed)
+    # PEFT asks transformers under an old name, and looks for a folder where a built-in is named.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", "Could not find a config file in", UserWarning)
     try:
-        adapted = get_peft_model(model, getattr(peft, name)(task_type="CAUSAL_LM", **options))
+        adapted = peft.get_peft_model(model, getattr(peft, name)(task_type="CAUSAL_LM", **options))
     except (ValueError, TypeError, AttributeError, NotImplementedError, ImportError) as error:
         raise ModelError(f"--peft_type {args.peft_type}: {one_line(error)}") from error
     # Where to find it again: a built-in is no path.
@@ -64,17 +52,16 @@ def add_adapter(
     return adapted
 
 
-def adapter_base(folder: str) -> str | None:
-    """The model that the adapter in a folder belongs to; None where there is no adapter."""
-    file = Path(folder) / "adapter_config.json"
-    if not file.is_file():
-        return None
-    return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
+def save_merged(folder: Path) -> float:
+    """Write the model with a folder's adapter merged into its weights, in float32, to `merged` in the folder.
 
-
-def with_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
-    """A model with the adapter that a folder holds; a `ModelError` where they do not fit."""
-    try:
-        return PeftModel.from_pretrained(model, folder)
-    except (ValueError, RuntimeError, KeyError, OSError, TypeError) as error:
-        raise ModelError(f"The adapter in {folder} does not fit: {one_line(error)}") from error
+    Returns:
+        The greatest difference of its logits on random tokens, as a share of the greatest logit.
+    """
+    base = load_pretrained(AutoModelForCausalLM, str(adapter_base(str(folder))), torch.float32)
+    merged = load_pretrained(AutoModelForCausalLM, str(folder), torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    set_ends(merged, tokenizer)
+    merged.save_pretrained(folder / "merged")
+    tokenizer.save_pretrained(folder / "merged")
+    return difference(with_adapter(base, str(folder)), merged)

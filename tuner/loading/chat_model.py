@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 import tuner.model  # noqa: F401  (registers our classes with the Auto classes)
 from tuner.errors import ArgumentError, ModelError
 from tuner.hardware import device_type, has_fast_bf16
-from tuner.loading.checkpoints import load_pretrained, resolve, set_ends
+from tuner.loading.checkpoints import load_pretrained, resolve, set_ends, with_adapter
 from tuner.text.chat import Message, generation_prompt
 from tuner.text.load_tokenizer import load_pretrained_tokenizer
 
@@ -72,6 +73,17 @@ class ChatModel:
         output = self.model.generate(**inputs, **sampling, streamer=streamer)
         return self.tokenizer.decode(output[0, read:], skip_special_tokens=True)
 
+    def switch(self, name: str) -> str:
+        """Answer with another adapter from now on, or with `none`; returns what to say of it."""
+        known = list(getattr(self.model, "peft_config", ()))
+        if name not in (*known, "none") or not known:
+            return f"There is no adapter {name!r}: {', '.join([*known, 'none']) if known else 'none was given'}."
+        base: Any = self.model.base_model
+        base.disable_adapter_layers() if name == "none" else base.enable_adapter_layers()
+        if name != "none":
+            self.model.set_adapter(name)
+        return f"Adapter: {name}."
+
     def _positions(self) -> int:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
 
@@ -87,7 +99,9 @@ def load_chat_model(args: argparse.Namespace) -> ChatModel:
         raise ArgumentError("--top_p must be above 0.")
     path, how = resolve(args.model)
     tokenizer = load_pretrained_tokenizer(path, "chatml" if how else None, **how)
-    model = load_pretrained(AutoModelForCausalLM, args.model, torch.bfloat16 if has_fast_bf16() else torch.float32)
+    model: Any = load_pretrained(AutoModelForCausalLM, args.model, torch.bfloat16 if has_fast_bf16() else torch.float32)
+    for folder in getattr(args, "adapter", ()):
+        model = with_adapter(model, folder, Path(folder).resolve().name)
     if args.seed is not None:
         set_seed(args.seed)
     set_ends(model, tokenizer)

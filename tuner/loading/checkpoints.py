@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from tuner.errors import ModelError, first_line, nearest, one_line
 from tuner.model import PRESETS, TunerPreTrainedModel
@@ -169,13 +176,16 @@ def require_positions(model: PreTrainedModel, length: int) -> None:
 def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
     """`kind.from_pretrained` of a folder, a Hub id, a GGUF file or a built-in; `kind` is a model's or an Auto class.
 
-    A GGUF file is dequantised once (`read_once`).
+    A GGUF file is dequantised once (`read_once`). An adapter is merged into its model, in float32 before `dtype`.
 
     Raises:
         ModelError: nothing there, files that cannot be read or do not fit, or weights that are missing: transformers
             would draw those at random and go on.
     """
     path, how = resolve(name_or_path)
+    if base := adapter_base(path):
+        adapted = with_adapter(load_pretrained(kind, base, torch.float32, **options), path)
+        return adapted.merge_and_unload().to(dtype)
     if "gguf_file" not in how:
         return _load(kind, name_or_path, path, dtype, options)
 
@@ -193,6 +203,29 @@ def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **op
     return read_once(Path(path, how["gguf_file"]), f"{kind.__name__} {dtype}", dequantised, kept)
 
 
+def adapter_base(folder: str) -> str | None:
+    """The model that the adapter in a folder belongs to; None where there is no adapter."""
+    file = Path(folder, "adapter_config.json")
+    return str(json.loads(file.read_text("utf-8"))["base_model_name_or_path"]) if file.is_file() else None
+
+
+def with_adapter(model: Any, folder: str, name: str = "default") -> Any:
+    """A model in PEFT's wrapper with the adapter of a folder, the first one active; a `ModelError` where they do not
+    fit."""
+    from peft import PeftModel  # takes seconds, and only adapters want it
+
+    try:
+        rows = len(AutoTokenizer.from_pretrained(folder))
+        if rows > model.get_input_embeddings().weight.shape[0]:  # it came with an end token of its own
+            model.resize_token_embeddings(rows, mean_resizing=False)
+        if not isinstance(model, PeftModel):
+            return PeftModel.from_pretrained(model, folder, name)
+        model.load_adapter(folder, name)
+        return model
+    except Exception as error:  # a damaged file fails in every way that Python can
+        raise ModelError(f"The adapter in {folder} could not be loaded: {first_line(error)}") from error
+
+
 def _load(kind: Any, name: str, path: str, dtype: torch.dtype | str, options: dict[str, Any]) -> PreTrainedModel:
     try:
         model, info = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
@@ -203,3 +236,15 @@ def _load(kind: Any, name: str, path: str, dtype: torch.dtype | str, options: di
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ModelError(f"{name} lacks weights of a {type(model).__name__}: {shown}.")
     return model
+
+
+def difference(one: Any, other: Any) -> float:
+    """The greatest difference of their first outputs on random tokens, as a share of the greatest."""
+    config = one.config.get_text_config()
+    ids = torch.randint(config.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if one.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    with torch.no_grad():
+        first, second = (model.eval()(**inputs)[0].float() for model in (one, other))
+    return float((first - second).abs().max() / first.abs().max())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -15,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 import tuner.model
 from tuner.errors import ArgumentError, ModelError, first_line, nearest
 from tuner.families import FAMILIES
-from tuner.loading.checkpoints import load_pretrained, resolve
+from tuner.loading.checkpoints import difference, load_pretrained, resolve
 from tuner.model import TunerPreTrainedModel
 from tuner.model.convert import from_transformers, to_transformers
 from tuner.text.gguf import new_folder
@@ -53,16 +52,14 @@ def convert(source: str, family: str, output: Path) -> str:
             converted.save_pretrained(staging)
             tokenizer = _save_tokenizer(source, staging)
             _copy_sentence_modules(source, Path(staging))
-            difference = _difference(model.float(), load_pretrained(type(converted), staging, torch.float32))
-            if difference > 1e-4:
-                raise ModelError(
-                    f"{source} and what was written differ by {difference:.1e} in their outputs; not kept."
-                )
+            found = difference(model.float(), load_pretrained(type(converted), staging, torch.float32))
+            if found > 1e-4:
+                raise ModelError(f"{source} and what was written differ by {found:.1e} in their outputs; not kept.")
     except OSError as error:
         raise ModelError(f"{output} cannot be written: {error.strerror}.") from error
     return (
         f"{type(model).__name__} -> {type(converted).__name__}, {sum(p.numel() for p in converted.parameters()):,} "
-        f"parameters{'' if tokenizer else ', no tokenizer'}; outputs differ by {difference:.1e} of the greatest.\n"
+        f"parameters{'' if tokenizer else ', no tokenizer'}; outputs differ by {found:.1e} of the greatest.\n"
         f"Written to {output}"
     )
 
@@ -103,15 +100,3 @@ def _copy_sentence_modules(source: str, folder: Path) -> None:
     for module in json.loads(modules.read_text(encoding="utf-8")) if modules.exists() else ():
         if module["path"] and (Path(path) / module["path"]).is_dir():
             shutil.copytree(Path(path) / module["path"], folder / module["path"])
-
-
-def _difference(one: PreTrainedModel, other: PreTrainedModel) -> float:
-    """The greatest difference of their first outputs on random tokens, as a share of the greatest."""
-    config = one.config.get_text_config()
-    ids = torch.randint(config.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if one.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids
-    with torch.no_grad():
-        first, second = (model.eval()(**inputs)[0].float() for model in (one, other))
-    return float((first - second).abs().max() / first.abs().max())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tuner.config.adapters import AdapterArguments
 from tuner.config.arguments import RecipeArguments, flag
 
 
@@ -57,7 +58,7 @@ class ContrastiveArguments(TextArguments):
 
 
 @dataclass
-class PreferenceArguments(RecipeArguments):
+class PreferenceArguments(AdapterArguments):
     """Learning from preferences."""
 
     beta: float = flag(

@@ -252,6 +252,14 @@ class Trainer(SavingTrainer):
             self._sums[name] = self._sums.get(name, 0) + value.detach().to(self.args.device, wide)
         return None, None, None
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call and self.run.args.values().get("merge") and self.args.should_save:
+            from tuner.loading.adapters import save_merged  # peft takes seconds to import
+
+            found = save_merged(self.folder)
+            say(f"Merged in {self.folder / 'merged'}; its logits differ by at most {found:.1e} of the greatest.")
+
     def push_to_hub(self, message: str = "End of training") -> None:
         """Push what was saved, in one commit; an `ArgumentError` where the Hub does not take it."""
         if self.hub is not None:

@@ -1,0 +1,65 @@
+"""The flags of adapters, under the names of TRL and PEFT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+
+from tuner.config.arguments import RecipeArguments, flag
+from tuner.errors import ArgumentError
+
+LAYERS = {"target_modules": "lora_target_modules", "modules_to_save": "lora_modules_to_save"}
+LENGTH = {"num_virtual_tokens": "num_virtual_tokens"}
+# PEFT's configuration of each `--peft_type`, and which of its fields is which flag.
+KINDS: dict[str, tuple[str, dict[str, str]]] = {
+    "lora": (
+        "LoraConfig",
+        {
+            **LAYERS,
+            **{"r": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"},
+            **{name: name for name in ("use_rslora", "use_dora", "init_lora_weights")},
+        },
+    ),
+    "ia3": ("IA3Config", LAYERS),
+    "prompt_tuning": ("PromptTuningConfig", LENGTH),
+    "prefix_tuning": ("PrefixTuningConfig", LENGTH),
+}
+
+
+@dataclass
+class AdapterArguments(RecipeArguments):
+    """An adapter in place of all weights."""
+
+    # Ten times that of all weights (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, table 9).
+    ADAPTER_RATE: ClassVar[float] = 2e-4
+
+    use_peft: bool = flag(False, "Train an adapter; the model's own weights stay as they are.")
+    peft_type: Literal["lora", "ia3", "prompt_tuning", "prefix_tuning"] = flag("lora", "Kind of adapter.")
+    lora_r: int = flag(16, "Rank of lora.", least=1)
+    lora_alpha: int = flag(32, "What lora's product is multiplied with, over its rank.", least=1)
+    lora_dropout: float = flag(0.0, "Dropout of what goes into lora.", least=0, most=1)
+    lora_target_modules: list[str] = flag(
+        ["all-linear"], "Layers that get an adapter (lora, ia3): all-linear, or how their names end."
+    )
+    lora_modules_to_save: list[str] = flag([], "Layers that are trained whole and saved with the adapter.")
+    use_rslora: bool = flag(False, "Divide by the root of the rank (Kalajdzievski 2023).")
+    use_dora: bool = flag(False, "Train magnitude and direction apart (Liu et al. 2024).")
+    init_lora_weights: Literal["default", "gaussian", "pissa", "olora", "orthogonal"] = flag(
+        "default", "How lora begins: as nothing, or from the weights themselves (pissa: Meng et al. 2024)."
+    )
+    num_virtual_tokens: int = flag(20, "Length of the prompt or prefix that is trained.", least=1)
+    merge: bool = flag(False, "Also save the model with the adapter merged into its weights, in output_dir/merged.")
+
+    def __post_init__(self) -> None:
+        if self.use_peft and self.learning_rate is None:
+            self.learning_rate = self.ADAPTER_RATE
+        super().__post_init__()
+        of_kind = set(KINDS[self.peft_type][1].values()) | {"peft_type", "merge"} if self.use_peft else set()
+        for item in fields(AdapterArguments):
+            ours = item.name in AdapterArguments.__annotations__ and item.name not in ("use_peft", *of_kind)
+            default = item.default_factory() if callable(item.default_factory) else item.default
+            if ours and getattr(self, item.name) != default:
+                where = f"--peft_type {self.peft_type} has no use for it" if self.use_peft else "it is for --use_peft"
+                raise ArgumentError(f"--{item.name}: {where}.")
+        if self.merge and "tuning" in self.peft_type:
+            raise ArgumentError(f"--merge: a {self.peft_type} is no change of weights that could be merged.")

@@ -23,7 +23,7 @@ SFT := recipes/sft.py --resume_from_checkpoint true
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft dpo pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest test-trl-newest lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
+.PHONY: help install sft lora dpo pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest test-trl-newest lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ $(INSTALLED): pyproject.toml constraints.txt requirements-models.txt
 
 sft: install ## Fine-tune SmolLM2-135M on conversations (CPU, minutes)
 	@$(RUN) $(LAUNCH) $(SFT) $(ARGS)
+
+lora: install ## Train an adapter for it instead (CPU, minutes)
+	@$(RUN) $(LAUNCH) recipes/lora.py --resume_from_checkpoint true $(ARGS)
 
 dpo: install ## Teach it which of two answers is better (CPU, minutes)
 	@$(RUN) $(LAUNCH) recipes/dpo.py --config recipes/configs/dpo/smollm2.yaml $(ARGS)

@@ -1,0 +1,85 @@
+"""`recipes/lora.py` as its users run it: the adapter learns, is saved alone, merged, and continued to the same bits."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tuner.model  # noqa: F401
+from tests.recipes import NANO, SMALL, equal, eval_loss_of, losses_of, run_recipe, untrained_loss_of
+from tuner.loading.checkpoints import difference, load_pretrained
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def base(chats, tmp_path_factory):
+    """A nano model after a few steps, and its run's flags."""
+    folder = tmp_path_factory.mktemp("base")
+    done = run_recipe("--dataset_name", chats, *SMALL, *NANO, "--max_steps", "4", "--output_dir", folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(base, chats, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lora")
+    flags = ["--model_name_or_path", base, "--dataset_name", chats, *SMALL[2:], "--learning_rate", "1e-2"]
+    flags += ["--lora_dropout", "0.1", "--merge"]
+    done = run_recipe(*flags, "--output_dir", folder, recipe="lora.py")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder, flags, done
+
+
+def test_the_adapter_learns_and_is_saved_alone(base, finished):
+    folder, _, done = finished
+    assert "parameters are trained" in done.stdout and "Warning" not in done.stderr
+    assert eval_loss_of(folder) < untrained_loss_of(folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    assert not (folder / "model.safetensors").exists() and all("lora" in name for name in weights)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+
+
+def test_merged_it_is_the_same_model(finished):
+    folder, _, done = finished
+    assert "Merged in" in done.stdout
+    merged = AutoModelForCausalLM.from_pretrained(folder / "merged")
+    assert difference(load_pretrained(AutoModelForCausalLM, str(folder), torch.float32), merged) < 1e-4
+    assert AutoTokenizer.from_pretrained(folder / "merged").chat_template
+
+
+def test_killed_it_goes_on_to_the_same_bits(finished, tmp_path):
+    folder, flags, _ = finished
+    again = [*flags, "--output_dir", tmp_path, "--resume_from_checkpoint", "true"]
+    assert run_recipe(*again, recipe="lora.py", kill_at="step:6").returncode == -9
+    done = run_recipe(*again, recipe="lora.py")
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("adapter_model.safetensors", "merged/model.safetensors"):
+        assert equal(load_file(folder / name), load_file(tmp_path / name)), name
+    assert losses_of(tmp_path) == losses_of(folder)
+
+
+def test_over_bfloat16_weights(base, chats, tmp_path):
+    flags = ["--model_name_or_path", base, "--dataset_name", chats, *SMALL[2:], "--learning_rate", "1e-2"]
+    flags += ["--per_device_train_batch_size", "1", "--max_steps", "4", "--eval_strategy", "no"]
+    done = run_recipe(*flags, "--dtype", "bfloat16", "--output_dir", tmp_path, recipe="lora.py")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {w.dtype for w in load_file(tmp_path / "adapter_model.safetensors").values()} == {torch.float32}
+
+
+def test_an_adapter_by_dpo_whose_reference_is_without_it(base, tmp_path):
+    """The first loss is log 2, the reference being the model as it is; and the next adapter begins from the first."""
+    pairs = [{"prompt": f"say {n}", "chosen": "yes " * 3, "rejected": "no"} for n in range(24)]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    flags = ["--use_peft", "--dataset_name", data, *SMALL[2:], "--max_steps", "4", "--logging_steps", "1"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    for model, folder in ((base, first), (first, second)):
+        done = run_recipe(
+            *flags, "--model_name_or_path", model, "--learning_rate", "1e-2", "--output_dir", folder, recipe="dpo.py"
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert losses_of(folder)[0] == pytest.approx(0.6931, abs=1e-3) and losses_of(folder)[-1] < 0.6
+    assert json.loads((second / "adapter_config.json").read_text())["base_model_name_or_path"] == str(first)

@@ -2,7 +2,8 @@
 
 A check is a test with `@pytest.mark.tool("TRL 1.12", "SFTTrainer")` and a parameter `shape`: `decoder`, `encoder`,
 `encoder-decoder`, or `control`, a published family of the same size in the same tool. Where the control fails too, it
-is the tool's fault: the reason is a line of `upstream.json`, and the test is expected to fail.
+is the tool's fault: the reason is a line of `upstream.json`, and the test is expected to fail. Where a check cannot be
+run, it is skipped with the reason.
 """
 
 import json
@@ -41,5 +42,8 @@ def pytest_runtest_makereport(item, call):
     )
     shape = item.callspec.params.get("shape", "decoder")
     tool, what = marks[0].args
+    line = {"tool": tool, "what": what, "shape": shape, "state": state, **dict(item.user_properties)}
+    if state == "not run":
+        line["why"] = report.longrepr[2].removeprefix("Skipped: ")
     with open(file, "a", encoding="utf-8") as lines:
-        lines.write(json.dumps({"tool": tool, "what": what, "shape": shape, "state": state}) + "\n")
+        lines.write(json.dumps(line) + "\n")

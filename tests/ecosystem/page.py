@@ -1,4 +1,4 @@
-"""Writes docs/compatibility.md from the lines that the checks wrote: `python -m tests.ecosystem.page LINES`."""
+"""Writes docs/compatibility.md from the lines that the checks wrote: `python -m tests.ecosystem.page FILE...`."""
 
 import json
 import sys
@@ -12,7 +12,8 @@ HEAD = """\
 
 Our three shapes in other tools, each check beside a published family of the same size (Llama, BERT, BART) in the same
 run. `make test-suites` makes this page. **works**; **upstream**: the published family fails in the same way, and why is
-below; **fails**: only ours does; **not run**: nothing here could run it; an empty cell: the tool is not for that shape.
+below; **fails**: only ours does; **not run**: nothing here could run it, and why is below; an empty cell: the tool is
+not for that shape.
 
 """
 
@@ -28,10 +29,26 @@ def page(lines: list[dict[str, str]]) -> str:
     rows = ["| tool | what | " + " | ".join(SHAPES) + " |", "| --- " * (len(SHAPES) + 2) + "|"]
     for (tool, what), cells in sorted(found.items()):
         rows.append(f"| {tool} | {what} | " + " | ".join(cells.get(shape, "") for shape in SHAPES) + " |")
-    reasons = [f"- {check}: {reason}" for check, reason in json.loads(UPSTREAM.read_text(encoding="utf-8")).items()]
-    return HEAD + "\n".join(rows) + "\n" + ("\n## Upstream\n\n" + "\n".join(reasons) + "\n" if reasons else "")
+    upstream = json.loads(UPSTREAM.read_text(encoding="utf-8"))
+    not_run = {f"{line['tool']} {line['what']}": line["why"] for line in lines if line["state"] == "not run"}
+    counts = {f"{line['tool']} {line['what']} ({line['shape']})": line["counts"] for line in lines if "counts" in line}
+    return (
+        HEAD
+        + "\n".join(rows)
+        + "\n"
+        + reasons("Upstream", upstream)
+        + reasons("Not run", not_run)
+        + reasons("Counts", counts)
+    )
+
+
+def reasons(heading: str, found: dict[str, str]) -> str:
+    """A section that says why, for each check."""
+    return (
+        f"\n## {heading}\n\n" + "".join(f"- {check}: {why}\n" for check, why in sorted(found.items())) if found else ""
+    )
 
 
 if __name__ == "__main__":
-    text = Path(sys.argv[1]).read_text(encoding="utf-8")
-    PAGE.write_text(page([json.loads(line) for line in text.splitlines()]), encoding="utf-8")
+    texts = [Path(name).read_text(encoding="utf-8") for name in sys.argv[1:]]
+    PAGE.write_text(page([json.loads(line) for text in texts for line in text.splitlines()]), encoding="utf-8")

@@ -22,6 +22,7 @@ VERSION = version("peft")
 OURS = {"decoder": "tuner decoder", "encoder": "tuner encoder", "encoder-decoder": "tuner seq2seq"}
 STOCK = {"decoder": "llama", "encoder": "bert", "encoder-decoder": "bart"}
 KIN = {"encoder": "llama", "encoder-decoder": "t5"}  # built as ours is: layers of the model's own, without biases
+DECODER = {"tie_word_embeddings": False, "num_key_value_heads": 4}  # the suites expect Llama's head, and ranks of 20
 HEADS = {
     "SequenceClassification": "AutoModelForSequenceClassification",
     "ConditionalGeneration": "AutoModelForSeq2SeqLM",
@@ -49,7 +50,9 @@ def lay_out(tests: Path, families: dict[str, str], folder: Path) -> None:
     tokenizer = samples.small()
     marks = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     for name in set(re.findall(r'"([\w-]+-testing/[\w.-]+)"', tests.read_text(encoding="utf-8"))):
-        made = model(families[first(SHAPES, name)], first(HEADS, name), vocab_size=len(tokenizer), **marks)
+        shape = first(SHAPES, name)
+        fields = DECODER if shape == "decoder" else {}
+        made = model(families[shape], first(HEADS, name), vocab_size=len(tokenizer), **marks, **fields)
         made.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     quotes = folder / "ybelkada" / "english_quotes_copy" / "train.jsonl"

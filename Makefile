@@ -71,10 +71,10 @@ test-slow: install $(TORCHAO) ## Run whole recipes: kills, resumes, two processe
 test-long: install ## Run what no change waits for: compiled kernels, published checkpoints
 	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "long and not suite" $(ARGS)
 
-test-suites: install ## Our models in other libraries' trainers and own tests; writes docs/compatibility.md
+test-suites: install ## Our models in other libraries' trainers and own tests (half an hour); writes docs/compatibility.md
 	@rm -f .compatibility
-	@$(RUN) COMPATIBILITY=$(abspath .compatibility) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile tests/ecosystem $(ARGS)
-	@$(RUN) python -m tests.ecosystem.page .compatibility*
+	@$(RUN) COMPATIBILITY=$(abspath .compatibility) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile tests/ecosystem $(ARGS) \
+		&& failed=0 || failed=$$?; $(RUN) python -m tests.ecosystem.page .compatibility*; exit $$failed
 
 # vLLM's own bound on transformers is older than ours, and torchvision's wheel is for CUDA: both are put right afterwards.
 test-vllm: install ## Serve a saved model by vLLM, in an environment of its own

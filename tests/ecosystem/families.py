@@ -36,6 +36,7 @@ PAIRS = ("bart", "tuner seq2seq")
 
 def config(family: str, **fields: Any) -> PreTrainedConfig:
     """A configuration of the family: `llama`, `tuner decoder`, and so on."""
+    part = {name: fields.get(name, value) for name, value in PART.items()}
     made: dict[str, Any] = {
         "llama": lambda: transformers.LlamaConfig(**{**GROUPED, **fields}),
         "tuner decoder": lambda: TunerDecoderConfig(**{**GROUPED, **fields}),
@@ -46,7 +47,7 @@ def config(family: str, **fields: Any) -> PreTrainedConfig:
         "tuner encoder": lambda: TunerEncoderConfig(**{**SIZE, "type_vocab_size": 2, **fields}),
         "bart": lambda: transformers.BartConfig(**{**BART, **IDS, **fields}),
         "t5": lambda: transformers.T5Config(**{**T5, **IDS, **fields}),
-        "tuner seq2seq": lambda: TunerSeq2SeqConfig(encoder={**PART}, decoder={**PART}, **{**IDS, **fields}),
+        "tuner seq2seq": lambda: TunerSeq2SeqConfig(encoder={**part}, decoder={**part}, **{**IDS, **fields}),
     }
     return made[family]()
 

@@ -31,7 +31,15 @@ def page(lines: list[dict[str, str]]) -> str:
         rows.append(f"| {tool} | {what} | " + " | ".join(cells.get(shape, "") for shape in SHAPES) + " |")
     upstream = json.loads(UPSTREAM.read_text(encoding="utf-8"))
     not_run = {f"{line['tool']} {line['what']}": line["why"] for line in lines if line["state"] == "not run"}
-    return HEAD + "\n".join(rows) + "\n" + reasons("Upstream", upstream) + reasons("Not run", not_run)
+    counts = {f"{line['tool']} {line['what']} ({line['shape']})": line["counts"] for line in lines if "counts" in line}
+    return (
+        HEAD
+        + "\n".join(rows)
+        + "\n"
+        + reasons("Upstream", upstream)
+        + reasons("Not run", not_run)
+        + reasons("Counts", counts)
+    )
 
 
 def reasons(heading: str, found: dict[str, str]) -> str:

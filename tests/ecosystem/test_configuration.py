@@ -91,6 +91,13 @@ def test_the_common_fields_of_a_pair_are_its_parts():
         TunerSeq2SeqConfig(**parts, num_hidden_layers=5)
 
 
+def test_a_vocabulary_that_a_tool_sets_in_the_decoder_is_that_of_the_pair():
+    made = config("tuner seq2seq")
+    made.get_text_config().vocab_size = 10
+    assert AutoModelForSeq2SeqLM.from_config(made).get_input_embeddings().weight.shape == (10, 32)
+    assert made.encoder.vocab_size == 10
+
+
 @pytest.mark.parametrize("family", PAIRS)
 def test_the_flags_of_a_pair_have_an_effect(family, tmp_path):
     made = model(family, "AutoModelForSeq2SeqLM")

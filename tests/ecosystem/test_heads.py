@@ -124,6 +124,29 @@ def test_a_pair_classifies_embeddings_and_rows_padded_on_the_left():
     torch.testing.assert_close(made(padded).logits, whole, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", PAIRS)
+def test_a_pair_classifies_by_what_its_decoder_is_given(family):
+    made, ids = model(family, "AutoModelForSequenceClassification"), token_ids(2, 6)
+    ids[:, -1] = 2
+    start = made.config.decoder_start_token_id
+    given = F.pad(ids[:, :-1], (1, 0), value=start)
+    whole = made(ids).logits
+    torch.testing.assert_close(made(ids, decoder_input_ids=given).logits, whole)
+    other = torch.cat([given[:, :1], given[:, 1:].flip(1)], dim=1)
+    assert not torch.allclose(made(ids, decoder_input_ids=other).logits, whole, rtol=0, atol=1e-6)
+
+
+def test_a_pair_classifies_by_the_last_token_that_its_decoder_is_given():
+    made, ids = model("tuner seq2seq", "AutoModelForSequenceClassification"), token_ids(2, 6)
+    given = token_ids(2, 4, seed=1)
+    whole = made(ids, decoder_input_ids=given).logits
+    embeds = made.get_input_embeddings()(given)
+    torch.testing.assert_close(made(ids, decoder_inputs_embeds=embeds).logits, whole)
+    padded, mask = F.pad(given, (0, 3), value=0), F.pad(torch.ones_like(given), (0, 3), value=0)
+    found = made(ids, decoder_input_ids=padded, decoder_attention_mask=mask).logits
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
+
+
 def trained(
     made: Any, rows: Dataset, folder: Any, batch_size: int, steps: int
 ) -> tuple[float, dict[str, torch.Tensor]]:

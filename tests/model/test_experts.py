@@ -27,6 +27,7 @@ def test_grouped_is_one_after_the_other(implementation):
 def test_only_a_model_with_experts_takes_a_way_to_compute_them(shape):
     dense, sparse = shape(), shape(num_local_experts=2)
     assert not dense._can_set_experts_implementation() and sparse._can_set_experts_implementation()
+    assert not type(sparse)._can_set_experts_implementation()
     with pytest.raises(ValueError, match="does not support setting experts implementation"):
         dense.set_experts_implementation("grouped_mm")
     sparse.set_experts_implementation("batched_mm")

@@ -46,6 +46,7 @@ class TunerSeq2SeqModel(TunerSeq2SeqPreTrainedModel):
 
     def __init__(self, config: TunerSeq2SeqConfig):
         super().__init__(config)
+        config.vocab_size = config.decoder.vocab_size  # the one that other libraries set
         self.encoder = TunerEncoderModel(config.encoder, add_pooling_layer=False)
         self.decoder = TunerDecoderModel(config.decoder, owns_tokens=False)
         self.post_init()
@@ -231,31 +232,39 @@ class TunerSeq2SeqForSequenceClassification(TunerSeq2SeqPreTrainedModel):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        decoder_inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Seq2SeqSequenceClassifierOutput:
-        """The last token is that of `attention_mask` `(batch, time)`, or without one the last that is not padding.
+        """The decoder reads the same tokens, one later, unless it is given its own.
 
+        The last token is that of the attention mask `(batch, time)`, or without one the last that is not padding.
         `labels` `(batch,)`, or `(batch, num_labels)` where several hold; `logits` `(batch, num_labels)`.
         """
-        embed, start = self.get_input_embeddings(), self.config.decoder_start_token_id
-        embeds = embed(input_ids) if inputs_embeds is None else inputs_embeds
         if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
             attention_mask = (input_ids != self.config.pad_token_id).long()
-        begin = embed(torch.full_like(embeds[:, :1, 0], start, dtype=torch.long))
+        mask = decoder_attention_mask
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            embed, start, mask = self.get_input_embeddings(), self.config.decoder_start_token_id, attention_mask
+            embeds = embed(input_ids) if inputs_embeds is None else inputs_embeds
+            begin = embed(torch.full_like(embeds[:, :1, 0], start, dtype=torch.long))
+            decoder_inputs_embeds = torch.cat([begin, embeds[:, :-1]], dim=1)
+            decoder_attention_mask = None if mask is None else F.pad(mask[:, :-1], (1, 0), value=1)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
             inputs_embeds=inputs_embeds,
-            decoder_inputs_embeds=torch.cat([begin, embeds[:, :-1]], dim=1),
-            decoder_attention_mask=None if attention_mask is None else F.pad(attention_mask[:, :-1], (1, 0), value=1),
-            use_cache=False,
-            **kwargs,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            **{**kwargs, "use_cache": False},
         )
         states = outputs.last_hidden_state
         places = torch.arange(states.shape[1], device=states.device)
-        last = (places if attention_mask is None else places * attention_mask).argmax(dim=-1)
+        last = (places if mask is None else places * mask).argmax(dim=-1)
         logits = self.score(self.dropout(states[torch.arange(len(states), device=states.device), last]))
         loss = None
         if labels is not None:

@@ -63,9 +63,11 @@ class TunerPreTrainedModel(PreTrainedModel):
             for name in plan.keys() - names:
                 del plan[name]
 
-    # A class method there, which looks for a decorator in the file of the class; only models are asked, and of ours
-    # the configuration says whether there are experts.
-    def _can_set_experts_implementation(self) -> bool:
+    # A class method there, which looks for a decorator in the file of the class. Of ours the configuration says whether
+    # there are experts, so that a model knows and the class does not.
+    def _can_set_experts_implementation(self: Any = None) -> bool:
+        if self is None:
+            return False
         parts = [self.config, *(getattr(self.config, name) for name in self.config.sub_configs)]
         return any(getattr(part, "num_local_experts", 0) for part in parts)
 

@@ -3,7 +3,8 @@
 A check is a test with `@pytest.mark.tool("TRL 1.12", "SFTTrainer")` and a parameter `shape`: `decoder`, `encoder`,
 `encoder-decoder`, or `control`, a published family of the same size in the same tool; or with a parameter `family`
 (see `families`). Where the control fails too, it is the tool's fault: the reason is a line of `upstream.json`, and the
-test is expected to fail. Where a check cannot be run, it is skipped with the reason.
+test is expected to fail. Where a check cannot be run, it is skipped with the reason. What it records by
+`record_property` (`state`, `counts`) goes into its line.
 """
 
 import json

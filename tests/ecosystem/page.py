@@ -13,7 +13,7 @@ HEAD = """\
 Our three shapes in other tools, each check beside a published family of the same size (Llama, BERT, BART) in the same
 run. `make test-suites` makes this page. **works**; **upstream**: the published family fails in the same way, and why is
 below; **fails**: only ours does; **not run**: nothing here could run it, and why is below; an empty cell: the tool is
-not for that shape.
+not for that shape. Of a library's own tests the counts are below too.
 
 """
 
@@ -32,14 +32,8 @@ def page(lines: list[dict[str, str]]) -> str:
     upstream = json.loads(UPSTREAM.read_text(encoding="utf-8"))
     not_run = {f"{line['tool']} {line['what']}": line["why"] for line in lines if line["state"] == "not run"}
     counts = {f"{line['tool']} {line['what']} ({line['shape']})": line["counts"] for line in lines if "counts" in line}
-    return (
-        HEAD
-        + "\n".join(rows)
-        + "\n"
-        + reasons("Upstream", upstream)
-        + reasons("Not run", not_run)
-        + reasons("Counts", counts)
-    )
+    sections = (("Upstream", upstream), ("Not run", not_run), ("Counts", counts))
+    return HEAD + "\n".join(rows) + "\n" + "".join(reasons(*section) for section in sections)
 
 
 def reasons(heading: str, found: dict[str, str]) -> str:

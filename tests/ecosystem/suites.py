@@ -20,7 +20,7 @@ UPSTREAM = json.loads((Path(__file__).parent / "upstream.json").read_text(encodi
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tuner" / "suites"
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "-q"]
 NEEDED = {"transformers": ["parameterized==0.9.0"], "peft": []}  # beyond this project's environment
-# What the suites import and no source package has, or is a gigabyte's way to a class that no model here is.
+# What the suites import, and no source package has; of diffusers one class, which no model here is.
 STAND_INS = {
     "transformers": {
         "transformers_tests/generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
@@ -28,6 +28,11 @@ STAND_INS = {
     },
     "peft": {"diffusers.py": "class StableDiffusionPipeline:\n    pass\n"},
 }
+
+
+def check_name(library: str) -> str:
+    """What the page calls a library's own tests."""
+    return f"{library} {'.'.join(version(library).split('.')[:2])}, its own tests"
 
 
 def fetch(library: str) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from tests.ecosystem import suites
 from tests.ecosystem.families import model
 from tests.text import samples
 
-VERSION = version("peft")
+TOOL = suites.check_name("peft")
 OURS = {"decoder": "tuner decoder", "encoder": "tuner encoder", "encoder-decoder": "tuner seq2seq"}
 STOCK = {"decoder": "llama", "encoder": "bert", "encoder-decoder": "bart"}
 KIN = {"encoder": "llama", "encoder-decoder": "t5"}  # built as ours is: layers of the model's own, without biases
@@ -73,7 +72,7 @@ def outcomes(
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("file", "shape", "name"),
-    [pytest.param(*suite, marks=pytest.mark.tool(f"PEFT {VERSION}, its own tests", suite[0])) for suite in SUITES],
+    [pytest.param(*suite, marks=pytest.mark.tool(TOOL, suite[0])) for suite in SUITES],
 )
 def test_suite(file, shape, name, tmp_path, record_property):
     which = f"{name} or not internal-testing"
@@ -84,7 +83,7 @@ def test_suite(file, shape, name, tmp_path, record_property):
         family = KIN[shape]
         kin = outcomes(file, {**STOCK, shape: family}, tmp_path / family, which, alone)
         controls[f"those that failed, on {family}"] = kin
-    suites.compare(f"PEFT {VERSION}, its own tests {file}", ours, controls, record_property)
+    suites.compare(f"{TOOL} {file}", ours, controls, record_property)
 
 
 @pytest.mark.slow

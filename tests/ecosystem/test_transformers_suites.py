@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from tests.ecosystem import suites
 from tests.processes import ROOT
 
-TOOL = f"transformers {version('transformers')}, its own tests"
+TOOL = suites.check_name("transformers")
 TESTS = ROOT / "tests" / "ecosystem" / "transformers_suite.py"
 SUITES = [
     ("decoder", "Dense", "Llama"),
@@ -47,7 +46,7 @@ def test_suite(shape, ours, stock, record_property):
 
 @pytest.mark.suite
 @pytest.mark.long
-@pytest.mark.tool(TOOL, "generation, exporters")
+@pytest.mark.tool(TOOL, "GenerationTesterMixin, ExportTesterMixin")
 @pytest.mark.parametrize("shape", ["decoder", "encoder-decoder"])
 def test_what_is_not_published(shape):
     folder, stand_ins = suites.fetch("transformers"), suites.STAND_INS["transformers"]

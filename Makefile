@@ -23,7 +23,7 @@ SFT := recipes/sft.py --resume_from_checkpoint true
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft lora dpo pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest test-trl-newest lint format eval-pretrain bench-sft bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
+.PHONY: help install sft lora dpo pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest test-trl-newest lint format eval-pretrain bench-sft bench-lora bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -126,6 +126,9 @@ eval-pretrain: install ## Train every pretraining objective, beside its baseline
 
 bench-sft: install ## Time training beside its peers
 	@$(RUN) python benchmarks/sft.py $(ARGS)
+
+bench-lora: install ## Time training an adapter beside its peers
+	@$(RUN) python benchmarks/sft.py --only lora lora-packing $(ARGS)
 
 bench-model: install ## Time our decoder beside Llama's class, and experts
 	@$(RUN) python benchmarks/model.py $(ARGS)

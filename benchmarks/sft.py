@@ -1,11 +1,14 @@
-"""Supervised fine-tuning of all weights of SmolLM2-135M on real conversations: ours against TRL's `SFTTrainer`.
+"""Supervised fine-tuning of SmolLM2-135M on real conversations, all weights or LoRA: ours against TRL's `SFTTrainer`.
 
 Both sides get the same model, the same conversations in the same order, 512 tokens, 8 sequences a step, AdamW at 2e-5,
-and learn the same (the assistant's) tokens. Two comparisons:
+and learn the same (the assistant's) tokens. The comparisons:
 
 - `default`: TRL with its defaults (bf16 mixed precision and activation checkpointing are among them in 1.12).
 - `packing`: TRL with bf16 and packing on.
 - `informed` (with `--only informed`): TRL as an informed user sets it on a CPU: bf16, no activation checkpointing.
+- `lora`, `lora-packing` (`make bench-lora`): as the first two, with PEFT's LoRA of rank 16 on all linear layers.
+
+`--peer '{"bf16": false}'` changes TRL's settings, for a CPU on which bfloat16 is imitated.
 
 A step's speed is its supervised tokens over its seconds; a run's is that of all steps but the first, which warms up.
 The losses of both sides are in the result, step by step.
@@ -26,12 +29,20 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import Measured, finish, measure, own_python, spread
 
-PEER = ["torch", "transformers", "trl", "datasets", "accelerate"]
+PEER = ["torch", "transformers", "trl", "datasets", "accelerate", "peft"]
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 # What each comparison trains: steps, rows to take, TRL's settings, our flags.
 COMPARISONS: dict[str, tuple[int, int, dict[str, Any], list[str]]] = {
     "default": (6, 48, {}, ["--packing", "false"]),
     "packing": (3, 40, {"packing": True, "bf16": True}, ["--packing", "true"]),
     "informed": (6, 48, {"bf16": True, "gradient_checkpointing": False}, ["--packing", "false"]),
+    "lora": (3, 24, {"lora": LORA}, ["--packing", "false", "--use_peft", "true"]),
+    "lora-packing": (
+        3,
+        40,
+        {"lora": LORA, "packing": True, "bf16": True},
+        ["--packing", "true", "--use_peft", "true"],
+    ),
 }
 # bfloat16 weights with their next bits in the optimizer, and activation checkpointing, which TRL has by default. The 8
 # sequences are joined into one row, where nothing is padded: our default on CPUs, like the attention that makes it pay.
@@ -45,6 +56,7 @@ def main() -> None:
         "--only", nargs="+", choices=COMPARISONS, default=["default", "packing"], help="which comparisons"
     )
     parser.add_argument("--flags", default=FAST, help="our flags (default: %(default)s)")
+    parser.add_argument("--peer", type=json.loads, default={}, help="settings of TRL over the comparison's, as JSON")
     args = parser.parse_args()
     python, our_python = own_python("trl", PEER), own_python("tuner", ["-e", "."])
     ratios: dict[str, dict[str, float]] = {}
@@ -64,7 +76,7 @@ def main() -> None:
                         str(model),
                         str(rows / "train.jsonl"),
                         str(steps),
-                        json.dumps(settings),
+                        json.dumps(settings | args.peer),
                     ]
                 )
                 ours = run_ours(
@@ -83,7 +95,7 @@ def main() -> None:
                 side: [step["loss"] for step in pairs[0][i].data["steps"]] for i, side in ((0, "ours"), (1, "TRL"))
             }
             trl = pairs[0][1].data["trl"]
-    finish("sft", ratios, losses=losses, flags=args.flags, rounds=args.rounds, versions={"trl": trl})
+    finish("sft", ratios, losses=losses, flags=args.flags, peer=args.peer, rounds=args.rounds, versions={"trl": trl})
 
 
 def prepare_model(folder: Path) -> Path:

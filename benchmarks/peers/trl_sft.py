@@ -1,8 +1,8 @@
 """TRL's `SFTTrainer` on rows and a model that the benchmark prepared. On a CPU it runs in an environment of its own.
 
-`trl_sft.py MODEL ROWS.jsonl STEPS SETTINGS_JSON`: SETTINGS are fields of `SFTConfig`, over those below, and
-`attn_implementation`. Prints one JSON line: of each step the supervised tokens, all tokens and the seconds, and its
-loss where every step is logged; and the losses that were logged.
+`trl_sft.py MODEL ROWS.jsonl STEPS SETTINGS_JSON`: SETTINGS are fields of `SFTConfig`, over those below,
+`attn_implementation`, and `lora`, fields of PEFT's `LoraConfig`. Prints one JSON line: of each step the supervised
+tokens, all tokens and the seconds, and its loss where every step is logged; and the losses that were logged.
 """
 
 import json
@@ -19,7 +19,9 @@ from trl import SFTConfig, SFTTrainer
 model_path, rows_path, steps, settings = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
 with open(rows_path, encoding="utf-8") as stream:
     rows = [json.loads(line) for line in stream]
-attention = settings.pop("attn_implementation", None)
+attention, lora = settings.pop("attn_implementation", None), settings.pop("lora", None)
+if lora is not None:
+    from peft import LoraConfig
 fixed = {
     "output_dir": tempfile.mkdtemp(),
     "max_length": 512,
@@ -72,6 +74,7 @@ trainer = SFTTrainer(
     train_dataset=Dataset.from_list(rows),
     processing_class=AutoTokenizer.from_pretrained(model_path),
     callbacks=[clock],
+    peft_config=None if lora is None else LoraConfig(**lora),
 )
 counter = trainer.data_collator = Counter(trainer.data_collator)
 trainer.train()

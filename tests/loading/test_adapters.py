@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.text.test_load_tokenizer import bare_tokenizer
 from tuner.config.adapters import AdapterArguments
+from tuner.config.arguments import parse_arguments
 from tuner.errors import ArgumentError, ModelError
 from tuner.loading.adapters import add_adapter, save_merged
 from tuner.loading.chat_model import load_chat_model
@@ -145,3 +146,14 @@ def test_layers_that_are_not_there(tmp_path):
         with_adapter(
             load_pretrained(AutoModelForCausalLM, str(tmp_path / "base"), torch.float32), str(tmp_path / "broken")
         )
+
+
+def test_an_empty_list_is_read_as_it_is_written(tmp_path):
+    """As run.yaml has it: no layers to save, or PEFT's own targets."""
+    (tmp_path / "run.yaml").write_text("use_peft: true\nlora_modules_to_save: []\nlora_target_modules: []\n")
+    args = parse_arguments(AdapterArguments, ["--config", str(tmp_path / "run.yaml")])
+    assert (args.lora_modules_to_save, args.lora_target_modules) == ([], [])
+    args.model_name_or_path = base(tmp_path)
+    tokenizer = load_pretrained_tokenizer(args.model_name_or_path)
+    model = add_adapter(pretrained_decoder(args.model_name_or_path, tokenizer), args, tokenizer, half=False)
+    assert {name.split(".")[-4] for name, _ in model.named_parameters() if "lora_A" in name} == {"q_proj", "v_proj"}

@@ -39,7 +39,8 @@ class AdapterArguments(RecipeArguments):
     lora_alpha: int = flag(32, "What lora's product is multiplied with, over its rank.", least=1)
     lora_dropout: float = flag(0.0, "Dropout of what goes into lora.", least=0, most=1)
     lora_target_modules: list[str] = flag(
-        ["all-linear"], "Layers that get an adapter (lora, ia3): all-linear, or how their names end."
+        ["all-linear"],
+        "Layers that get an adapter (lora, ia3): all-linear, how their names end, or nothing for PEFT's choice.",
     )
     lora_modules_to_save: list[str] = flag([], "Layers that are trained whole and saved with the adapter.")
     use_rslora: bool = flag(False, "Divide by the root of the rank (Kalajdzievski 2023).")

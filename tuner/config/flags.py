@@ -108,7 +108,7 @@ def _options(item: Field[Any], hint: Any) -> dict[str, Any]:
     if typing.get_origin(hint) is Literal or "choices" in item.metadata:
         return options | {"choices": item.metadata.get("choices") or typing.get_args(hint)}
     if typing.get_origin(hint) is list:
-        return options | {"nargs": "+", "type": typing.get_args(hint)[0], "metavar": "NAME"}
+        return options | {"nargs": "*", "type": typing.get_args(hint)[0], "metavar": "NAME"}
     if hint is bool:
         return options | {"type": _boolean, "nargs": "?", "const": True, "metavar": "BOOL"}
     if hint in (int, float):
@@ -175,7 +175,7 @@ def _as_flag(parser: argparse.ArgumentParser, loader: _Loader, key: Any, value: 
     if not isinstance(value, yaml.SequenceNode):
         return [f"--{key.value}={loader.text(value)}"]
     known = parser._option_string_actions.get(f"--{key.value}")
-    if known is not None and known.nargs != "+":
+    if known is not None and known.nargs != "*":
         raise ArgumentError(f"--{key.value}: expected one value, found a list.")
     return [f"--{key.value}", *map(loader.text, value.value)]
 

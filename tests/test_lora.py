@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tuner.model  # noqa: F401
-from tests.recipes import NANO, SMALL, equal, eval_loss_of, losses_of, run_recipe, untrained_loss_of
+from tests.recipes import NANO, SMALL, equal, eval_loss_of, launch_recipe, losses_of, run_recipe, untrained_loss_of
 from tuner.loading.checkpoints import difference, load_pretrained
 
 pytestmark = pytest.mark.slow
@@ -83,3 +83,16 @@ def test_an_adapter_by_dpo_whose_reference_is_without_it(base, tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
         assert losses_of(folder)[0] == pytest.approx(0.6931, abs=1e-3) and losses_of(folder)[-1] < 0.6
     assert json.loads((second / "adapter_config.json").read_text())["base_model_name_or_path"] == str(first)
+
+
+def test_two_processes_are_one(base, chats, tmp_path):
+    flags = ["--model_name_or_path", base, "--dataset_name", chats, *SMALL[2:], "--learning_rate", "1e-2"]
+    flags += ["--max_steps", "4", "--bf16", "false", "--eval_strategy", "no", "--merge"]
+    one = run_recipe(*flags, "--output_dir", tmp_path / "1", recipe="lora.py")
+    half = ["--per_device_train_batch_size", "2"]
+    two = launch_recipe(2, *flags, *half, "--output_dir", tmp_path / "2", recipe="lora.py")
+    assert one.returncode == two.returncode == 0, two.stderr[-2000:]
+    assert losses_of(tmp_path / "2") == pytest.approx(losses_of(tmp_path / "1"), rel=1e-4)
+    ours, theirs = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("1", "2"))
+    for name, weight in ours.items():
+        torch.testing.assert_close(theirs[name], weight, rtol=1e-2, atol=1e-4)

@@ -71,7 +71,7 @@ test-slow: install $(TORCHAO) ## Run whole recipes: kills, resumes, two processe
 test-long: install ## Run what no change waits for: compiled kernels, published checkpoints
 	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "long and not suite" $(ARGS)
 
-test-suites: install ## Our models in other libraries' trainers and own tests (half an hour); writes docs/compatibility.md
+test-suites: install ## Our models in other libraries' trainers and own tests (a quarter of an hour); writes docs/compatibility.md
 	@rm -f .compatibility
 	@$(RUN) COMPATIBILITY=$(abspath .compatibility) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile tests/ecosystem $(ARGS) \
 		&& failed=0 || failed=$$?; $(RUN) python -m tests.ecosystem.page .compatibility*; exit $$failed

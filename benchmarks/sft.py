@@ -36,12 +36,12 @@ COMPARISONS: dict[str, tuple[int, int, dict[str, Any], list[str]]] = {
     "default": (6, 48, {}, ["--packing", "false"]),
     "packing": (3, 40, {"packing": True, "bf16": True}, ["--packing", "true"]),
     "informed": (6, 48, {"bf16": True, "gradient_checkpointing": False}, ["--packing", "false"]),
-    "lora": (3, 24, {"lora": LORA}, ["--packing", "false", "--use_peft", "true"]),
+    "lora": (3, 24, {"lora": LORA}, ["--packing", "false", "--use_peft", "true", "--own_model", "false"]),
     "lora-packing": (
         3,
         40,
         {"lora": LORA, "packing": True, "bf16": True},
-        ["--packing", "true", "--use_peft", "true"],
+        ["--packing", "true", "--use_peft", "true", "--own_model", "false"],
     ),
 }
 # bfloat16 weights with their next bits in the optimizer, and activation checkpointing, which TRL has by default. The 8

@@ -130,6 +130,8 @@ def test_adapters_are_switched(tmp_path):
         ({"use_peft": True, "peft_type": "ia3", "lora_r": 4}, "--lora_r: --peft_type ia3 has no use for it"),
         ({"use_peft": True, "num_virtual_tokens": 4}, "--num_virtual_tokens: --peft_type lora has no use"),
         ({"use_peft": True, "peft_type": "prompt_tuning", "merge": True}, "--merge: a prompt_tuning is no change"),
+        ({"use_peft": True}, "--use_peft: an adapter belongs to a saved model"),
+        ({"use_peft": True, "model_name_or_path": "x", "own_model": True}, "--own_model: convert the checkpoint first"),
     ],
 )
 def test_what_has_no_effect_is_refused(flags, reason):
@@ -150,7 +152,9 @@ def test_layers_that_are_not_there(tmp_path):
 
 def test_an_empty_list_is_read_as_it_is_written(tmp_path):
     """As run.yaml has it: no layers to save, or PEFT's own targets."""
-    (tmp_path / "run.yaml").write_text("use_peft: true\nlora_modules_to_save: []\nlora_target_modules: []\n")
+    (tmp_path / "run.yaml").write_text(
+        "use_peft: true\nmodel_name_or_path: x\nlora_modules_to_save: []\nlora_target_modules: []\n"
+    )
     args = parse_arguments(AdapterArguments, ["--config", str(tmp_path / "run.yaml")])
     assert (args.lora_modules_to_save, args.lora_target_modules) == ([], [])
     args.model_name_or_path = base(tmp_path)

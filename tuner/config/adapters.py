@@ -64,3 +64,10 @@ class AdapterArguments(RecipeArguments):
                 raise ArgumentError(f"--{item.name}: {where}.")
         if self.merge and "tuning" in self.peft_type:
             raise ArgumentError(f"--merge: a {self.peft_type} is no change of weights that could be merged.")
+        # What is saved is the adapter alone: it must find its model again, with the same names.
+        if self.use_peft and self.model_name_or_path is None:
+            raise ArgumentError("--use_peft: an adapter belongs to a saved model. Pass --model_name_or_path.")
+        if self.use_peft and self.own_model:
+            raise ArgumentError(
+                "--own_model: convert the checkpoint first (tuner convert), and train an adapter of that."
+            )

@@ -49,17 +49,20 @@ def add_adapter(
         raise ModelError(f"--peft_type {args.peft_type}: {one_line(error)}") from error
     # Where to find it again: a built-in is no path.
     adapted.peft_config["default"].base_model_name_or_path = args.model_name_or_path
+    adapted.peft_config["default"].revision = args.model_revision
     return adapted
 
 
-def save_merged(folder: Path) -> float:
+def save_merged(folder: Path, trust_remote_code: bool = False) -> float:
     """Write the model with a folder's adapter merged into its weights, in float32, to `merged` in the folder.
 
     Returns:
         The greatest difference of its logits on random tokens, as a share of the greatest logit.
     """
-    base = load_pretrained(AutoModelForCausalLM, str(adapter_base(str(folder))), torch.float32)
-    merged = load_pretrained(AutoModelForCausalLM, str(folder), torch.float32)
+    options = {"trust_remote_code": trust_remote_code}
+    name, revision = adapter_base(str(folder)) or ("", "")
+    base = load_pretrained(AutoModelForCausalLM, name, torch.float32, revision=revision, **options)
+    merged = load_pretrained(AutoModelForCausalLM, str(folder), torch.float32, **options)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     set_ends(merged, tokenizer)
     merged.save_pretrained(folder / "merged")

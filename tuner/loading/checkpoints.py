@@ -184,7 +184,8 @@ def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **op
     """
     path, how = resolve(name_or_path)
     if base := adapter_base(path):
-        adapted = with_adapter(load_pretrained(kind, base, torch.float32, **options), path)
+        name, options["revision"] = base
+        adapted = with_adapter(load_pretrained(kind, name, torch.float32, **options), path)
         return adapted.merge_and_unload().to(dtype)
     if "gguf_file" not in how:
         return _load(kind, name_or_path, path, dtype, options)
@@ -203,10 +204,13 @@ def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **op
     return read_once(Path(path, how["gguf_file"]), f"{kind.__name__} {dtype}", dequantised, kept)
 
 
-def adapter_base(folder: str) -> str | None:
-    """The model that the adapter in a folder belongs to; None where there is no adapter."""
+def adapter_base(folder: str) -> tuple[str, str] | None:
+    """The model that the adapter in a folder belongs to, and its revision; None where there is no adapter."""
     file = Path(folder, "adapter_config.json")
-    return str(json.loads(file.read_text("utf-8"))["base_model_name_or_path"]) if file.is_file() else None
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text("utf-8"))
+    return found["base_model_name_or_path"], found.get("revision") or "main"
 
 
 def with_adapter(model: Any, folder: str, name: str = "default") -> Any:

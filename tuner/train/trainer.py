@@ -23,7 +23,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from tuner.corpus.stream import TokenStream
 from tuner.data.draws import Draws
-from tuner.errors import ArgumentError, CheckpointError, Interrupted, NonFiniteError
+from tuner.errors import ArgumentError, CheckpointError, Interrupted, NonFiniteError, survive
 from tuner.estimate.model import Operations
 from tuner.hardware import release_unused_memory
 from tuner.hub.push import HubRepository
@@ -257,8 +257,11 @@ class Trainer(SavingTrainer):
         if not _internal_call and self.run.args.values().get("merge") and self.args.should_save:
             from tuner.loading.adapters import save_merged  # peft takes seconds to import
 
-            found = save_merged(self.folder)
-            say(f"Merged in {self.folder / 'merged'}; its logits differ by at most {found:.1e} of the greatest.")
+            def merge() -> None:
+                found = save_merged(self.folder, self.run.args.trust_remote_code)
+                say(f"Merged in {self.folder / 'merged'}; its logits differ by at most {found:.1e} of the greatest.")
+
+            survive(merge, "The merged model")
 
     def push_to_hub(self, message: str = "End of training") -> None:
         """Push what was saved, in one commit; an `ArgumentError` where the Hub does not take it."""

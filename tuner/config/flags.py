@@ -27,8 +27,8 @@ from tuner.errors import ArgumentError, nearest, one_line, unreadable
 
 
 def read_flags(kind: type[Any], argv: list[str]) -> dict[str, Any]:
-    """What the command line, and the YAML file that `--config` names, say of the fields of the dataclass `kind` and of
-    transformers' `TrainingArguments`.
+    """What the command line, and the YAML file that `--config` names, say of the fields of the dataclass `kind` and,
+    where its `PASSED_ON` is true, of transformers' `TrainingArguments`.
 
     Raises:
         ArgumentError: an unknown name, a value of the wrong type or out of bounds, or an unreadable file; it names the
@@ -42,7 +42,7 @@ def read_flags(kind: type[Any], argv: list[str]) -> dict[str, Any]:
     return _read_yaml(parser, Path(files[0]).expanduser()) | values if files else values
 
 
-def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
+def _parse(parser: _Parser, argv: list[str]) -> dict[str, Any]:
     """The values of our own flags, and of those that are transformers'."""
     namespace, rest = parser.parse_known_args(argv)
     if not rest:
@@ -52,14 +52,16 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
     for word in rest:
         if word.startswith("--"):
             _refuse_unknown(word.removeprefix("--").split("=")[0], parser)
+    if not parser.others:
+        parser.parse_args(argv)  # which refuses the rest
     from transformers import TrainingArguments
 
     return vars(namespace) | vars(_parser(TrainingArguments).parse_args(rest))
 
 
-def _refuse_unknown(name: str, ours: argparse.ArgumentParser) -> None:
+def _refuse_unknown(name: str, ours: _Parser) -> None:
     known = {action.dest for action in ours._actions}
-    if name not in known:
+    if name not in known and ours.others:
         from transformers import TrainingArguments
 
         known |= {f.name for f in fields(TrainingArguments) if f.init}
@@ -68,22 +70,25 @@ def _refuse_unknown(name: str, ours: argparse.ArgumentParser) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
+    others = False  # whether it takes transformers' flags beside its own
+
     def error(self, message: str) -> NoReturn:
         raise ArgumentError(message.removeprefix("argument "))
 
 
 def _parser(kind: type[Any]) -> _Parser:
-    main = sys.modules.get("__main__")
+    main, others = sys.modules.get("__main__"), getattr(kind, "PASSED_ON", False)
     parser = _Parser(
         description=getattr(main, "__doc__", None) or kind.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Every other field of transformers.TrainingArguments is accepted as a flag too.",
+        epilog="Every other field of transformers.TrainingArguments is accepted as a flag too." if others else None,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument(
         "--config", action="append", metavar="FILE", help="YAML file of flags; the command line overrides it."
     )
+    parser.others = others
     hints = typing.get_type_hints(kind)
     groups = {}
     for item in (item for item in fields(kind) if item.init):
@@ -137,7 +142,7 @@ def number(kind: type, least: float = -math.inf, most: float = math.inf) -> Call
     return convert
 
 
-def _read_yaml(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
+def _read_yaml(parser: _Parser, path: Path) -> dict[str, Any]:
     """What a YAML file says: each of its lines, parsed as the flag it stands for."""
     values: dict[str, Any] = {}
     place = f"--config {path}"
@@ -163,7 +168,7 @@ def _read_yaml(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
     return values
 
 
-def _as_flag(parser: argparse.ArgumentParser, loader: _Loader, key: Any, value: Any) -> list[str]:
+def _as_flag(parser: _Parser, loader: _Loader, key: Any, value: Any) -> list[str]:
     """A line of YAML as words of a command line; none when its value is null."""
     if not isinstance(key, yaml.ScalarNode):
         raise ArgumentError(f"a name must be a word, not a {key.id}.")

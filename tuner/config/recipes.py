@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import tuner
-from tuner.config.arguments import RecipeArguments
 from tuner.errors import ArgumentError, nearest, unreadable
 
 # Where recipes lie: here, or in the checkout that this package is installed from.
@@ -40,7 +41,7 @@ def find_recipe(config: Path) -> Path:
     return known[name]
 
 
-def arguments_of(recipe: Path) -> type[RecipeArguments]:
+def arguments_of(recipe: Path) -> type[Any]:
     """The dataclass of a recipe's arguments, which the recipe is imported for; an `ArgumentError` if it has not one."""
     name = f"tuner_recipe_{recipe.stem}"
     spec = importlib.util.spec_from_file_location(name, recipe)
@@ -48,7 +49,7 @@ def arguments_of(recipe: Path) -> type[RecipeArguments]:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     spec.loader.exec_module(module)
     own = (v for v in vars(module).values() if isinstance(v, type) and v.__module__ == name)
-    kinds = [kind for kind in own if issubclass(kind, RecipeArguments)]
+    kinds = [kind for kind in own if dataclasses.is_dataclass(kind)]
     if len(kinds) != 1:
         raise ArgumentError(f"{recipe} defines {len(kinds)} dataclasses of arguments; a recipe has one.")
     return kinds[0]

@@ -1,0 +1,191 @@
+"""What a task of an evaluation is, and the samples that its figures are made of.
+
+A task scores rows, a block at a time, into samples: what was asked, what the model said, and `scores`, numbers of the
+row. Samples are written as they come. Figures are made of the file of all samples: texts are read from it a thousand
+rows at a time, and only numbers of every row stay in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from datasets import Dataset
+
+from tuner.config.evaluation import EvaluationArguments
+from tuner.data.schema import Kind
+from tuner.errors import DataError
+from tuner.evaluation.metrics import SummedMetric, load_metric
+from tuner.evaluation.statistics import Estimate, bootstrap, mean
+from tuner.evaluation.subject import Subject
+
+Row = dict[str, Any]
+Figures = dict[str, Estimate]
+Baselines = dict[str, dict[str, float]]  # figure to {who: how much}
+
+READ_AT_ONCE = 1000
+
+
+@dataclass
+class Data:
+    """The rows of a task.
+
+    Attributes:
+        rows: canonical rows of `kind`, or none for a task that brings its own.
+        what: which rows of what they are, for a person.
+        clusters: what each row's source is called, in the same order; None where rows share none.
+    """
+
+    name: str
+    kind: Kind | None = None
+    rows: Dataset | list[Row] = field(default_factory=list)
+    what: str = ""
+    clusters: Dataset | None = None
+
+
+class Samples:
+    """The samples of a model on a task, in a file; of each its numbers in memory.
+
+    Attributes:
+        rows: the rows' numbers `(n,)`.
+        scores: by name `(n,)`; NaN where a row has not that score.
+        clusters: `(n,)` names, or None.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        rows: list[int] = []
+        clusters: list[str] = []
+        scores: dict[str, list[float]] = {}
+        for number, sample in enumerate(self):
+            rows.append(sample["row"])
+            if "cluster" in sample:
+                clusters.append(sample["cluster"])
+            for name, value in sample["scores"].items():
+                scores.setdefault(name, [np.nan] * number).append(value)
+            for values in scores.values():
+                if len(values) == number:
+                    values.append(np.nan)
+        self.rows, self.clusters = np.array(rows), np.array(clusters) if clusters else None
+        self.scores = {name: np.array(values, float) for name, values in scores.items()}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        with self.path.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+    def of_metric(self, name: str, columns: Callable[[Row], Row], **options: Any) -> Callable[[np.ndarray], Row]:
+        """One of our metrics as a function of sample numbers, from the columns that it takes of each sample."""
+        metric: Any = load_metric(name, **options)
+        assert isinstance(metric, SummedMetric)
+        labels: set[str] = set()
+        if type(metric).labels_of is not SummedMetric.labels_of:
+            for block in self._columns(columns):
+                labels |= metric.labels_of(metric.checked(block))
+        known = sorted(labels)
+        parts = np.concatenate([metric.parts(metric.checked(block), known) for block in self._columns(columns)])
+        return lambda rows: metric.figures(parts[rows], known)
+
+    def value_of_metric(self, name: str, columns: Callable[[Row], Row], **options: Any) -> Row:
+        """Any metric of all samples, those of the Hub too, which have no interval."""
+        metric = load_metric(name, **options)
+        for block in self._columns(columns):
+            metric.add_batch(**block)
+        return metric.compute() or {}
+
+    def _columns(self, columns: Callable[[Row], Row]) -> Iterator[dict[str, list[Any]]]:
+        samples = iter(self)
+        while block := [columns(sample) for sample in islice(samples, READ_AT_ONCE)]:
+            yield {name: [each[name] for each in block] for name in block[0]}
+
+
+class Task:
+    """A task. What is here is what most share.
+
+    Args:
+        args: of the evaluation.
+        data: the rows to evaluate on.
+    """
+
+    name: ClassVar[str] = ""
+    # Kinds of models (`tuner.evaluation.subject`) and of rows that it takes; of rows none where it brings its own.
+    models: ClassVar[tuple[str, ...]] = ("causal",)
+    kinds: ClassVar[tuple[Kind, ...]] = ()
+    # Rows where none are named.
+    default: ClassVar[str] = ""
+    # Its figures, the first being the one that stands for it, and which way each is better, if either.
+    figures: ClassVar[dict[str, str]] = {}
+    # Figures that are compared row by row, by the score of a row that they are the mean of.
+    by_row: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, args: EvaluationArguments, data: Data):
+        self.args, self.data = args, data
+
+    @classmethod
+    def figures_of(cls, kind: Kind | None) -> dict[str, str]:
+        """The figures that it makes of rows of a kind."""
+        return cls.figures
+
+    @classmethod
+    def own_data(cls, args: EvaluationArguments) -> Data:
+        """The rows of a task that brings its own."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """A TunerError for flags and rows that it cannot use, before a model is loaded."""
+
+    def begin(self, subject: Subject) -> None:
+        """Get ready for a model; a ModelError for one that lacks something."""
+
+    def score(self, subject: Subject, rows: list[Row]) -> list[Row]:
+        """Samples of some rows, in their order."""
+        raise NotImplementedError
+
+    def summarise(self, samples: Samples) -> Figures:
+        """The figures of all samples."""
+        raise NotImplementedError
+
+    def baselines(self, samples: Samples) -> Baselines:
+        """What figures are compared with."""
+        return {}
+
+    def settings(self) -> Row:
+        """What the figures depend on, as the report states it."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """What a reader of the figures must know."""
+        return []
+
+    # ---- for `summarise` ----
+
+    def mean(self, samples: Samples, score: str) -> Estimate:
+        """The mean of a score over the rows that have it."""
+        values = samples.scores.get(score, np.zeros(0))
+        known = ~np.isnan(values)
+        if not known.any():
+            raise DataError(f"{self.data.name}: no row has {score.replace('_', ' ')}, so {self.name} has no figure.")
+        clusters = None if samples.clusters is None else samples.clusters[known]
+        return mean(values[known], clusters, self.args.seed)
+
+    def bootstrap(self, samples: Samples, of_rows: Callable[[np.ndarray], Row], names: tuple[str, ...]) -> Figures:
+        """Figures of all samples at once, which are no mean over rows."""
+
+        def estimate(name: str) -> Estimate:
+            return bootstrap(
+                lambda rows: float(of_rows(rows)[name]), len(samples), samples.clusters, self.args.seed
+            )
+
+        return {name: estimate(name) for name in names}
+
+
+def without_interval(value: float, n: int, why: str) -> Estimate:
+    """A figure of which nobody knows how sure it is."""
+    return Estimate(float(value), np.nan, np.nan, n, f"no interval: {why}")

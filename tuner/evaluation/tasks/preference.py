@@ -1,0 +1,67 @@
+"""Which of two answers is better, by the likelihood that a model gives to each (as DPO's implicit reward without its
+reference)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tuner.evaluation.subject import Subject
+from tuner.evaluation.tasks.base import Baselines, Figures, Row, Samples, Task
+from tuner.text.answers import training_tokenizer
+from tuner.text.chat import encode_conversations, require_chat_template
+
+PARTS = ("chosen", "rejected")
+
+
+class Preference(Task):
+    """Share of pairs whose chosen answer is likelier than the rejected one; a tie is half a pair."""
+
+    name = "preference"
+    kinds = ("preference",)
+    default = "builtin:chitchat-pairs"
+    figures = {"pair_accuracy": "higher", "pair_accuracy_per_token": "higher", "margin": "higher"}
+    by_row = {name: name for name in figures}
+
+    def begin(self, subject: Subject) -> None:
+        require_chat_template(subject.tokenizer)
+        self.encoder, _ = training_tokenizer(subject.tokenizer)
+
+    def score(self, subject: Subject, rows: list[Row]) -> list[Row]:
+        sequences = []
+        for part in PARTS:
+            whole = [[*row["prompt"], *row[part]] for row in rows]
+            names = [f"{self.data.name}, row {row['source_row']}" for row in rows]
+            prompts = [len(row["prompt"]) for row in rows]
+            encoded = encode_conversations(self.encoder, whole, eos_required=False, names=names, prompts=prompts)
+            sequences += [(each["input_ids"], each["labels"]) for each in encoded]
+        losses = subject.losses(sequences, self.args.per_device_eval_batch_size)
+        samples = []
+        for number, row in enumerate(rows):
+            one, other = losses[number], losses[number + len(rows)]
+            sample: Row = {"prompt": row["prompt"], **{part: row[part] for part in PARTS}, "scores": {}}
+            if len(one) and len(other):
+                sums, means = other.sum() - one.sum(), other.mean() - one.mean()
+                sample["log_likelihoods"] = {"chosen": -float(one.sum()), "rejected": -float(other.sum())}
+                sample["scores"] = {
+                    "pair_accuracy": _right(sums), "pair_accuracy_per_token": _right(means), "margin": float(means),
+                    "longer": _right(len(one) - len(other)),
+                }  # fmt: skip
+            samples.append(sample)
+        return samples
+
+    def summarise(self, samples: Samples) -> Figures:
+        return {name: self.mean(samples, name) for name in self.figures}
+
+    def baselines(self, samples: Samples) -> Baselines:
+        longer = float(np.nanmean(samples.scores["longer"]))
+        return {name: {"chance": 0.5, "the longer one": longer} for name in list(self.figures)[:2]}
+
+    def notes(self) -> list[str]:
+        return [
+            "pair_accuracy compares sums over an answer's tokens, which favours short answers; per_token compares "
+            "means, and margin is their difference in nats a token."
+        ]
+
+
+def _right(difference: float) -> float:
+    return 1.0 if difference > 0 else 0.5 if difference == 0 else 0.0

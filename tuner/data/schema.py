@@ -5,8 +5,8 @@
     preference  of two answers      {"prompt": [messages], "chosen": [messages], "rejected": [messages]}
     unpaired    one judged answer   {"prompt": [messages], "completion": [messages], "label": bool}
 
-Nothing else reaches the encoders. What of a row is not used is counted; what has a meaning that cannot be honoured is
-refused (see also `turns`).
+and those of `tuner.data.labels`. Nothing else reaches the encoders. What of a row is not used is counted; what has a
+meaning that cannot be honoured is refused (see also `turns`).
 """
 
 from __future__ import annotations
@@ -17,37 +17,55 @@ from typing import Any, Literal, NamedTuple
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
-from tuner.data import turns
+from tuner.data import labels, turns
 from tuner.data.cache_key import map_batches
-from tuner.data.sources import SOURCE_ROW
+from tuner.data.labels import TAG_COLUMNS, TEXTS, is_class, is_number, named
+from tuner.data.sources import LABEL_COLUMNS, SOURCE_ROW
 from tuner.data.turns import REFUSED_COLUMNS, Row, message, passed_over, says_something, text_of
 from tuner.errors import DataError
 
-Kind = Literal["messages", "text", "preference", "unpaired"]
+Kind = Literal["messages", "text", "preference", "unpaired", "class", "classes", "score", "tags", "question"]
 
 _TURNS = List({"role": Value("string"), "content": Value("string")})
 _UNUSED = "_unused"
+_TEXTS = {"text": Value("string"), "text_pair": Value("string")}
+_NAMES = List(Value("string"))
 _COLUMNS: dict[Kind, dict[str, Any]] = {
     "messages": {"messages": _TURNS},
     "text": {"text": Value("string")},
     "preference": {"prompt": _TURNS, "chosen": _TURNS, "rejected": _TURNS},
     "unpaired": {"prompt": _TURNS, "completion": _TURNS, "label": Value("bool")},
+    "class": {**_TEXTS, "label": Value("string")},
+    "classes": {**_TEXTS, "labels": _NAMES},
+    "score": {**_TEXTS, "label": Value("float64")},
+    "tags": {"tokens": _NAMES, "tags": _NAMES},
+    "question": {
+        **{"question": Value("string"), "context": Value("string")},
+        "answers": List({"text": Value("string"), "start": Value("int64")}),
+    },
 }
 CANONICAL = {kind: Features({**columns, SOURCE_ROW: Value("int64")}) for kind, columns in _COLUMNS.items()}
-CALLED = {"messages": "conversations", "text": "texts", "preference": "pairs of answers", "unpaired": "judged answers"}
+CALLED = {
+    **{"messages": "conversations", "text": "texts", "preference": "pairs of answers", "unpaired": "judged answers"},
+    **labels.CALLED,
+}
 # Columns of instruction formats that mean something to a conversation.
 SYSTEM_COLUMNS = ("system", "system_prompt")
+# Kinds beside which a column like `tools` means nothing.
+ANY_COLUMNS = ("text", *labels.CALLED)
 
 
 class Shape(NamedTuple):
     """A shape of rows: its columns, what it is a row of, what makes it canonical (a function of the row, the set of
-    names of what is not used, and the columns), what its columns hold, and columns that may be there too."""
+    names of what is not used, and the columns), what its columns hold (nothing where another spelling is named),
+    columns that may be there too, and what the last column's value must be like."""
 
     needed: tuple[str, ...]
     kind: Kind
     convert: Callable[..., Row]
     accepted: str
     optional: tuple[str, ...] = ()
+    fits: Callable[[Any], bool] = lambda value: True
 
 
 def canonicalize(
@@ -63,12 +81,14 @@ def canonicalize(
     Raises:
         DataError: columns of no known shape or of another kind, or a row that breaks its shape.
     """
-    shape = shape_of(rows[0] if len(rows) else dict.fromkeys(rows.column_names), name, kinds)
+    names = named(rows)
+    first = rows[0] if len(rows) else dict.fromkeys(rows.column_names)
+    shape = shape_of(_with_names(first, names), name, kinds)
     mapped = map_batches(
         rows,
         _convert_batch,
-        [__file__, turns.__file__],
-        {"shape": SHAPES.index(shape), "name": name},
+        [__file__, turns.__file__, labels.__file__],
+        {"shape": SHAPES.index(shape), "name": name, "names": names},
         with_indices=True,
         remove_columns=rows.column_names,
         features=Features({**CANONICAL[shape.kind], _UNUSED: List(Value("string"))}),
@@ -87,12 +107,16 @@ def unused_sentence(unused: dict[str, float], name: str) -> str | None:
 
 def shape_of(row: Row, name: str, kinds: tuple[Kind, ...] = ("messages", "text")) -> Shape:
     """The shape of a row, by its columns; a DataError where it has none, or one of another kind."""
-    known = [shape for shape in SHAPES if row.keys() >= set(shape.needed)]
+    known = [shape for shape in SHAPES if row.keys() >= set(shape.needed) and shape.fits(row[shape.needed[-1]])]
     judged = "unpaired" not in kinds and isinstance(row.get("label"), bool)  # SFT would learn the bad answers too
     for shape in known:
         if shape.kind in kinds and not (judged and shape.needed == ("prompt", "completion")):
             return shape
-    wanted = [f"\n  {' + '.join(shape.needed):<31} {shape.accepted}" for shape in SHAPES if shape.kind in kinds]
+    wanted = [
+        f"\n  {' + '.join(shape.needed):<31} {shape.accepted}"
+        for shape in SHAPES
+        if shape.kind in kinds and shape.accepted
+    ]
     accepted = f"The shapes accepted are:{''.join(wanted)}"
     if known:
         its, needed = (
@@ -118,20 +142,34 @@ def canonical(row: Row, shape: Shape, unused: set[str]) -> Row:
                 raise DataError(f"the column {column!r} and the first message are two system messages. Drop one.")
     for column in row.keys() - {*shape.needed, *shape.optional, SOURCE_ROW}:
         if says_something(row[column]):
-            unused.add(passed_over("column", column, {} if shape.kind == "text" else REFUSED_COLUMNS))
+            unused.add(passed_over("column", column, {} if shape.kind in ANY_COLUMNS else REFUSED_COLUMNS))
     return converted
 
 
-def _convert_batch(batch: dict[str, list[Any]], indices: list[int], shape: int, name: str) -> dict[str, list[Any]]:
+def _convert_batch(
+    batch: dict[str, list[Any]], indices: list[int], shape: int, name: str, names: dict[str, list[str]]
+) -> dict[str, list[Any]]:
     rows = []
     for position, number in enumerate(batch.get(SOURCE_ROW, indices)):
         unused: set[str] = set()
         try:
-            row = canonical({column: values[position] for column, values in batch.items()}, SHAPES[shape], unused)
+            found = _with_names({column: values[position] for column, values in batch.items()}, names)
+            row = canonical(found, SHAPES[shape], unused)
         except DataError as error:
             raise DataError(f"{name}, row {number}: {error}") from None
         rows.append({**row, SOURCE_ROW: number, _UNUSED: sorted(unused)})
     return {column: [row[column] for row in rows] for column in rows[0]}
+
+
+def _with_names(row: Row, names: dict[str, list[str]]) -> Row:
+    """A row with the names of its `ClassLabel`s; a number that has none, as -1 for "not known", is None."""
+
+    def name(value: Any, known: list[str]) -> Any:
+        if isinstance(value, list):
+            return [name(each, known) for each in value]
+        return known[value] if value is not None and 0 <= value < len(known) else None
+
+    return row | {column: name(row[column], known) for column, known in names.items()}
 
 
 _OPENAI = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
@@ -139,6 +177,11 @@ _SHAREGPT = '[{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}
 _EITHER = "strings, or lists of messages"
 _BESIDE = (*SYSTEM_COLUMNS, "history")
 _ALPACA = "strings; also input, system and history"
+_LABELLED: tuple[tuple[Kind, Callable[..., Row], Callable[[Any], bool], str], ...] = (
+    ("class", labels.one_class, is_class, "a string (and a text_pair), and the name of a class"),
+    ("classes", labels.any_classes, lambda value: isinstance(turns.parsed(value), list), "... and a list of classes"),
+    ("score", labels.one_number, is_number, "... and a number"),
+)
 # The order matters: the first shape whose columns are all there is the row's.
 SHAPES: tuple[Shape, ...] = (
     Shape(("prompt", "chosen", "rejected"), "preference", turns.preference, _EITHER),
@@ -149,4 +192,21 @@ SHAPES: tuple[Shape, ...] = (
     Shape(("prompt", "completion"), "messages", turns.answered, _EITHER, _BESIDE),
     Shape(("instruction", "output"), "messages", turns.answered, _ALPACA, ("input", *_BESIDE)),
     Shape(("text",), "text", lambda row, _, column: {"text": text_of(row[column], f"{column!r}")}, "a string"),
+    *(
+        Shape(
+            (*filter(None, texts), column),
+            kind,
+            convert,
+            said if (texts[0], column) == ("text", "label") else "",
+            fits=fits,
+        )
+        for texts in TEXTS
+        for column in LABEL_COLUMNS
+        for kind, convert, fits, said in _LABELLED
+    ),
+    *(
+        Shape(("tokens", column), "tags", labels.tagged, "lists of one length" if column == "tags" else "")
+        for column in TAG_COLUMNS
+    ),
+    Shape(("question", "context", "answers"), "question", labels.asked, "strings; lists 'text' and 'answer_start'"),
 )

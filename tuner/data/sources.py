@@ -21,6 +21,8 @@ from tuner.errors import DataError, nearest, notice, one_line
 
 # Fixed and not the run's seed: runs with different seeds are then compared on the same validation rows.
 SPLIT_SEED = 0
+# Columns that hold a class, under the names that data sets give them.
+LABEL_COLUMNS = ("label", "labels", "class", "category", "score")
 # Column with a row's number in its source, for messages: splitting shuffles.
 SOURCE_ROW = "source_row"
 KNOWN = [f"builtin:{name}" for name in BUILTIN]
@@ -32,6 +34,8 @@ def load_splits(
     train_split: str = "train",
     test_split: str = "test",
     test_split_size: float = 0.05,
+    split_seed: int = SPLIT_SEED,
+    stratify: bool = False,
 ) -> tuple[Dataset, Dataset]:
     """Load a source and return its training and validation rows.
 
@@ -40,13 +44,14 @@ def load_splits(
         config: the configuration of a data set of the Hub, or of a folder whose README.md declares some.
         train_split, test_split: the splits' names; see `held_out_split`. When the source has none to validate on,
             `test_split_size` of the training rows (below 1 a share, else a count; at most half) are set aside, always
-            the same ones. The rows then have a column `source_row`.
+            the same ones for a `split_seed`. The rows then have a column `source_row`.
+        stratify: set aside the same share of each class.
 
     Raises:
         DataError: nothing there, an unreadable file, no such split, or no rows.
     """
     if name.startswith("builtin:"):
-        return split_rows(_load_builtin(name), test_split_size, name)
+        return split_rows(_load_builtin(name), test_split_size, name, split_seed, stratify)
     files = local_files(name, (train_split, test_split), config)
     source = load_hub(name, config) if files is None else files
 
@@ -57,11 +62,14 @@ def load_splits(
     if len(train) == 0:
         raise DataError(f"{name} is empty: it has columns {train.column_names} and no rows.")
     held_out = held_out_split(source, (train_split, test_split), name)
-    return (train, read(held_out)) if held_out else split_rows(train, test_split_size, name)
+    return (train, read(held_out)) if held_out else split_rows(train, test_split_size, name, split_seed, stratify)
 
 
-def split_rows(rows: Dataset, test_size: float, name: str) -> tuple[Dataset, Dataset]:
-    """Set aside `test_size` of two or more rows (below 1 a share, else a count), the same ones every time.
+def split_rows(
+    rows: Dataset, test_size: float, name: str, seed: int = SPLIT_SEED, stratify: bool = False
+) -> tuple[Dataset, Dataset]:
+    """Set aside `test_size` of two or more rows (below 1 a share, else a count), the same ones every time; with
+    `stratify` of each class the same share, to a row.
 
     Returns:
         Training and validation rows, with the column `source_row`: the number of the row in `rows`.
@@ -72,8 +80,16 @@ def split_rows(rows: Dataset, test_size: float, name: str) -> tuple[Dataset, Dat
     if SOURCE_ROW in rows.column_names:  # a name that the file happens to use
         rows = rows.remove_columns(SOURCE_ROW)
     numbered = rows.add_column(SOURCE_ROW, np.arange(len(rows)))
-    parts = numbered.train_test_split(test_size=min(max(count, 1), len(rows) // 2), seed=SPLIT_SEED)
-    return parts["train"], parts["test"]
+    count = min(max(count, 1), len(rows) // 2)
+    column = next((c for c in LABEL_COLUMNS if c in rows.column_names), None)
+    if not stratify or column is None:
+        parts = numbered.train_test_split(test_size=count, seed=seed)
+        return parts["train"], parts["test"]
+    # Rows by class, within one at random: each so-many-th of that order has its share of every class.
+    draws = np.random.default_rng(seed).random(len(rows))
+    classes = np.unique([str(value) for value in rows[column]], return_inverse=True)[1]
+    picked = np.lexsort((draws, classes))[((np.arange(count) + 0.5) * len(rows) / count).astype(int)]
+    return numbered.select(np.setdiff1d(np.arange(len(rows)), picked)), numbered.select(np.sort(picked))
 
 
 def require_split(source: Collection[str], split: str, name: str) -> str:

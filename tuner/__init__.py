@@ -5,15 +5,26 @@
 # ruff: noqa: F401
 
 import importlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+# Python looks for modules in a script's own folder first, where `recipes/evaluate.py` would be found for the library
+# `evaluate`: that folder goes last.
+if Path(sys.path[0]).name == "recipes" and Path(sys.path[0], "evaluate.py").is_file():
+    sys.path.append(sys.path.pop(0))
+
 if TYPE_CHECKING:  # so that an editor finds what a recipe calls
     from tuner.config.adapters import AdapterArguments
     from tuner.config.arguments import RecipeArguments, flag, parse_arguments
+    from tuner.config.evaluation import EvaluationArguments
     from tuner.errors import run
+    from tuner.evaluation.eval_report import check_gates, write_evaluation
+    from tuner.evaluation.plan import plan_evaluation
     from tuner.evaluation.report import write_report
+    from tuner.evaluation.run import evaluate
     from tuner.evaluation.samples import SampleCallback
     from tuner.objectives.arguments import (
         ContrastiveArguments,
@@ -34,8 +45,12 @@ if TYPE_CHECKING:  # so that an editor finds what a recipe calls
 _NAMES = {
     "config.adapters": "AdapterArguments",
     "config.arguments": "RecipeArguments flag parse_arguments",
+    "config.evaluation": "EvaluationArguments",
     "errors": "run",
+    "evaluation.eval_report": "check_gates write_evaluation",
+    "evaluation.plan": "plan_evaluation",
     "evaluation.report": "write_report",
+    "evaluation.run": "evaluate",
     "evaluation.samples": "SampleCallback",
     "objectives.arguments": (
         "ContrastiveArguments DenoiseArguments MaskedLMArguments PreferenceArguments TextArguments"

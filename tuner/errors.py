@@ -1,7 +1,7 @@
 """What the user can mend: one exception family, and the one place where it becomes a message and an exit code.
 
 A `TunerError` names what was found, what was expected and what to do. `run` prints it on standard error without a
-traceback and exits with 2, as argparse does. Anything else is a defect of ours and keeps its traceback.
+traceback and exits with 2, as argparse does (`GateError`: with 1). Anything else is a defect of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ PEER_LEFT = ("Connection closed by peer", "Connection reset by peer", "Broken pi
 class TunerError(Exception):
     """The base: something outside the program that its user can mend."""
 
+    exit_code = EXIT_USAGE
+
 
 class ArgumentError(TunerError):
     """A flag or a YAML key: unknown, of the wrong type, or at odds with another."""
@@ -43,6 +45,12 @@ class CheckpointError(TunerError):
 
 class NonFiniteError(TunerError):
     """A loss or gradient that is NaN or infinite."""
+
+
+class GateError(TunerError):
+    """A figure of an evaluation that falls short of what was asked: nothing is wrong but the model."""
+
+    exit_code = 1
 
 
 class Interrupted(TunerError):
@@ -93,7 +101,7 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         message, code = "Interrupted before there was anything to save.", 128 + signal.SIGINT
     except TunerError as error:
-        message, code = f"error: {error}", EXIT_USAGE
+        message, code = f"error: {error}", error.exit_code
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

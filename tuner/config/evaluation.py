@@ -10,6 +10,7 @@ from tuner.config.arguments import flag
 from tuner.errors import ArgumentError, nearest
 
 TASKS = ("perplexity", "generation", "classification", "qa", "preference", "safety", "harness")
+DEFAULT_MODEL = "builtin:smollm2-135m-instruct"
 # Flags that some tasks alone read.
 READ_BY = {
     "stride": ("perplexity",),
@@ -33,7 +34,9 @@ class EvaluationArguments:
     # A flag of training would be ignored: it is refused.
     PASSED_ON: ClassVar[bool] = False
 
-    model_name_or_path: str | None = flag(None, "Model: a run's folder, an adapter, a Hub id, a GGUF or builtin:<name>.")
+    model_name_or_path: str | None = flag(
+        None, f"Model: a run's folder, an adapter, a Hub id, a GGUF or builtin:<name>. Without it, {DEFAULT_MODEL}."
+    )
     models: list[str] = flag([], "Several models in its place, on the same rows: each is compared with the first.")
     tokenizer_name_or_path: str | None = flag(None, "Tokenizer, where it is not the model's.")
     chat_template_path: str | None = flag(None, "Chat template: 'chatml', a Jinja file, or a folder with a tokenizer.")
@@ -110,7 +113,7 @@ class EvaluationArguments:
 
     def names(self) -> list[str]:
         """The models to evaluate, as they were named."""
-        return self.models or [str(self.model_name_or_path)]
+        return self.models or [self.model_name_or_path or DEFAULT_MODEL]
 
     def folder(self) -> Path:
         """Where the report goes."""

@@ -113,7 +113,7 @@ def _options(item: Field[Any], hint: Any) -> dict[str, Any]:
     if typing.get_origin(hint) is Literal or "choices" in item.metadata:
         return options | {"choices": item.metadata.get("choices") or typing.get_args(hint)}
     if typing.get_origin(hint) is list:
-        return options | {"nargs": "*", "type": typing.get_args(hint)[0], "metavar": "NAME"}
+        return options | {"nargs": "*", "action": "extend", "type": typing.get_args(hint)[0], "metavar": "NAME"}
     if hint is bool:
         return options | {"type": _boolean, "nargs": "?", "const": True, "metavar": "BOOL"}
     if hint in (int, float):

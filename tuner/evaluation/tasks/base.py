@@ -118,12 +118,15 @@ class Task:
     # Kinds of models (`tuner.evaluation.subject`) and of rows that it takes; of rows none where it brings its own.
     models: ClassVar[tuple[str, ...]] = ("causal",)
     kinds: ClassVar[tuple[Kind, ...]] = ()
-    # Rows where none are named.
+    # Rows where none are named; the share of a built-in that training sets aside, and whether of each class the same.
     default: ClassVar[str] = ""
+    set_aside: ClassVar[tuple[float, bool]] = (0.05, False)
     # Its figures, the first being the one that stands for it, and which way each is better, if either.
     figures: ClassVar[dict[str, str]] = {}
     # Figures that are compared row by row, by the score of a row that they are the mean of.
     by_row: ClassVar[dict[str, str]] = {}
+    # Whether it may make figures that are known when it is done.
+    more_figures: ClassVar[bool] = False
 
     def __init__(self, args: EvaluationArguments, data: Data):
         self.args, self.data = args, data
@@ -132,6 +135,11 @@ class Task:
     def figures_of(cls, kind: Kind | None) -> dict[str, str]:
         """The figures that it makes of rows of a kind."""
         return cls.figures
+
+    @classmethod
+    def kinds_of(cls, models: set[str]) -> tuple[Kind, ...]:
+        """The kinds of rows that it takes with models of some kinds."""
+        return cls.kinds
 
     @classmethod
     def own_data(cls, args: EvaluationArguments) -> Data:
@@ -155,6 +163,13 @@ class Task:
     def baselines(self, samples: Samples) -> Baselines:
         """What figures are compared with."""
         return {}
+
+    def score_rows(self, samples: Samples) -> None:
+        """Add what scores of a row are made from its texts when all are there."""
+
+    def by_row_of(self, samples: Samples) -> dict[str, str]:
+        """`by_row` of these samples."""
+        return self.by_row
 
     def settings(self) -> Row:
         """What the figures depend on, as the report states it."""

@@ -42,7 +42,7 @@ class Perplexity(Task):
 
     name = "perplexity"
     kinds = ("text", "messages")
-    default = "builtin:python-docs"
+    default = "builtin:bbc-news"
     figures = dict.fromkeys(NAMES, "lower")
     by_row = {"perplexity": "nats_a_token", "byte_perplexity": "nats_a_byte"}
     length = stride = 0

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # so that an editor finds what a recipe calls
     from tuner.evaluation.run import evaluate
     from tuner.evaluation.samples import SampleCallback
     from tuner.objectives.arguments import (
+        ClassifyArguments,
         ContrastiveArguments,
         DenoiseArguments,
         MaskedLMArguments,
@@ -34,10 +35,19 @@ if TYPE_CHECKING:  # so that an editor finds what a recipe calls
         TextArguments,
     )
     from tuner.objectives.causal_lm import SFT
+    from tuner.objectives.classification import Classification
     from tuner.objectives.dpo import DPO
     from tuner.objectives.registry import PRETRAINING
     from tuner.train.plan import show_plan
-    from tuner.train.prepare import load_documents, load_model, load_rows, load_tokenizer, make_examples, make_objective
+    from tuner.train.prepare import (
+        load_documents,
+        load_labelled_rows,
+        load_model,
+        load_rows,
+        load_tokenizer,
+        make_examples,
+        make_objective,
+    )
     from tuner.train.run import open_run
     from tuner.train.trainer import Trainer
 
@@ -53,13 +63,16 @@ _NAMES = {
     "evaluation.run": "evaluate",
     "evaluation.samples": "SampleCallback",
     "objectives.arguments": (
-        "ContrastiveArguments DenoiseArguments MaskedLMArguments PreferenceArguments TextArguments"
+        "ClassifyArguments ContrastiveArguments DenoiseArguments MaskedLMArguments PreferenceArguments TextArguments"
     ),
     "objectives.causal_lm": "SFT",
+    "objectives.classification": "Classification",
     "objectives.dpo": "DPO",
     "objectives.registry": "PRETRAINING",
     "train.plan": "show_plan",
-    "train.prepare": "load_documents load_model load_rows load_tokenizer make_examples make_objective",
+    "train.prepare": (
+        "load_documents load_labelled_rows load_model load_rows load_tokenizer make_examples make_objective"
+    ),
     "train.run": "open_run",
     "train.trainer": "Trainer",
 }

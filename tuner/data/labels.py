@@ -52,10 +52,12 @@ class Labels:
     Attributes:
         names: the classes, in the order of the model's outputs; of a regression, none.
         counts: training rows (of tags, tokens) that have each.
+        problem: a key of `PROBLEMS`.
     """
 
     names: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
+    problem: str = ""
 
 
 def named(rows: Dataset) -> dict[str, list[str]]:
@@ -158,29 +160,30 @@ def asked(row: Row, _: set[str], question: str, context: str, answers: str) -> R
 
 def labels_of(rows: Dataset, kind: str) -> Labels:
     """The classes of canonical rows, sorted by name, numbers by size."""
+    problem = next(problem for problem, kinds in PROBLEMS.items() if kind in kinds)
     column = {"class": "label", "classes": "labels", "tags": "tags"}.get(kind)
     if column is None:
-        return Labels()
+        return Labels(problem=problem)
     counts: Counter[str] = Counter()
     for value in rows[column]:
         counts.update([value] if isinstance(value, str) else value)
     numbers = all(name.lstrip("-").isdigit() for name in counts)
     names = sorted(counts, key=lambda name: (int(name), name)) if numbers else sorted(counts)
-    return Labels(tuple(names), tuple(counts[name] for name in names))
+    return Labels(tuple(names), tuple(counts[name] for name in names), problem)
 
 
-def check_labels(train: Dataset, held_out: Dataset, kind: str, name: str) -> Labels:
-    """The classes that training rows have; a DataError where they teach nothing, or validation rows have others."""
+def check_labels(train: Dataset, held_out: Dataset, kind: str, name: str, said: bool = False) -> Labels:
+    """The classes that training rows have; a DataError where they teach nothing, or validation rows have others, or
+    where it is not `said` that numbers are no classes."""
     labels = labels_of(train, kind)
-    if kind == "score":
+    if kind == "score" and not said:
         values = train["label"]
         if all(value.is_integer() for value in values) and len(set(values)) <= 20 < len(values):
             raise DataError(
                 f"{name}: column 'label' holds the floats {', '.join(f'{v:g}' for v in sorted(set(values))[:5])}, ..., "
                 "which look like classes. Write them as integers or names, or pass --problem_type regression."
             )
-        return labels
-    if kind == "question":
+    if not labels.names and kind in ("score", "question"):
         return labels
     if len(labels.names) < (1 if kind == "classes" else 2):
         there = f"only the class {labels.names[0]!r}" if labels.names else "no class at all"

@@ -52,7 +52,7 @@ def write_report(trainer: Trainer, rows: Rows) -> dict[str, Any]:
     folder, trained = trainer.folder, trainer.accelerator.unwrap_model(trainer.model)
     samples = next((c for c in trainer.callback_handler.callbacks if isinstance(c, SampleCallback)), None)
     # What the model was when the run began: of its seed, or of its checkpoint.
-    start = (trainer.run.args, objective.model, objective.tokenizer)
+    start = (trainer.run.args, objective.model, objective.tokenizer, trainer.run.labels)
     outcome = Outcome(trained, rows, trainer.examples, after, before, lambda: build_model(*start)[0])
 
     def compare() -> None:

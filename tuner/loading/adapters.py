@@ -19,6 +19,15 @@ from tuner.errors import ModelError, one_line
 from tuner.loading.checkpoints import adapter_base, difference, load_pretrained, set_ends, with_adapter
 
 
+# PEFT's `task_type` by the end of a class's name.
+TASKS = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+}
+
+
 def add_adapter(
     model: PreTrainedModel, args: AdapterArguments, tokenizer: PreTrainedTokenizerBase, half: bool
 ) -> peft.PeftModel:
@@ -44,13 +53,18 @@ def add_adapter(
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     warnings.filterwarnings("ignore", "Could not find a config file in", UserWarning)
     try:
-        adapted = peft.get_peft_model(model, getattr(peft, name)(task_type="CAUSAL_LM", **options))
+        adapted = peft.get_peft_model(model, getattr(peft, name)(task_type=task_of(model), **options))
     except (ValueError, TypeError, AttributeError, NotImplementedError, ImportError) as error:
         raise ModelError(f"--peft_type {args.peft_type}: {one_line(error)}") from error
     # Where to find it again: a built-in is no path.
     adapted.peft_config["default"].base_model_name_or_path = args.model_name_or_path
     adapted.peft_config["default"].revision = args.model_revision
     return adapted
+
+
+def task_of(model: PreTrainedModel) -> str:
+    """PEFT's name of what a model is for, by its class: a head is trained and saved beside the adapter."""
+    return next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), "CAUSAL_LM")
 
 
 def save_merged(folder: Path, trust_remote_code: bool = False) -> float:

@@ -175,6 +175,7 @@ def require_positions(model: PreTrainedModel, length: int) -> None:
 
 def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:
     """`kind.from_pretrained` of a folder, a Hub id, a GGUF file or a built-in; `kind` is a model's or an Auto class.
+    With the option `new`, a list, what a checkpoint lacks of a head is drawn at random, and the list gets the names.
 
     A GGUF file is dequantised once (`read_once`). An adapter is merged into its model, in float32 before `dtype`.
 
@@ -231,11 +232,18 @@ def with_adapter(model: Any, folder: str, name: str = "default") -> Any:
 
 
 def _load(kind: Any, name: str, path: str, dtype: torch.dtype | str, options: dict[str, Any]) -> PreTrainedModel:
+    options = dict(options)
+    new: list[str] | None = options.pop("new", None)
     try:
         model, info = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
     except Exception as error:  # a damaged file fails in every way that Python can
         raise ModelError(f"{name} could not be loaded: {first_line(error.__cause__ or error)}") from error
     missing = sorted(set(info["missing_keys"]) - set(getattr(model, "_tied_weights_keys", None) or {}))
+    if new is not None:
+        body = {key for key in missing if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key}
+        other = [found[0] if isinstance(found, tuple) else found for found in info["mismatched_keys"]]
+        new += [key.rpartition(".")[0] for key in (*other, *missing) if key not in body]
+        missing = sorted(body)
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ModelError(f"{name} lacks weights of a {type(model).__name__}: {shown}.")

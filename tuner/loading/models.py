@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from tuner.config.arguments import ModelArguments, RecipeArguments
+from tuner.data.labels import Labels
 from tuner.errors import ModelError
 from tuner.hardware import device_type
 from tuner.loading.checkpoints import (
@@ -35,7 +36,9 @@ from tuner.loading.checkpoints import (
     resolve,
     set_ends,
 )
+from tuner.loading.classifiers import HEADS, build_with_head
 from tuner.loading.electra import GeneratorAndDiscriminator
+from tuner.loading.transfer import take_weights
 from tuner.model import (
     TunerDecoderForCausalLM,
     TunerEncoderForMaskedLM,
@@ -67,8 +70,11 @@ LOADERS = {
 }
 
 
-def build_model(args: RecipeArguments, kind: str, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, str]:
-    """A model of a kind (a key of `CLASSES`), new ones drawn from the seed alone, ready to be trained.
+def build_model(
+    args: RecipeArguments, kind: str, tokenizer: PreTrainedTokenizerBase, labels: Labels | None = None
+) -> tuple[PreTrainedModel, str]:
+    """A model of a kind (a key of `CLASSES`, or with `labels` of `HEADS`), new ones drawn from the seed alone, ready to
+    be trained.
 
     Returns:
         The model, and a sentence about what of it is new beside a checkpoint's weights, or nothing.
@@ -81,7 +87,9 @@ def build_model(args: RecipeArguments, kind: str, tokenizer: PreTrainedTokenizer
         if getattr(args, name):
             raise ModelError(f"--{name} is for a new model: a checkpoint's configuration is its own.")
     new = ""
-    if not args.model_name_or_path:
+    if kind in HEADS:
+        model, new = build_with_head(args, kind, tokenizer, labels or Labels())
+    elif not args.model_name_or_path:
         set_seed(args.seed)
         fields = new_shape(args.preset or "tiny", tokenizer, args.max_length, args.dropout, args.config_overrides)
         class_ = CLASSES[kind]
@@ -176,24 +184,6 @@ def _with_new_parts(checkpoint: Any, kind: Any) -> tuple[PreTrainedModel, list[s
     shallow = {"shallow": True} if kind is GeneratorAndDiscriminator else {}
     model = kind._from_config(config, attn_implementation=config._attn_implementation, **shallow)
     if not shallow:
-        return model, _take(model, checkpoint)
-    generator = [f"generator.{name}" for name in _take(model.generator, checkpoint)]
-    return model, [*_take(model.discriminator, checkpoint), *generator]
-
-
-def _take(target: Any, checkpoint: Any) -> list[str]:
-    """Put a checkpoint's weights where they belong: the encoder's, and a head's where it is the same.
-
-    Returns:
-        The parts of `target` that it lacks.
-    """
-    prefix = ""
-    if not isinstance(checkpoint, type(target)) and not isinstance(target, type(checkpoint)):
-        checkpoint, prefix = getattr(checkpoint, "model", checkpoint), "model." if hasattr(target, "model") else ""
-    state, new = {prefix + name: value for name, value in checkpoint.state_dict().items()}, []
-    for name, own in target.state_dict().items():
-        if name in state and own.dim() == 2 and len(state[name]) < len(own):  # a table with too few rows: those it has
-            new.append(f"{len(own) - len(state[name])} of {name.removeprefix('model.').removesuffix('.weight')}")
-            state[name] = torch.cat([state[name], own[len(state[name]) :]])
-    missing, _ = target.load_state_dict(state, strict=False)
-    return new + [name.removeprefix("model.").split(".")[0] for name in missing]
+        return model, take_weights(model, checkpoint)
+    generator = [f"generator.{name}" for name in take_weights(model.generator, checkpoint)]
+    return model, [*take_weights(model.discriminator, checkpoint), *generator]

@@ -1,7 +1,7 @@
 """The three shapes, each one configuration: encoder, decoder, encoder-decoder."""
 
 # No `from __future__ import annotations` here: it turns the field types into strings, which `strict` does not check.
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -84,6 +84,8 @@ class TunerEncoderConfig(TunerConfig):
             https://arxiv.org/abs/2003.10555). Defaults to `hidden_size`.
         classifier_dropout: dropout before a classification head. Defaults to `hidden_dropout`.
         pooler_act: activation of the pooled first token; `head_act`: of the other heads' hidden layer.
+        classifier_pooling: what a classification head sees of a sequence: `cls`, its first token through a dense layer,
+            or `mean`, the mean of its tokens (Reimers & Gurevych 2019, https://arxiv.org/abs/1908.10084).
     """
 
     model_type = "tuner_encoder"
@@ -92,6 +94,7 @@ class TunerEncoderConfig(TunerConfig):
     embedding_size: int | None = None
     classifier_dropout: float | int | None = None
     pooler_act: str = "tanh"
+    classifier_pooling: Literal["cls", "mean"] = "cls"
     head_act: str = "gelu"
 
     def __post_init__(self, **kwargs: Any) -> None:

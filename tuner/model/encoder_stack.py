@@ -45,15 +45,26 @@ class TunerHead(nn.Module):
         return hidden_states if self.norm is None else self.norm(hidden_states)
 
 
+def masked_mean(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """The mean of a sequence's tokens `(batch, hidden_size)`; a mask `(batch, time)` may begin with a learnt prefix."""
+    if attention_mask is None or attention_mask.dim() != 2:
+        return hidden_states.mean(dim=1)
+    real = attention_mask[:, -hidden_states.shape[1] :, None].to(hidden_states.dtype)
+    return (hidden_states * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+
+
 class TunerEncoderStack(TunerStack):
-    """Token ids to hidden states, and with `add_pooling_layer` one vector for the sequence, from its first token."""
+    """Token ids to hidden states, and with `add_pooling_layer` one vector for the sequence, of its first token or as
+    `classifier_pooling` says."""
 
     config: TunerEncoderConfig
     config_class = TunerEncoderConfig
 
     def __init__(self, config: TunerEncoderConfig, add_pooling_layer: bool = True):
         super().__init__(config)
-        self.pooler = TunerHead(config, config.hidden_size, config.pooler_act) if add_pooling_layer else None
+        self.averages = add_pooling_layer and config.classifier_pooling == "mean"
+        dense = add_pooling_layer and not self.averages
+        self.pooler = TunerHead(config, config.hidden_size, config.pooler_act) if dense else None
         self.post_init()
 
     @merge_with_config_defaults
@@ -85,4 +96,6 @@ class TunerEncoderStack(TunerStack):
         masks = self.masks(hidden_states, attention_mask, position_ids, past_key_values)
         hidden_states = self.run(hidden_states, positions, masks, past_key_values, **kwargs)
         pooled = self.pooler(hidden_states[:, 0]) if self.pooler is not None else None
+        if self.averages:
+            pooled = masked_mean(hidden_states, attention_mask)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)

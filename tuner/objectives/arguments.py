@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tuner.config.adapters import AdapterArguments
 from tuner.config.arguments import RecipeArguments, flag
+from tuner.errors import ArgumentError
 
 
 @dataclass
@@ -70,3 +71,53 @@ class PreferenceArguments(AdapterArguments):
     label_smoothing: float = flag(0.0, "Share of the pairs taken to be labelled wrongly (sigmoid).", least=0, most=0.5)
     desirable_weight: float = flag(1.0, "Weight of wanted completions in kto.", least=0)
     undesirable_weight: float = flag(1.0, "Weight of unwanted completions in kto.", least=0)
+
+
+@dataclass
+class ClassifyArguments(AdapterArguments):
+    """Labels of texts, tokens or answers."""
+
+    # Epochs and peak learning rate of each strategy where nothing is said. A head alone is a convex problem.
+    STRATEGIES: ClassVar[dict[str, tuple[float, float]]] = {"full": (3, 5e-5), "lora": (5, 5e-4), "head": (50, 1e-3)}
+
+    strategy: Literal["full", "head", "lora"] = flag(
+        "full", "What is trained: all weights, a head over features that are computed once, or an adapter and a head."
+    )
+    problem_type: (
+        Literal[
+            "single_label_classification",
+            "multi_label_classification",
+            "regression",
+            "token_classification",
+            "question_answering",
+        ]
+        | None
+    ) = flag(None, "What the labels are. Without it, what the columns hold.")
+    class_weights: Literal["none", "balanced"] = flag("none", "balanced: rare classes count more in the loss.")
+    classifier_pooling: Literal["cls", "mean"] | None = flag(
+        None, "What a head of our encoder (or ModernBERT) reads of a text: its first token, or the mean of all."
+    )
+    split_seed: int = flag(0, "Which rows are set aside for validation, where there are none.", least=0)
+    layerwise_lr_decay: float = flag(
+        1.0, "What the learning rate is multiplied with at each layer below the last.", least=0, most=1
+    )
+    calibrate: bool = flag(False, "Divide the saved head by the temperature that fits the validation rows best.")
+    num_train_epochs: float | None = flag(  # type: ignore[assignment]
+        None, "Passes over the training data. Without it: 3, lora 5, head 50.", least=0
+    )
+    max_length: int = flag(256, "Longest text, in tokens; what is longer is cut.", least=2)
+    truncation_mode: Literal["keep_start", "error"] = flag("keep_start", "Longer texts are cut, or refused.")
+    per_device_train_batch_size: int = flag(16, "Texts a device computes at once in training.", least=1)
+    per_device_eval_batch_size: int = flag(32, "Texts a device computes at once in evaluation.", least=1)
+    test_split_size: float = flag(0.2, "Rows set aside for validation: a share below 1, or a number of rows.", least=0)
+
+    def __post_init__(self) -> None:
+        if self.use_peft and self.strategy != "lora":
+            raise ArgumentError("--use_peft: here it is --strategy lora.")
+        self.use_peft = self.strategy == "lora"
+        epochs, rate = self.STRATEGIES[self.strategy]
+        self.num_train_epochs = epochs if self.num_train_epochs is None else self.num_train_epochs
+        self.learning_rate = rate if self.learning_rate is None else self.learning_rate
+        super().__post_init__()
+        if self.strategy != "full" and self.layerwise_lr_decay != 1:
+            raise ArgumentError("--layerwise_lr_decay is for --strategy full.")

@@ -22,10 +22,11 @@ from tuner.config.arguments import RecipeArguments
 from tuner.data.collate import IGNORED, pad
 from tuner.data.draws import FILLER, Draws, generator
 from tuner.data.encoding_report import EncodingReport
+from tuner.data.labels import Labels
 from tuner.data.schema import Kind
 from tuner.errors import ArgumentError
 from tuner.model import TunerPreTrainedModel
-from tuner.objectives.records import Comparison, Examples, Layout, Outcome, Rows
+from tuner.objectives.records import Comparison, Examples, Layout, Outcome, Predictions, Rows
 from tuner.ops.chunked_loss import chunked_cross_entropy
 
 # Padded sequences have a length that this divides.
@@ -46,6 +47,7 @@ class Objective(Generic[A]):
         args: the recipe's arguments, of the class `arguments` or one that inherits it.
         tokenizer: with the special tokens that `tokens` names.
         layout: of a causal model's batches; the others have none.
+        labels: what rows with labels tell apart.
     """
 
     arguments: ClassVar[type[RecipeArguments]] = RecipeArguments
@@ -72,8 +74,11 @@ class Objective(Generic[A]):
     terms: ClassVar[dict[str, float]] = {"loss": 1.0}
     loss_unit: ClassVar[str] = "nats a token"
 
-    def __init__(self, args: A, tokenizer: PreTrainedTokenizerBase, layout: Layout | None = None):
+    def __init__(
+        self, args: A, tokenizer: PreTrainedTokenizerBase, layout: Layout | None = None, labels: Labels | None = None
+    ):
         self.args, self.tokenizer, self.layout = args, tokenizer, layout or Layout()
+        self.labels = labels or Labels()
         self.longest, self.fixed = args.max_length, False  # a sequence with its ends; whether all are padded to that
         self.label_smoothing = float(args.extra.get("label_smoothing_factor") or 0.0)
         self.z_loss = float(args.values().get("z_loss") or 0.0)
@@ -185,6 +190,10 @@ class Objective(Generic[A]):
     def compare(self, outcome: Outcome) -> Comparison:
         """The trained model beside the untrained one and beside baselines."""
         return {self.loss_unit: outcome.before_and_after("loss")}
+
+    def predict(self, outcome: Outcome) -> Predictions | None:
+        """What the trained model says of each validation row, for methods whose rows have labels."""
+        return None
 
     def saved_part(self, model: Any) -> Any:
         """The part of a trained model that outlives the training."""

@@ -6,17 +6,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel
 
 from tuner.corpus.clean import CleaningStep
 from tuner.data.encoding_report import EncodingReport
+from tuner.data.labels import Labels
 from tuner.data.schema import Kind
 
 # Documents of a stream that a tokenizer is trained on.
 TOKENIZER_DOCUMENTS = 20_000
 # Columns of canonical rows that hold text or messages.
-WRITTEN = ("text", "messages", "prompt", "chosen", "rejected", "completion")
+WRITTEN = (
+    *("text", "messages", "prompt", "chosen", "rejected", "completion"),
+    *("text_pair", "tokens", "question", "context"),
+)
 
 Comparison = dict[str, dict[str, float]]  # metric to {who: how much}
 
@@ -29,6 +34,7 @@ class Rows:
     train: Any  # a Dataset, or with --streaming an IterableDataset
     eval: Dataset
     cleaning: list[CleaningStep] | None = None
+    labels: Labels | None = None
 
     def texts(self) -> Iterator[str]:
         """Every training text (of a stream the first), for a tokenizer to be trained on."""
@@ -43,7 +49,12 @@ def _texts(rows: Any) -> Iterator[str]:
     for batch in rows.iter(batch_size=1000):
         for column in WRITTEN:
             for value in batch.get(column, ()):
-                yield from [value] if isinstance(value, str) else (turn["content"] for turn in value)
+                if isinstance(value, str):
+                    yield value
+                elif column == "tokens":
+                    yield " ".join(value)
+                else:
+                    yield from (turn["content"] for turn in value or ())
 
 
 @dataclass
@@ -53,6 +64,25 @@ class Examples:
     train: Any  # a Dataset, or with --streaming a TokenStream
     eval: Dataset
     reports: tuple[EncodingReport, EncodingReport] | None = None
+
+
+@dataclass
+class Predictions:
+    """What a model says of rows with labels, and what they are.
+
+    Attributes:
+        shown: of each row what a person reads of it.
+        logits: `(rows, outputs)` in float32; of tags one entry a token.
+        targets: of each row its class by number, its classes as zeros and ones, or its number.
+        names: the classes.
+        problem: the `problem_type`.
+    """
+
+    shown: list[str]
+    logits: np.ndarray
+    targets: np.ndarray
+    names: tuple[str, ...]
+    problem: str
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from tuner.objectives.base import Objective
 from tuner.objectives.causal_lm import CausalLM
+from tuner.objectives.classification import Classification
 from tuner.objectives.contrastive import Contrastive
 from tuner.objectives.denoise import Denoise
 from tuner.objectives.electra import ReplacedTokens
@@ -14,3 +15,5 @@ from tuner.objectives.masked_lm import MaskedLM, NextSentence
 PRETRAINING: dict[str, type[Objective[Any]]] = {
     kind.name: kind for kind in (CausalLM, MaskedLM, NextSentence, ReplacedTokens, Denoise, Contrastive)
 }
+# The methods for rows with labels, by the kind of rows.
+METHODS: dict[str, type[Objective[Any]]] = {kind: method for method in (Classification,) for kind in method.kinds}

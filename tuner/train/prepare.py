@@ -15,17 +15,19 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.corpus.segments import to_documents
+from tuner.data.labels import PROBLEMS, check_labels
 from tuner.data.schema import Kind, canonicalize, unused_sentence
 from tuner.data.sources import load_splits
 from tuner.errors import ModelError
 from tuner.loading.checkpoints import resolve
 from tuner.loading.models import build_model
 from tuner.model import PRESETS
-from tuner.objectives.arguments import TextArguments
+from tuner.objectives.arguments import ClassifyArguments, TextArguments
 from tuner.objectives.base import Objective
 from tuner.objectives.causal_lm import NextToken
 from tuner.objectives.documents import clean_documents, clean_one, clean_texts, open_documents
 from tuner.objectives.records import Examples, Layout, Rows
+from tuner.objectives.registry import METHODS
 from tuner.ops.block_attention import BLOCK_ATTENTION
 from tuner.text.load_tokenizer import load_pretrained_tokenizer, use_chat_template
 from tuner.text.train_tokenizer import coverage_warning, train_tokenizer
@@ -35,17 +37,30 @@ from tuner.train.run import Run, say
 EVALUATED = "(validation)"
 
 
-def load_rows(run: Run, kinds: tuple[Kind, ...] | None = None) -> Rows:
+def load_rows(run: Run, kinds: tuple[Kind, ...] | None = None, **split: Any) -> Rows:
     """Load `--dataset_name` and map its rows to the canonical shape of one of `kinds`, else of those that the method
     takes. Raises a `DataError` where they have none."""
     args = run.args
     with PartialState().main_process_first():
         splits = (args.dataset_train_split, args.dataset_test_split)
-        train, held_out = load_splits(args.dataset_name, args.dataset_config, *splits, args.test_split_size)
+        train, held_out = load_splits(args.dataset_name, args.dataset_config, *splits, args.test_split_size, **split)
         kind, train, unused = canonicalize(train, args.dataset_name, kinds or run.method.kinds)
         _, held_out, _ = canonicalize(held_out, f"{args.dataset_name} {EVALUATED}", (kind,))
     say(unused_sentence(unused, args.dataset_name))
     return Rows(kind, train, held_out)
+
+
+def load_labelled_rows(run: Run[ClassifyArguments]) -> Rows:
+    """As `load_rows`, of rows with labels: what they hold says which method the run has, unless `--problem_type` does.
+    The rows set aside have the same share of each class. Raises a `DataError` too where the labels teach nothing."""
+    args = run.args
+    kinds: Any = PROBLEMS[args.problem_type] if args.problem_type else tuple(METHODS)
+    rows = load_rows(run, kinds, split_seed=args.split_seed, stratify=True)
+    run.method = METHODS[rows.kind]
+    run.labels = check_labels(rows.train, rows.eval, rows.kind, args.dataset_name, bool(args.problem_type))
+    run.method.check(args, PartialState().num_processes)
+    say(f"{run.labels.problem}: {', '.join(run.labels.names[:20]) or 'no classes'}.")
+    return rows
 
 
 def load_documents(run: Run[TextArguments]) -> Rows:
@@ -113,7 +128,7 @@ def _train_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
 def load_model(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """The model that the method trains: the checkpoint named, or a new one drawn from the seed alone. Raises a
     `ModelError` as `build_model` does."""
-    model, new = build_model(run.args, run.method.model, tokenizer)
+    model, new = build_model(run.args, run.method.model, tokenizer, run.labels)
     say(new)
     if not getattr(run.args, "use_peft", False):
         return model
@@ -128,7 +143,7 @@ def load_model(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 def make_objective(run: Run, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Objective[Any]:
     """The method over this tokenizer and model; an `ArgumentError` or a `ModelError` for what it cannot use."""
     layout = choose_layout(run, model) if issubclass(run.method, NextToken) else None
-    objective = run.method(run.args, tokenizer, layout)
+    objective = run.method(run.args, tokenizer, layout, run.labels)
     objective.check_model(model)
     return objective
 

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from tuner.config.arguments import DataArguments, ModelArguments, RecipeArguments
+from tuner.data.labels import Labels
 from tuner.errors import ArgumentError, CheckpointError, nearest, one_line
 from tuner.hardware import device_type, has_fast_bf16, use_all_cores
 from tuner.objectives.base import Objective
@@ -52,6 +53,7 @@ class Run(Generic[A]):
     method: type[Objective[Any]]
     training: TrainingArguments  # resolved: mixed precision, trackers
     checkpoint: Path | None = None  # the whole one to continue from
+    labels: Labels | None = None  # of rows with labels
 
     @property
     def folder(self) -> Path:

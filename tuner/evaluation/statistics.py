@@ -1,9 +1,9 @@
 """How sure a figure is: intervals of 95 % and tests of differences.
 
 Rows are few (hundreds) and often share a source (questions of one text), so that the usual standard error is too small.
-What is done follows "Adding Error Bars to Evals" (Miller 2024, https://arxiv.org/abs/2411.00640: clustered errors, paired
-differences) and "Don't Use the CLT in LLM Evals With Fewer Than a Few Hundred Datapoints" (Bowyer et al. 2025,
-https://arxiv.org/abs/2503.01747). Left out: Bayesian intervals and corrections for many comparisons.
+What is done follows "Adding Error Bars to Evals" (Miller 2024, https://arxiv.org/abs/2411.00640: clustered errors,
+paired differences) and "Don't Use the CLT in LLM Evals With Fewer Than a Few Hundred Datapoints" (Bowyer et al. 2025,
+https://arxiv.org/abs/2503.01747). Left out: Bayesian intervals, and corrections for many comparisons.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from tuner.errors import DataError
+from tuner.errors import DataError, from_extra
 
-CONFIDENCE = 0.95
+TAIL = 0.025
 # Below so many rows, no normal approximation.
 FEW = 300
 PERMUTATIONS = 9999
-NO_INTERVAL = "no interval from one"
 
 Clusters = Sequence[Hashable] | np.ndarray | None
 
@@ -42,40 +41,42 @@ class Estimate:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}], n = {self.n}"
 
 
-def proportion(successes: float, n: float, method: str = "Wilson", rows: int | None = None) -> Estimate:
-    """A share of `n` rows with Wilson's score interval (1927), which stays within 0 and 1 and is open at neither end.
+def proportion(successes: float, n: float) -> Estimate:
+    """A share of `n` rows with Wilson's score interval (1927), which has a width at 0 and 1 too.
 
     Raises:
         DataError: no rows, or more successes than rows.
     """
-    from scipy.stats import norm
-
     if not 0 <= successes <= n or n <= 0:
         raise DataError(f"{successes} of {n} is no proportion.")
-    z, p = norm.ppf((1 + CONFIDENCE) / 2), successes / n
+    z, p = -_stats().norm.ppf(TAIL), successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Estimate(float(p), max(float(centre - half), 0.0), min(float(centre + half), 1.0), rows or int(n), method)
+    return Estimate(float(p), max(float(centre - half), 0.0), min(float(centre + half), 1.0), int(n), "Wilson")
 
 
 def mean(values: Any, clusters: Clusters = None, seed: int = 0) -> Estimate:
-    """The mean of values `(rows,)`. Of zeros and ones: Wilson's interval, with the number of rows that the clustering
-    leaves where `clusters` `(rows,)` names each row's source. Else: clustered standard errors; without clusters a
-    bootstrap of fewer than 300 rows, the standard error of more.
+    """The mean of values `(rows,)`; `clusters` `(rows,)` names each row's source where rows share one.
+
+    Of zeros and ones Wilson's interval; in clusters, with as many rows as would leave the same doubt without them. Of
+    other values the clustered standard error; without clusters the standard error of 300 rows or more, a bootstrap of
+    fewer, which knows no doubt where all values are one.
 
     Raises:
-        DataError: no value, one that is not finite, or columns of two lengths.
+        DataError: no value, one that is not finite, or not as many clusters.
     """
-    found, groups = _values(values), _groups(clusters, len(values))
-    if np.isin(found, (0.0, 1.0)).all():
-        if groups is None:
-            return proportion(float(found.sum()), len(found))
-        p, many = float(found.mean()), int(groups.max()) + 1
-        error = _clustered_error(found, groups) if many > 1 else 0.0
-        # How many rows drawn one by one would leave as much doubt; where nothing varies, as many as there are sources.
-        size = float(np.clip(p * (1 - p) / error**2, 1, len(found))) if error else float(many)
-        return proportion(p * size, size, "Wilson, rows discounted for clusters", len(found))
-    return _interval(found, groups, seed)
+    found = _values(values)
+    groups = _groups(clusters, len(found))
+    if not np.isin(found, (0.0, 1.0)).all():
+        return _interval(found, groups, seed)
+    if groups is None:
+        return proportion(float(found.sum()), len(found))
+    p, units = float(found.mean()), int(groups.max()) + 1
+    error = _clustered_error(found, groups) if units > 1 else 0.0
+    # Where nothing varies, as many as there are sources.
+    size = min(max(p * (1 - p) / error**2, 1.0), len(found)) if error else units
+    shown = proportion(p * size, size)
+    return Estimate(p, shown.low, shown.high, len(found), f"Wilson, rows as good as {size:.0f} of {units} clusters")
 
 
 def bootstrap(
@@ -89,83 +90,98 @@ def bootstrap(
         statistic: of row numbers, with repeats `(rows,)`. A DataError, or NaN, leaves a round out.
 
     Raises:
-        DataError: no rows, or what `statistic` raises of all rows.
+        DataError: no rows, not as many clusters, or what `statistic` raises of all rows.
     """
-    from scipy.stats import norm, t
-
     groups = _groups(clusters, n)
-    value, rng = float(statistic(np.arange(n))), np.random.default_rng(seed)
-    members = None if groups is None else np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
-    units = n if members is None else len(members)
+    value, rng, stats = float(statistic(np.arange(n))), np.random.default_rng(seed), _stats()
+    ends = np.arange(1, n) if groups is None else np.cumsum(np.bincount(groups))[:-1]
+    members = np.split(np.arange(n) if groups is None else np.argsort(groups, kind="stable"), ends)
+    units, name = len(members), "bootstrap" if groups is None else f"bootstrap of {len(members)} clusters"
     if units < 2:
-        return Estimate(value, np.nan, np.nan, n, f"{NO_INTERVAL} {'row' if members is None else 'cluster'}")
+        return Estimate(value, np.nan, np.nan, n, f"none, of one {'row' if groups is None else 'cluster'}")
     drawn = []
     for _ in range(rounds):
         chosen = rng.integers(0, units, units)
         try:
-            drawn.append(float(statistic(chosen if members is None else np.concatenate([members[c] for c in chosen]))))
+            drawn.append(float(statistic(chosen if groups is None else np.concatenate([members[c] for c in chosen]))))
         except DataError:
             drawn.append(np.nan)
-    known = np.asarray(drawn)[~np.isnan(drawn)]
-    tail = norm.cdf(np.sqrt(units / (units - 1)) * t.ppf((1 - CONFIDENCE) / 2, units - 1))
-    low, high = np.quantile(known, [tail, 1 - tail]) if len(known) > rounds / 2 else (np.nan, np.nan)
-    method = "bootstrap" if members is None else f"bootstrap of {units} clusters"
-    undefined = f", undefined in {rounds - len(known)} of {rounds} rounds" if len(known) < rounds else ""
-    return Estimate(value, float(low), float(high), n, method + undefined)
+    known = np.array(drawn)[~np.isnan(drawn)]
+    tail = stats.norm.cdf(np.sqrt(units / (units - 1)) * stats.t.ppf(TAIL, units - 1))
+    low, high = np.quantile(known, [tail, 1 - tail]) if 2 * len(known) > rounds else (np.nan, np.nan)
+    if len(known) < rounds:
+        name += f", undefined in {rounds - len(known)} of {rounds} rounds"
+    return Estimate(value, float(low), float(high), n, name)
 
 
 def paired(ones: Any, others: Any, clusters: Clusters = None, seed: int = 0) -> tuple[Estimate, float, str]:
-    """Two models on the same rows: the mean of `ones - others` `(rows,)`, the two-sided p value that the models do as
-    well as each other, and the name of its test. For zeros and ones McNemar's (exact); else, and wherever rows share
-    a source, the signs of the differences, a cluster's together, are exchanged at random (all ways, where few).
+    """Two models on the same rows: the mean of `ones - others` `(rows,)`, the two-sided p value of "both do as well",
+    and the name of its test.
+
+    Of zeros and ones McNemar's exact test, and Agresti and Min's interval (2005, https://doi.org/10.1002/sim.1781).
+    Of other values, and wherever rows share a source, the interval of `mean` and a permutation test: the signs of the
+    differences, a cluster's together, are exchanged in all ways where these are few, else in 9,999.
 
     Raises:
-        DataError: as `mean`.
+        DataError: as `mean`, or two numbers of rows.
     """
-    from scipy.stats import binomtest, permutation_test
-
     first, second = _values(ones), _values(others)
     if len(first) != len(second):
         raise DataError(f"A paired difference needs the same rows of both: {len(first)} and {len(second)} were given.")
-    groups, difference = _groups(clusters, len(first)), first - second
-    estimate = _interval(difference, groups, seed)
+    groups, difference, stats = _groups(clusters, len(first)), first - second, _stats()
     if groups is None and np.isin([first, second], (0.0, 1.0)).all():
         won, lost = int((difference > 0).sum()), int((difference < 0).sum())
-        p = binomtest(won, won + lost).pvalue if won + lost else 1.0
-        return estimate, float(p), "exact McNemar"
+        p = stats.binomtest(won, won + lost).pvalue if won + lost else 1.0
+        return _difference_of_shares(won, lost, len(first)), float(p), "exact McNemar"
+    estimate = _interval(difference, groups, seed)
     sums = difference if groups is None else np.bincount(groups, difference)
     sums, name = sums[sums != 0], "paired permutation" + ("" if groups is None else " of clusters")
     if not len(sums):
         return estimate, 1.0, name
-    done = permutation_test(
+    done = stats.permutation_test(
         (sums,), np.sum, permutation_type="samples", n_resamples=PERMUTATIONS, vectorized=True,
         batch=max(1, 1_000_000 // len(sums)), rng=np.random.default_rng(seed),
     )  # fmt: skip
     return estimate, float(done.pvalue), name
 
 
+def _difference_of_shares(won: int, lost: int, n: int) -> Estimate:
+    # Half a row is added to each of the four cells.
+    size, z = n + 2, -_stats().norm.ppf(TAIL)
+    centre = (won - lost) / size
+    half = z * np.sqrt((won + lost + 1) - (won - lost) ** 2 / size) / size
+    return Estimate((won - lost) / n, max(float(centre - half), -1.0), min(float(centre + half), 1.0), n, "Agresti-Min")
+
+
 def _interval(values: np.ndarray, groups: np.ndarray | None, seed: int) -> Estimate:
     # Of a mean of anything.
-    from scipy.stats import t
-
     n, value = len(values), float(values.mean())
     units = n if groups is None else int(groups.max()) + 1
     if units < 2 or (groups is None and n < FEW):
         return bootstrap(lambda rows: values[rows].mean(), n, groups, seed)
-    error = float(values.std(ddof=1) / np.sqrt(n)) if groups is None else _clustered_error(values, groups)
-    half = float(t.ppf((1 + CONFIDENCE) / 2, units - 1)) * error
+    half = -float(_stats().t.ppf(TAIL, units - 1)) * _clustered_error(
+        values, np.arange(n) if groups is None else groups
+    )
     method = "standard error" if groups is None else f"standard error of {units} clusters"
     return Estimate(value, value - half, value + half, n, method)
 
 
 def _clustered_error(values: np.ndarray, groups: np.ndarray) -> float:
-    # Miller 2024, equation 4, with the usual correction for the number of clusters.
+    # Miller 2024, equation 4, with the usual correction for the number of clusters: the standard error where each row
+    # is its own.
     sums = np.bincount(groups, values - values.mean())
     return float(np.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1)) / len(values))
 
 
+def _stats() -> Any:
+    return from_extra("scipy.stats", "eval")
+
+
 def _values(values: Any) -> np.ndarray:
-    found = np.asarray(values, float)
+    try:
+        found = np.asarray(values, float)
+    except (ValueError, TypeError):
+        found = np.empty(0)
     if found.ndim != 1 or not len(found) or not np.isfinite(found).all():
         raise DataError("A mean needs a list of finite numbers, at least one.")
     return found
@@ -178,6 +194,7 @@ def _groups(clusters: Clusters, n: int) -> np.ndarray | None:
     if clusters is None:
         return None
     if len(clusters) != n:
-        raise DataError(f"{len(clusters)} clusters for {n} rows: one a row is expected.")
+        raise DataError(f"There are {len(clusters)} clusters for {n} rows: one a row is expected.")
     number: dict[Hashable, int] = {}
-    return np.array([number.setdefault(c, len(number)) for c in (np.asarray(clusters).tolist())])
+    given = clusters.tolist() if isinstance(clusters, np.ndarray) else clusters
+    return np.array([number.setdefault(cluster, len(number)) for cluster in given])

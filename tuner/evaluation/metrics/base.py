@@ -2,7 +2,7 @@
 
 `evaluate.Metric` writes rows to a file for each process and lets process 0 read all of them: that is the gathering. Its
 own `compute` then makes Python lists of the whole set; here `reduce` sees the file, so that what is held does not
-grow with the set where a metric is made of sums. A metric of `SummedMetric` keeps a vector of numbers a row, from which
+grow with the set where a metric is made of sums. A `SummedMetric` keeps a vector of numbers a row, from which
 `on_rows` gives its value on any choice of rows, as a bootstrap needs it, without reading the texts again.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import datasets
@@ -22,9 +22,9 @@ from tuner.errors import ArgumentError, DataError, nearest, one_line
 Columns = dict[str, list[Any]]
 Figures = dict[str, float]
 
-TEXT = datasets.Value("string")
-NUMBER = datasets.Value("float64")
-# What every metric takes and evaluate makes of: where rows are kept, and which process this is of how many.
+TEXT, TEXTS = datasets.Value("string"), [datasets.Value("string")]
+NUMBER, NUMBERS = datasets.Value("float64"), [datasets.Value("float64")]
+# What every metric takes and evaluate makes of it: where rows are kept, and which process this is of how many.
 PLACES = ("cache_dir", "experiment_id", "keep_in_memory", "num_process", "process_id", "seed", "timeout")
 ROWS_AT_ONCE = 1000
 
@@ -38,6 +38,7 @@ class TunerMetric(evaluate.Metric):
 
     source: ClassVar[str] = ""  # of the formula
     columns: ClassVar[dict[str, Any]] = {"predictions": TEXT, "references": TEXT}
+    data: Any
 
     def __init__(self, **places: Any):
         for name in places:
@@ -52,15 +53,21 @@ class TunerMetric(evaluate.Metric):
 
     def check(self, column: str, value: Any) -> Any:
         """One row's value of a column, in the form that it is kept in; a ValueError that says what is wrong with it."""
-        return text(value) if self.columns[column] == TEXT else number(value)
+        kind = self.columns[column]
+        return (text if kind == TEXT else number if kind == NUMBER else texts if kind == TEXTS else numbers)(value)
+
+    def check_row(self, row: dict[str, Any]) -> None:
+        """A ValueError where the checked values of a row do not go together."""
+
+    def is_padding(self, row: dict[str, Any]) -> bool:
+        """Whether a row as it is given only fills up a batch."""
+        return False
 
     def reduce(self, rows: datasets.Dataset) -> Figures:
         """The metric of all rows."""
         raise NotImplementedError
 
-    def add_batch(  # type: ignore[override]
-        self, *, predictions: Any = None, references: Any = None, mask: Any = None, **columns: Any
-    ) -> None:
+    def add_batch(self, *, predictions: Any = None, references: Any = None, mask: Any = None, **columns: Any) -> None:
         """Add rows. Those that only fill up a batch are left out where `mask` `(rows,)` is false.
 
         Raises:
@@ -68,13 +75,14 @@ class TunerMetric(evaluate.Metric):
         """
         given = {"predictions": predictions, "references": references, **columns}
         checked = self.checked({name: column for name, column in given.items() if column is not None}, mask)
-        if not self.num_process == 1 or len(next(iter(checked.values()))):
-            super().add_batch(**checked)
+        # Of several processes, each waits for the others' first batch, be it empty.
+        if self.num_process > 1 or len(next(iter(checked.values()))):
+            self._evaluate(super().add_batch, **checked)
 
     def add(self, *, prediction: Any = None, reference: Any = None, **columns: Any) -> None:
         """Add one row."""
         given = {"predictions": prediction, "references": reference, **columns}
-        self.add_batch(**{name: [value] for name, value in given.items() if name in self.columns})
+        self.add_batch(**{name: [value] for name, value in given.items() if value is not None})
 
     def compute(self, *, predictions: Any = None, references: Any = None, **columns: Any) -> Figures | None:
         """The metric of the rows that were added, and of those given here; None in processes other than the first.
@@ -84,38 +92,43 @@ class TunerMetric(evaluate.Metric):
         """
         given = {"predictions": predictions, "references": references, **columns}
         given = {name: column for name, column in given.items() if column is not None}
-        if given:
-            self.add_batch(**given)
-        if self.writer is None and self.num_process > 1:  # the others wait for this one's file, be it empty
-            super().add_batch(**{name: [] for name in self.columns})
+        if given or (self.writer is None and self.num_process > 1):
+            self.add_batch(**(given or {name: [] for name in self.columns}))
         if self.writer is None:
             raise DataError(f"{self.name}: there is no row to evaluate.")
-        return super().compute()
+        return self._evaluate(super().compute)
+
+    def _evaluate(self, call: Callable[..., Any], **columns: Any) -> Any:
+        # What evaluate raises is of its files and locks: another run with the same ones, or a process that is gone.
+        try:
+            return call(**columns)
+        except ValueError as error:
+            raise DataError(f"{self.name}: {one_line(error)}") from None
 
     def checked(self, given: dict[str, Any], mask: Any = None) -> Columns:
-        """Columns by name, every value checked, without the rows that `mask` leaves out."""
+        """Columns by name, every value checked, without the rows that fill up a batch."""
         if unknown := [name for name in given if name not in self.columns]:
             raise DataError(f"{self.name} takes {', '.join(self.columns)}, not {', '.join(unknown)}.")
         if missing := [name for name in self.columns if name not in given]:
             raise DataError(f"{self.name} needs {', '.join(missing)} beside {', '.join(given) or 'nothing'}.")
-        for name, column in given.items():
-            if isinstance(column, str) or not hasattr(column, "__len__"):
-                raise DataError(f"{self.name}: {name} is to be a list, one value a row, not {column!r:.80}.")
-        kept = None if mask is None else [bool(m) for m in mask]
-        sizes = {name: len(given[name]) for name in self.columns} | ({} if kept is None else {"mask": len(kept)})
+        lists = {name: _listed(self.name, name, column) for name, column in given.items()}
+        counted = [True] * len(next(iter(lists.values()))) if mask is None else _listed(self.name, "mask", mask)
+        sizes = {name: len(column) for name, column in {**lists, "mask": counted}.items()}
         if len(set(sizes.values())) > 1:
-            found = ", ".join(f"{size} {name}" for name, size in sizes.items())
+            found = ", ".join(f"{size} {name}" for name, size in sizes.items() if name != "mask" or mask is not None)
             raise DataError(f"{self.name}: the columns are not of one length: {found}.")
-        return {name: list(self._checked(name, column, kept)) for name, column in given.items()}
-
-    def _checked(self, name: str, column: Any, mask: list[bool] | None) -> Iterator[Any]:
-        values = column.tolist() if hasattr(column, "tolist") else column
-        for row, value in enumerate(values):
-            if mask is None or mask[row]:
-                try:
-                    yield self.check(name, value)
-                except (ValueError, TypeError) as error:
-                    raise DataError(f"{self.name}: {name}, row {row}: {one_line(error)}") from None
+        kept: Columns = {name: [] for name in self.columns}
+        for row, counts in enumerate(counted):
+            values = {name: lists[name][row] for name in kept}
+            if not counts or self.is_padding(values):
+                continue
+            try:
+                for name, value in values.items():
+                    kept[name].append(self.check(name, value))
+                self.check_row({name: column[-1] for name, column in kept.items()})
+            except (ValueError, TypeError, KeyError) as error:
+                raise DataError(f"{self.name}, row {row}, {name}: {one_line(error)}") from None
+        return kept
 
     def _finalize(self) -> None:
         super()._finalize()
@@ -133,9 +146,11 @@ class SummedMetric(TunerMetric):
     """A metric made of a vector of numbers a row, and of their sums where it is `additive`."""
 
     additive: ClassVar[bool] = True
+    # Whether the places in that vector depend on which labels there are.
+    by_label: ClassVar[bool] = False
 
     def labels_of(self, columns: Columns) -> set[str]:
-        """What the vector's places depend on: the labels in some rows."""
+        """The labels in some rows, where the metric is `by_label`."""
         return set()
 
     def parts(self, columns: Columns, labels: list[str]) -> np.ndarray:
@@ -147,31 +162,37 @@ class SummedMetric(TunerMetric):
         raise NotImplementedError
 
     def reduce(self, rows: datasets.Dataset) -> Figures:
-        """The metric of all rows, read twice where it depends on which labels there are."""
-        labels: set[str] = set()
-        if type(self).labels_of is not SummedMetric.labels_of:
-            for columns in rows.iter(ROWS_AT_ONCE):
-                labels |= self.labels_of(columns)
-        known, pieces = sorted(labels), []
+        """The metric of all rows, read twice where it is `by_label`."""
+        slices = rows.iter(ROWS_AT_ONCE) if self.by_label else ()
+        labels = sorted(set().union(*(self.labels_of(columns) for columns in slices)))
+        pieces: list[np.ndarray] = []
         for columns in rows.iter(ROWS_AT_ONCE):
-            pieces.append(self.parts(columns, known))
+            pieces.append(self.parts(columns, labels))
             if self.additive:
                 pieces = [np.concatenate(pieces).sum(0, keepdims=True)]
-        return self._named(self.figures, np.concatenate(pieces), known)
+        return self._figures(np.concatenate(pieces), labels)
 
     def on_rows(self, **given: Any) -> Callable[[np.ndarray], Figures]:
         """The metric as a function of row numbers `(n,)`, with repeats, as `tuner.evaluation.statistics.bootstrap`
-        draws them. Numbers of every row are held; texts are read once."""
+        draws them. The numbers of every row are held; texts are read once."""
         columns = self.checked(given)
         labels = sorted(self.labels_of(columns))
         parts = self.parts(columns, labels)
-        return lambda rows: self._named(self.figures, parts[rows], labels)
+        if not self.additive:
+            return lambda rows: self._figures(parts[rows], labels)
+        return lambda rows: self._figures(np.bincount(rows, minlength=len(parts))[None] @ parts, labels)
 
-    def _named(self, figures: Callable[..., Figures], parts: np.ndarray, labels: list[str]) -> Figures:
+    def _figures(self, parts: np.ndarray, labels: list[str]) -> Figures:
         try:
-            return {name: float(value) for name, value in figures(parts, labels).items()}
+            return {name: float(value) for name, value in self.figures(parts, labels).items()}
         except ValueError as error:
             raise DataError(f"{self.name}: {one_line(error)}") from None
+
+
+def _listed(metric: str, name: str, column: Any) -> list[Any]:
+    if isinstance(column, str) or not hasattr(column, "__len__"):
+        raise DataError(f"{metric}: {name} is to be a list, one value a row, not {column!r:.80}.")
+    return column.tolist() if hasattr(column, "tolist") else list(column)
 
 
 def text(value: Any) -> str:
@@ -203,7 +224,7 @@ def numbers(value: Any) -> list[float]:
     return [number(one) for one in (value if many else [value])]
 
 
-def ratio(part: float | np.ndarray, whole: float | np.ndarray) -> np.ndarray:
+def ratio(part: Any, whole: Any) -> np.ndarray:
     """`part / whole`, 0 where there is nothing to divide by."""
-    part, whole = np.asarray(part, float), np.asarray(whole, float)
-    return np.divide(part, whole, out=np.zeros(np.broadcast_shapes(part.shape, whole.shape)), where=whole != 0)
+    part, whole = np.broadcast_arrays(np.asarray(part, float), np.asarray(whole, float))
+    return np.divide(part, whole, out=np.zeros(whole.shape), where=whole != 0)

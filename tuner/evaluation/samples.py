@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.markup import escape
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
 from tuner.data.schema import Kind
 from tuner.errors import survive
+from tuner.loading.generation import generate_texts, room
 from tuner.objectives.base import Objective
 from tuner.objectives.records import Rows
 from tuner.text.chat import generation_prompt
@@ -44,19 +44,6 @@ def prompts_of(rows: Dataset, kind: Kind, tokenizer: PreTrainedTokenizerBase, co
     return found
 
 
-@torch.no_grad()
-def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: dict[str, torch.Tensor]) -> str:
-    """What a model writes after a prompt; greedy, so that answers before and after differ by the training alone."""
-    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-    start = inputs["input_ids"].shape[1]
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = LONGEST if most is None else min(LONGEST, most - start)
-    if room < 1:
-        return ""
-    output = model.generate(**inputs, max_new_tokens=room, do_sample=False, use_cache=True)
-    return str(tokenizer.decode(output[0, start:], skip_special_tokens=True)).strip()
-
-
 class SampleCallback(TrainerCallback):
     """Lets a causal model answer a few validation prompts at each evaluation, into `samples.md` when the run ends.
     Other models write nothing.
@@ -78,14 +65,15 @@ class SampleCallback(TrainerCallback):
             return
         if not self.conversations:
             prompts = prompts_of(self.rows.eval, self.rows.kind, self.tokenizer)
-            self.conversations = [(*prompt, {}) for prompt in prompts]
-        was_training = model.training
-        model.eval()
-        set_seed(0)
-        for _, _, inputs, answers in self.conversations:
-            if step not in answers:
-                answers[step] = answer(model, self.tokenizer, inputs)
-        model.train(was_training)
+            self.conversations = [
+                (*prompt, {}) for prompt in prompts if room(model, prompt[-1]["input_ids"].shape[1]) > 0
+            ]
+        if any(step in answers for *_, answers in self.conversations):
+            return
+        # Greedy, so that answers before and after differ by the training alone.
+        inputs = [inputs for _, _, inputs, _ in self.conversations]
+        for number, text in generate_texts(model, self.tokenizer, inputs, max_new_tokens=LONGEST):
+            self.conversations[number][-1][step] = text.strip()
 
     def finish(self, model: Any, step: int, folder: Path) -> None:
         """Sample the saved model, unless that was done; print its answers beside the first, and write `samples.md`."""

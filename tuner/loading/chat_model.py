@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import tuner.model  # noqa: F401  (registers our classes with the Auto classes)
 from tuner.errors import ArgumentError, ModelError
 from tuner.hardware import device_type, has_fast_bf16
 from tuner.loading.checkpoints import load_pretrained, resolve, set_ends, with_adapter
+from tuner.loading.generation import room, sampling
 from tuner.text.chat import Message, generation_prompt
 from tuner.text.load_tokenizer import load_pretrained_tokenizer
 
@@ -48,10 +48,10 @@ class ChatModel:
     def fitting(self, messages: list[Message], kept: int) -> Inputs:
         """As `prompt`; the oldest exchanges after the first `kept` messages are deleted from `messages` where there
         would be no room left to answer."""
-        limit = self._positions() - self.sampling["max_new_tokens"]
         while True:
             inputs = self.prompt(messages)
-            if inputs["input_ids"].shape[1] <= limit or len(messages) <= kept + 1:
+            left = room(self.model, inputs["input_ids"].shape[1])
+            if left >= self.sampling["max_new_tokens"] or len(messages) <= kept + 1:
                 return inputs
             del messages[kept : kept + 2]
 
@@ -63,14 +63,14 @@ class ChatModel:
         """
         inputs = {k: v.to(self.model.device) for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
         read = inputs["input_ids"].shape[1]
-        room = self._positions() - read
+        left = room(self.model, read)
         if not read:
             raise ArgumentError("The prompt is empty, and the model has no token to begin a text with.")
-        if room < 1:
+        if left < 1:
             raise ArgumentError(f"The prompt is {read} tokens, as long as the model can read at all.")
-        sampling = {**self.sampling, "max_new_tokens": min(self.sampling["max_new_tokens"], room)}
+        how = {**self.sampling, "max_new_tokens": min(self.sampling["max_new_tokens"], left)}
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
-        output = self.model.generate(**inputs, **sampling, streamer=streamer)
+        output = self.model.generate(**inputs, **how, streamer=streamer)
         return self.tokenizer.decode(output[0, read:], skip_special_tokens=True)
 
     def switch(self, name: str) -> str:
@@ -83,9 +83,6 @@ class ChatModel:
         if name != "none":
             self.model.set_adapter(name)
         return f"Adapter: {name}."
-
-    def _positions(self) -> int:
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
 
 
 def load_chat_model(args: argparse.Namespace) -> ChatModel:
@@ -105,11 +102,6 @@ def load_chat_model(args: argparse.Namespace) -> ChatModel:
     if args.seed is not None:
         set_seed(args.seed)
     set_ends(model, tokenizer)
-    sampling = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "max_new_tokens": args.max_new_tokens,
-        "do_sample": args.temperature > 0,
-    }
-    if args.temperature > 0:
-        sampling |= {name: getattr(args, name) for name in ("temperature", "top_p", "top_k")}
-    return ChatModel(model.to(device_type()).eval(), tokenizer, sampling)
+    how = {"pad_token_id": tokenizer.pad_token_id, "max_new_tokens": args.max_new_tokens}
+    how |= sampling(args.temperature, args.top_p, args.top_k)
+    return ChatModel(model.to(device_type()).eval(), tokenizer, how)

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, set_seed
 
 import tuner.model  # noqa: F401  (registers our classes with the Auto classes)
 from tuner.errors import ArgumentError, ModelError
 from tuner.hardware import device_type, has_fast_bf16
-from tuner.loading.checkpoints import load_pretrained, resolve, set_ends, with_adapter
+from tuner.loading.checkpoints import load_pretrained, resolve, set_ends, with_adapter, writer_class
 from tuner.loading.generation import room, sampling
 from tuner.text.chat import Message, generation_prompt
 from tuner.text.load_tokenizer import load_pretrained_tokenizer
+from tuner.text.pairs import encode_texts
 
 Inputs = dict[str, torch.Tensor]
 
@@ -30,14 +31,24 @@ class ChatModel:
     tokenizer: PreTrainedTokenizerBase
     sampling: dict[str, Any]
 
+    @property
+    def is_pair(self) -> bool:
+        """Whether it is an encoder-decoder, which rewrites a text and has no conversations."""
+        return bool(self.model.config.is_encoder_decoder)
+
     def require_template(self) -> None:
-        """Refuse a model without a chat template with a `ModelError`."""
+        """Refuse a model that holds no conversations with a `ModelError`."""
+        if self.is_pair:
+            raise ModelError("An encoder-decoder rewrites texts: 'tuner generate' asks it, there is nothing to chat.")
         if not self.tokenizer.chat_template:
             reason = "This model's tokenizer has no chat template."
             raise ModelError(f"{reason} 'tuner generate --raw' continues plain text.")
 
     def text(self, text: str) -> Inputs:
-        """A text to continue, after the beginning token."""
+        """A text to continue, after the beginning token; for an encoder-decoder, to rewrite."""
+        if self.is_pair:
+            [ids], _ = encode_texts(self.tokenizer, [text])
+            return {"input_ids": torch.tensor([ids], dtype=torch.long)}
         begun = (self.tokenizer.bos_token or "") + text
         return self.tokenizer(begun, add_special_tokens=False, return_tensors="pt")
 
@@ -56,7 +67,7 @@ class ChatModel:
             del messages[kept : kept + 2]
 
     def generate(self, inputs: Inputs, stream: bool) -> str:
-        """Continue `inputs`; with `stream`, print the words as they come.
+        """Continue or rewrite `inputs`; with `stream`, print the words as they come.
 
         Raises:
             ArgumentError: a prompt without tokens, or as long as the model can read at all.
@@ -71,7 +82,7 @@ class ChatModel:
         how = {**self.sampling, "max_new_tokens": min(self.sampling["max_new_tokens"], left)}
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
         output = self.model.generate(**inputs, **how, streamer=streamer)
-        return self.tokenizer.decode(output[0, read:], skip_special_tokens=True)
+        return self.tokenizer.decode(output[0, 0 if self.is_pair else read :], skip_special_tokens=True)
 
     def switch(self, name: str) -> str:
         """Answer with another adapter from now on, or with `none`; returns what to say of it."""
@@ -96,7 +107,9 @@ def load_chat_model(args: argparse.Namespace) -> ChatModel:
         raise ArgumentError("--top_p must be above 0.")
     path, how = resolve(args.model)
     tokenizer = load_pretrained_tokenizer(path, "chatml" if how else None, **how)
-    model: Any = load_pretrained(AutoModelForCausalLM, args.model, torch.bfloat16 if has_fast_bf16() else torch.float32)
+    model: Any = load_pretrained(
+        writer_class(args.model), args.model, torch.bfloat16 if has_fast_bf16() else torch.float32
+    )
     for folder in getattr(args, "adapter", ()):
         model = with_adapter(model, folder, Path(folder).resolve().name)
     if args.seed is not None:

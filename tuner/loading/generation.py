@@ -12,13 +12,14 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.data.draws import generator
 from tuner.errors import DataError
 
-Prompt = Mapping[str, Any] | Sequence[int]
+Prompt = Mapping[str, Any] | Sequence[int] | np.ndarray
 
 
 def generate_texts(

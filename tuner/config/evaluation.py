@@ -13,8 +13,8 @@ TASKS = ("perplexity", "generation", "classification", "qa", "preference", "safe
 DEFAULT_MODEL = "builtin:smollm2-135m-instruct"
 # Flags that some tasks alone read.
 READ_BY = {
-    "stride": ("perplexity",),
-    "max_length": ("perplexity", "classification", "qa", "harness"),
+    "stride": ("perplexity", "qa"),
+    "max_length": ("perplexity", "classification", "qa", "preference", "harness"),
     "max_new_tokens": ("generation", "qa"),
     **dict.fromkeys(("temperature", "top_p", "top_k", "metrics"), ("generation",)),
     "safety_classifier": ("safety",),
@@ -63,8 +63,8 @@ class EvaluationArguments:
     )
     stride: int | None = flag(
         None,
-        "perplexity: tokens between two windows. Without it, max_length: no overlap, as lm-eval. Fewer give each token "
-        "more context, for more time.",
+        "perplexity: tokens from one window to the next; without it max_length, as lm-eval; fewer give each token more "
+        "context, for more time. qa: tokens that two windows share; without it a third of max_length.",
         least=1,
     )
     max_new_tokens: int = flag(64, "generation, qa: longest answer, in tokens.", least=1)

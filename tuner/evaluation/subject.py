@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from accelerate import PartialState
 from torch.nn import functional as F
 from transformers import (
@@ -19,6 +20,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedTokenizerBase,
 )
 
@@ -37,21 +39,29 @@ LOADERS: dict[str, Any] = {
     "causal": AutoModelForCausalLM,
     "seq2seq": AutoModelForSeq2SeqLM,
     "classifier": AutoModelForSequenceClassification,
+    "multilabel": AutoModelForSequenceClassification,
+    "regressor": AutoModelForSequenceClassification,
+    "tagger": AutoModelForTokenClassification,
     "reader": AutoModelForQuestionAnswering,
 }
 CALLED = {
     "causal": "a causal language model",
     "seq2seq": "an encoder-decoder",
     "classifier": "a text classifier",
+    "multilabel": "a text classifier of several labels",
+    "regressor": "a text classifier with one output, a number",
+    "tagger": "a token classifier",
     "reader": "a model for questions on a text",
 }
 # Ends of an architecture's name, and PEFT's names of the same.
 ENDS = {
     "ForSequenceClassification": "classifier",
+    "ForTokenClassification": "tagger",
     "ForQuestionAnswering": "reader",
     "ForCausalLM": "causal",
     "LMHeadModel": "causal",
     "SEQ_CLS": "classifier",
+    "TOKEN_CLS": "tagger",
     "QUESTION_ANS": "reader",
     "CAUSAL_LM": "causal",
     "SEQ_2_SEQ_LM": "seq2seq",
@@ -79,6 +89,10 @@ def kind_of(name: str, args: EvaluationArguments) -> str:
     found = next((kind for end, kind in ENDS.items() for named in architectures if named.endswith(end)), None)
     if found is None and config.is_encoder_decoder:
         found = "seq2seq"
+    if found == "classifier" and config.problem_type == "multi_label_classification":
+        found = "multilabel"
+    if found == "classifier" and (config.problem_type == "regression" or config.num_labels == 1):
+        found = "regressor"
     if found is None:
         known = ", ".join(CALLED.values())
         what = f"a {architectures[0]}" if architectures else f"a {config.model_type} model that does not say which"
@@ -104,15 +118,28 @@ class Subject:
     def device(self) -> torch.device:
         return self.model.device
 
-    def longest(self, asked: int | None) -> int:
-        """The longest sequence, in tokens: what was asked for, which a `ModelError` refuses beyond the positions."""
+    def longest(self, asked: int | None, most_unasked: int = LONGEST) -> int:
+        """The longest sequence, in tokens: what was asked for, which a `ModelError` refuses beyond the positions; else
+        what the model reads, at most `most_unasked`."""
         config = self.model.config.get_text_config()
         most = getattr(config, "max_position_embeddings", None) or LONGEST
         if config.model_type in ("roberta", "xlm-roberta", "camembert"):
             most -= 2  # these count positions from the padding token's
         if asked and asked > most:
             raise ModelError(f"--max_length {asked}: {self.name} has {most} positions. Pass at most that.")
-        return asked or min(most, LONGEST)
+        return asked or min(most, most_unasked)
+
+    @cached_property
+    def trained(self) -> dict[str, Any]:
+        """The arguments that it was trained with, where its folder says."""
+        file = Path(self.name, "run.yaml")
+        return (yaml.safe_load(file.read_text("utf-8")) or {}) if file.is_file() else {}
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The classes in the order of the outputs; those that nobody named are known by their numbers."""
+        named = self.model.config.id2label
+        return tuple(str(named[number]).removeprefix("LABEL_") for number in range(len(named)))
 
     @cached_property
     def chunked(self) -> bool:
@@ -128,7 +155,8 @@ class Subject:
             batch_size: sequences computed at once, the longest first.
         """
         found: list[np.ndarray] = [np.zeros(0)] * len(sequences)
-        order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number][0]))
+        asked = [n for n, (_, labels) in enumerate(sequences) if any(label != IGNORED for label in labels[1:])]
+        order = sorted(asked, key=lambda number: -len(sequences[number][0]))
         while order:
             size = batch_size
             if not self.chunked:

@@ -19,7 +19,6 @@ from datasets import Dataset
 
 from tuner.config.evaluation import EvaluationArguments
 from tuner.data.schema import Kind
-from tuner.errors import DataError
 from tuner.evaluation.metrics import SummedMetric, load_metric
 from tuner.evaluation.statistics import Estimate, bootstrap, mean
 from tuner.evaluation.subject import Subject
@@ -27,6 +26,9 @@ from tuner.evaluation.subject import Subject
 Row = dict[str, Any]
 Figures = dict[str, Estimate]
 Baselines = dict[str, dict[str, float]]  # figure to {who: how much}
+
+Columns = Callable[[Row], Row]  # of a sample the columns of a metric
+OfRows = Callable[[np.ndarray], Row]  # of sample numbers, with repeats, the metric
 
 READ_AT_ONCE = 1000
 
@@ -39,6 +41,7 @@ class Data:
         rows: canonical rows of `kind`, or none for a task that brings its own.
         what: which rows of what they are, for a person.
         clusters: what each row's source is called, in the same order; None where rows share none.
+        train: the raw rows that are not evaluated on, for baselines; None where there are none.
     """
 
     name: str
@@ -46,24 +49,30 @@ class Data:
     rows: Dataset | list[Row] = field(default_factory=list)
     what: str = ""
     clusters: Dataset | None = None
+    train: Dataset | None = None
 
 
 class Samples:
     """The samples of a model on a task, in a file; of each its numbers in memory.
 
+    Those with `left_out`, which says why they have no score, are none of them.
+
     Attributes:
-        rows: the rows' numbers `(n,)`.
+        rows: the rows' places `(n,)`.
         scores: by name `(n,)`; NaN where a row has not that score.
         clusters: `(n,)` names, or None.
+        left_out: how many.
     """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.left_out = path, 0
         rows: list[int] = []
         clusters: list[str] = []
         scores: dict[str, list[float]] = {}
+        with path.open(encoding="utf-8") as file:
+            self.left_out = sum("left_out" in json.loads(line) for line in file)
         for number, sample in enumerate(self):
-            rows.append(sample["row"])
+            rows.append(sample["number"])
             if "cluster" in sample:
                 clusters.append(sample["cluster"])
             for name, value in sample["scores"].items():
@@ -79,28 +88,35 @@ class Samples:
 
     def __iter__(self) -> Iterator[Row]:
         with self.path.open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
+            yield from (sample for sample in map(json.loads, file) if "left_out" not in sample)
 
-    def of_metric(self, name: str, columns: Callable[[Row], Row], **options: Any) -> Callable[[np.ndarray], Row]:
+    def of_metric(self, name: str, columns: Columns, **options: Any) -> OfRows:
         """One of our metrics as a function of sample numbers, from the columns that it takes of each sample."""
         metric: Any = load_metric(name, **options)
         assert isinstance(metric, SummedMetric)
-        labels: set[str] = set()
-        if type(metric).labels_of is not SummedMetric.labels_of:
-            for block in self._columns(columns):
-                labels |= metric.labels_of(metric.checked(block))
-        known = sorted(labels)
-        parts = np.concatenate([metric.parts(metric.checked(block), known) for block in self._columns(columns)])
-        return lambda rows: metric.figures(parts[rows], known)
+        blocks = self._blocks(columns) if metric.by_label else ()
+        labels = sorted({label for block in blocks for label in metric.labels_of(metric.checked(block))})
+        parts = np.concatenate([metric.parts(metric.checked(block), labels) for block in self._blocks(columns)])
 
-    def value_of_metric(self, name: str, columns: Callable[[Row], Row], **options: Any) -> Row:
+        def of_rows(rows: np.ndarray) -> Row:
+            some = np.bincount(rows, minlength=len(parts))[None] @ parts if metric.additive else parts[rows]
+            return metric._figures(some, labels)
+
+        return of_rows
+
+    def value_of_metric(self, name: str, columns: Columns, **options: Any) -> Row:
         """Any metric of all samples, those of the Hub too, which have no interval."""
         metric = load_metric(name, **options)
-        for block in self._columns(columns):
+        for block in self._blocks(columns):
             metric.add_batch(**block)
         return metric.compute() or {}
 
-    def _columns(self, columns: Callable[[Row], Row]) -> Iterator[dict[str, list[Any]]]:
+    def by_row(self, of_rows: OfRows, *names: str) -> None:
+        """Add scores of each row: what a metric is of that row alone."""
+        found = [of_rows(np.array([number])) for number in range(len(self))]
+        self.scores |= {name: np.array([values[name] for values in found]) for name in names}
+
+    def _blocks(self, columns: Columns) -> Iterator[dict[str, list[Any]]]:
         samples = iter(self)
         while block := [columns(sample) for sample in islice(samples, READ_AT_ONCE)]:
             yield {name: [each[name] for each in block] for name in block[0]}
@@ -183,22 +199,14 @@ class Task:
 
     def mean(self, samples: Samples, score: str) -> Estimate:
         """The mean of a score over the rows that have it."""
-        values = samples.scores.get(score, np.zeros(0))
-        known = ~np.isnan(values)
-        if not known.any():
-            raise DataError(f"{self.data.name}: no row has {score.replace('_', ' ')}, so {self.name} has no figure.")
+        known = ~np.isnan(samples.scores[score])
         clusters = None if samples.clusters is None else samples.clusters[known]
-        return mean(values[known], clusters, self.args.seed)
+        return mean(samples.scores[score][known], clusters, self.args.seed)
 
-    def bootstrap(self, samples: Samples, of_rows: Callable[[np.ndarray], Row], names: tuple[str, ...]) -> Figures:
+    def bootstrap(self, samples: Samples, of_rows: OfRows, *names: str) -> Figures:
         """Figures of all samples at once, which are no mean over rows."""
-
-        def estimate(name: str) -> Estimate:
-            return bootstrap(
-                lambda rows: float(of_rows(rows)[name]), len(samples), samples.clusters, self.args.seed
-            )
-
-        return {name: estimate(name) for name in names}
+        how = (len(samples), samples.clusters, self.args.seed)
+        return {name: bootstrap(lambda rows, name=name: of_rows(rows)[name], *how) for name in names}
 
 
 def without_interval(value: float, n: int, why: str) -> Estimate:

@@ -1,8 +1,8 @@
 """Perplexity of texts, and of the answers in conversations, by a sliding window.
 
-Every token is scored once. The first window scores all of its tokens; each further one `stride` tokens, with the
-`max_length - stride + 1` before them as context. A stride of `max_length` is lm-eval's rolling likelihood: one token of
-context. Of a text every token is scored, the first after the beginning token (or the end token, as lm-eval has it), and
+Every token is scored once. The first window scores all of its tokens; each further one the next `stride` tokens, with
+what fits before them as context, `max_length - stride + 1` tokens or (the last one) more. A stride of `max_length` is
+lm-eval's rolling likelihood. Of a text every token is scored, the first after the beginning token (or the end token, as lm-eval has it), and
 no end; of a conversation the tokens that training learns, which are the answers with their ends.
 """
 
@@ -12,7 +12,7 @@ import lzma
 from collections.abc import Iterator, Sequence
 
 from tuner.data.collate import IGNORED
-from tuner.errors import ArgumentError, DataError
+from tuner.errors import ArgumentError
 from tuner.evaluation.metrics import text_sizes
 from tuner.evaluation.subject import Subject
 from tuner.evaluation.tasks.base import Baselines, Figures, Row, Samples, Task
@@ -28,9 +28,8 @@ def windows(ids: Sequence[int], labels: Sequence[int], length: int, stride: int)
     Windows without a label are left out."""
     start = 0
     while start < len(ids) - 1:
-        step = length if start == 0 else stride
-        begin = max(start - (length - step), 0)
-        end = min(start + step, len(ids) - 1)
+        end = min(start + (stride if start else length), len(ids) - 1)
+        begin = end - length if start else 0
         wanted = [IGNORED] * (start - begin + 1) + list(labels[start + 1 : end + 1])
         if any(label != IGNORED for label in wanted):
             yield ids[begin : end + 1], wanted
@@ -72,10 +71,12 @@ class Perplexity(Task):
                 answers = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
                 sample = {"answers": answers}
                 words, size = map(sum, zip(*map(text_sizes, answers), strict=True)) if answers else (0, 0)
-            scores = {"nll": nats, "tokens": tokens, "words": words, "bytes": size} if tokens else {}
             if tokens and size:
-                scores |= {"nats_a_token": nats / tokens, "nats_a_byte": nats / size}
-            samples.append({**sample, "scores": scores})
+                sample["scores"] = {"nll": nats, "tokens": tokens, "words": words, "bytes": size}
+                sample["scores"] |= {"nats_a_token": nats / tokens, "nats_a_byte": nats / size}
+            else:
+                sample["left_out"] = "nothing to predict"
+            samples.append(sample)
         return samples
 
     def _texts(self, rows: list[Row]) -> list[Sequence_]:
@@ -91,12 +92,9 @@ class Perplexity(Task):
         return [(row["input_ids"], row["labels"]) for row in found]
 
     def summarise(self, samples: Samples) -> Figures:
-        if "nll" not in samples.scores:
-            what = "text" if self.data.kind == "text" else "answer that the chat template shows"
-            raise DataError(f"{self.data.name}: no row has {what}, so there is nothing to predict.")
         columns = ("nll", "tokens", "words", "bytes")
-        of_rows = samples.of_metric("perplexity", lambda sample: {c: sample["scores"].get(c, 0) for c in columns})
-        return self.bootstrap(samples, of_rows, NAMES)
+        of_rows = samples.of_metric("perplexity", lambda sample: {name: sample["scores"][name] for name in columns})
+        return self.bootstrap(samples, of_rows, *NAMES)
 
     def baselines(self, samples: Samples) -> Baselines:
         """What a compressor that has read nothing else needs (LZMA)."""

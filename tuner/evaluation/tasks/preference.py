@@ -24,6 +24,7 @@ class Preference(Task):
 
     def begin(self, subject: Subject) -> None:
         require_chat_template(subject.tokenizer)
+        self.length = subject.longest(self.args.max_length)
         self.encoder, _ = training_tokenizer(subject.tokenizer)
 
     def score(self, subject: Subject, rows: list[Row]) -> list[Row]:
@@ -34,12 +35,18 @@ class Preference(Task):
             prompts = [len(row["prompt"]) for row in rows]
             encoded = encode_conversations(self.encoder, whole, eos_required=False, names=names, prompts=prompts)
             sequences += [(each["input_ids"], each["labels"]) for each in encoded]
+        # Nothing is cut: a pair is judged whole or not at all.
+        fits = [len(ids) <= self.length + 1 for ids, _ in sequences]
+        long = [not (fits[number] and fits[number + len(rows)]) for number in range(len(rows))]
+        sequences = [each if not long[n % len(rows)] else ([0], [0]) for n, each in enumerate(sequences)]
         losses = subject.losses(sequences, self.args.per_device_eval_batch_size)
         samples = []
         for number, row in enumerate(rows):
             one, other = losses[number], losses[number + len(rows)]
-            sample: Row = {"prompt": row["prompt"], **{part: row[part] for part in PARTS}, "scores": {}}
-            if len(one) and len(other):
+            sample: Row = {"prompt": row["prompt"], **{part: row[part] for part in PARTS}}
+            if not len(one) or not len(other):
+                sample["left_out"] = f"longer than {self.length} tokens" if long[number] else "an answer without a token"
+            else:
                 sums, means = other.sum() - one.sum(), other.mean() - one.mean()
                 sample["log_likelihoods"] = {"chosen": -float(one.sum()), "rejected": -float(other.sum())}
                 sample["scores"] = {

@@ -53,7 +53,7 @@ class EvaluationArguments:
     test_split_size: float | None = flag(
         None, "Only the rows that training sets aside of a source without splits: a share below 1, or a number.", least=0
     )
-    max_eval_samples: int | None = flag(None, "At most so many rows, the first ones.", least=1)
+    max_eval_samples: int | None = flag(None, "At most so many rows, evenly spread over what there is.", least=1)
     cluster_column: str | None = flag(
         None, "Column that says which rows share a source: intervals are then as wide as so many sources allow."
     )

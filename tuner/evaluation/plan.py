@@ -20,7 +20,7 @@ from tuner.data.schema import Kind, canonicalize, shape_of, unused_sentence
 from tuner.data.sources import held_out_split, load_hub, load_splits
 from tuner.errors import ArgumentError, DataError, ModelError, nearest
 from tuner.evaluation.subject import CALLED, kind_of
-from tuner.evaluation.tasks.base import Data, Task
+from tuner.evaluation.tasks.base import Data, Task, spread
 from tuner.hardware import use_all_cores
 from tuner.train.run import say
 
@@ -178,8 +178,8 @@ def _canonical(
     if len(raw) == 0:
         raise DataError(f"{name} has no row to evaluate on.")
     if args.max_eval_samples is not None and args.max_eval_samples < len(raw):
-        raw = raw.select(range(args.max_eval_samples))
-        what = f"the first {len(raw)} of {what}"
+        raw = raw.select(spread(len(raw), args.max_eval_samples))
+        what = f"{len(raw)} of {what}, evenly spread"
     column = args.cluster_column
     if column and column not in raw.column_names:
         raise DataError(f"--cluster_column {column}: {name} has the columns {', '.join(raw.column_names)}.")

@@ -131,13 +131,15 @@ def _figures(outcome: Outcome, samples: Samples) -> tuple[Figures, int] | str:
 def _samples(task: Task, subject: Subject) -> Iterator[Row]:
     """This process's samples, with the number of each row and what its source is called."""
     state, rows, clusters = PartialState(), task.data.rows, task.data.clusters
-    size = BLOCK * task.args.per_device_eval_batch_size
+    size = task.block or BLOCK * task.args.per_device_eval_batch_size
     for number, start in enumerate(range(0, len(rows), size)):
         if number % state.num_processes != state.process_index:
             continue
         places = range(start, min(start + size, len(rows)))
         block = [rows[place] for place in places]
-        for place, row, sample in zip(places, block, task.score(subject, block), strict=True):
+        samples = task.score(subject, block)
+        whose = range(len(block)) if len(samples) == len(block) else [0] * len(samples)
+        for row, place, sample in ((block[n], places[n], sample) for n, sample in zip(whose, samples, strict=True)):
             source = {} if clusters is None else {"cluster": str(next(iter(clusters[place].values())))}
             yield {"number": place, "row": row.get(SOURCE_ROW, place), **source, **sample}
 

@@ -143,6 +143,8 @@ class Task:
     by_row: ClassVar[dict[str, str]] = {}
     # Whether it may make figures that are known when it is done.
     more_figures: ClassVar[bool] = False
+    # Rows that a process computes at once, beside the others of which sequences are sorted; None for some batches.
+    block: ClassVar[int | None] = None
 
     def __init__(self, args: EvaluationArguments, data: Data):
         self.args, self.data = args, data
@@ -169,7 +171,7 @@ class Task:
         """Get ready for a model; a ModelError for one that lacks something."""
 
     def score(self, subject: Subject, rows: list[Row]) -> list[Row]:
-        """Samples of some rows, in their order."""
+        """Samples of some rows, in their order; of one row there may be several, with a `number` of their own."""
         raise NotImplementedError
 
     def summarise(self, samples: Samples) -> Figures:
@@ -212,3 +214,9 @@ class Task:
 def without_interval(value: float, n: int, why: str) -> Estimate:
     """A figure of which nobody knows how sure it is."""
     return Estimate(float(value), np.nan, np.nan, n, f"no interval: {why}")
+
+
+def spread(size: int, count: int | None) -> list[int]:
+    """The numbers of at most `count` of `size` rows, evenly spread: rows often lie in the order of their classes."""
+    count = min(count or size, size)
+    return ((np.arange(count) + 0.5) * size / max(count, 1)).astype(int).tolist()

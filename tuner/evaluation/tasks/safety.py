@@ -26,7 +26,7 @@ from tuner.config.evaluation import EvaluationArguments
 from tuner.data.collate import IGNORED
 from tuner.errors import ModelError
 from tuner.evaluation.subject import CALLED, Subject, load_subject
-from tuner.evaluation.tasks.base import Baselines, Data, Figures, Row, Samples, Task
+from tuner.evaluation.tasks.base import Baselines, Data, Figures, Row, Samples, Task, spread
 
 GROUPS = {
     "gender": ("women", "men"),
@@ -64,7 +64,7 @@ class Safety(Task):
             for pair in combinations(groups, 2)
             for template in TEMPLATES
         ]
-        rows = rows[: args.max_eval_samples]
+        rows = [rows[number] for number in spread(len(rows), args.max_eval_samples)]
         what = f"{len(rows)} templated pairs of sentences on {', '.join(GROUPS)}"
         return Data("counterfactual-pairs", None, rows, what)
 

@@ -1,10 +1,10 @@
 """What an evaluation leaves: a file of figures for each task, a report to read, pictures, and the Hub's form.
 
-    eval/<task>.json           {"task", "data", "seed", "settings", "models": {name: {"samples", "left_out", "seconds",
-                               "figures": {figure: {"value", "low", "high", "n", "method", "better"}}}},
+    eval/<task>.json           {"task", "data", "seed", "settings", "models": {label: {"name", "samples", "left_out",
+                               "seconds", "figures": {figure: {"value", "low", "high", "n", "method", "better"}}}},
                                "baselines": {figure: {who: value}}, "differences": [...], "notes"}
     eval/<task>.samples.jsonl  one line a row: what was asked, what came, and `scores`
-    eval/report.md, eval/<task>.png, eval/models.png
+    eval/report.md, <task>.png, models.png    of every <task>.json in the folder
     .eval_results/<task>.yaml  https://huggingface.co/docs/hub/eval-results
 """
 
@@ -23,40 +23,47 @@ from accelerate import PartialState
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from rich.console import Console
 
+from tuner.config.evaluation import TASKS
 from tuner.errors import ArgumentError, GateError, nearest, survive
+from tuner.evaluation.eval_pictures import main_figure, plot_models, plot_task
 from tuner.evaluation.plan import Gate, Plan
 from tuner.evaluation.run import Outcome
 from tuner.evaluation.statistics import Estimate
 from tuner.train.plan import table
 
 SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+# What a test must be below for a difference to be called one.
+SIGNIFICANT = 0.05
+
+Json = dict[str, Any]
 
 
 def write_evaluation(plan: Plan, outcomes: list[Outcome]) -> None:
     """Write and print the report, on the main process."""
     if not PartialState().is_main_process:
         return
-    folder = plan.folder
+    folder, console = plan.folder, Console(highlight=False)
     for outcome in outcomes:
-        text = json.dumps(_clean(_as_json(plan, outcome)), indent=1, ensure_ascii=False)
+        found = _clean(_as_json(plan, outcome))
+        text = json.dumps(found, indent=1, ensure_ascii=False)
         (folder / f"{outcome.task.name}.json").write_text(text, encoding="utf-8")
-        survive(lambda outcome=outcome: _plot(folder, outcome), f"{outcome.task.name}.png")
         _write_hub_form(plan, outcome)
-    names = list(outcomes[0].figures)
-    if len(names) > 1:
-        survive(lambda: _plot_models(folder, outcomes), "models.png")
-    (folder / "report.md").write_text("\n".join(_markdown(plan, outcomes)), encoding="utf-8")
-    console = Console(highlight=False)
-    for outcome in outcomes:
-        rows = [(name, *cells) for name, *cells in _rows(outcome)]
-        console.print(table(f"{outcome.task.name}: {outcome.task.data.what}", ("", *names, "baselines"), rows))
-        for difference in outcome.differences:
+        survive(lambda found=found: plot_task(folder / f"{found['task']}.png", found), f"{outcome.task.name}.png")
+        console.print(table(f"{outcome.task.name}: {found['data']['what']}", ("", *found["models"], "baselines"), _rows(found)))
+        for difference in found["differences"]:
             console.print(f"  {_sentence(difference)}")
+    paths = [path for path in (folder / f"{task}.json" for task in TASKS) if path.is_file()]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    together = [each for each in found if list(each["models"]) == list(outcomes[0].figures)]
+    if len(outcomes[0].figures) > 1:
+        survive(lambda: plot_models(folder / "models.png", together), "models.png")
+    (folder / "report.md").write_text("\n".join(_markdown(folder, found, together)), encoding="utf-8")
     console.print(f"Written to {folder}: report.md, and of each task figures (json), samples (jsonl) and a picture.")
 
 
 def check_gates(plan: Plan, outcomes: list[Outcome]) -> None:
-    """A GateError for the first figure, of any model, that falls short; an ArgumentError for one that nobody made."""
+    """A GateError that names every figure, of any model, that falls short; an ArgumentError for one that was not made."""
+    short = []
     for gate in plan.gates:
         found = list(_of_gate(gate, outcomes))
         if not found:
@@ -64,7 +71,9 @@ def check_gates(plan: Plan, outcomes: list[Outcome]) -> None:
             raise ArgumentError(f"--gate {gate.text}: the figures are {', '.join(known)}.{nearest(gate.figure, known)}")
         for label, task, estimate in found:
             if not SIGNS[gate.sign](estimate.value, gate.bound):
-                raise GateError(f"gate {gate.text}: {label} has {task}.{gate.figure} {estimate.value:.6g}.")
+                short.append(f"--gate {gate.text}: {label} has {task}.{gate.figure} {estimate.value:.6g}")
+    if short:
+        raise GateError(f"{'; '.join(short)}.")
 
 
 def _of_gate(gate: Gate, outcomes: list[Outcome]) -> Iterator[tuple[str, str, Estimate]]:
@@ -74,7 +83,7 @@ def _of_gate(gate: Gate, outcomes: list[Outcome]) -> Iterator[tuple[str, str, Es
                 yield label, outcome.task.name, figures[gate.figure]
 
 
-def _as_json(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+def _as_json(plan: Plan, outcome: Outcome) -> Json:
     better, task = outcome.task.figures_of(outcome.task.data.kind), outcome.task
     models = {
         label: {
@@ -117,7 +126,8 @@ def _write_hub_form(plan: Plan, outcome: Outcome) -> None:
                 task_id=f"{task.name}.{figure}",
                 value=round(estimate.value, 6),
                 date=today,
-                notes=f"{_cell(estimate)}, n = {estimate.n}, {estimate.method}; {task.data.what}; seed {plan.args.seed}",
+                notes=f"{_cell(vars(estimate))}, n = {estimate.n}, {estimate.method}; {task.data.what}; "
+                f"seed {plan.args.seed}",
             )
             for figure, estimate in figures.items()
             if math.isfinite(estimate.value)
@@ -128,102 +138,65 @@ def _write_hub_form(plan: Plan, outcome: Outcome) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def _cell(estimate: Estimate) -> str:
-    interval = "" if math.isnan(estimate.low) else f" [{estimate.low:.4g}, {estimate.high:.4g}]"
-    return f"{estimate.value:.4g}{interval}"
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{0.0 if abs(value) < 1e-12 else value:.4g}"
 
 
-def _rows(outcome: Outcome) -> Iterator[tuple[str, ...]]:
+def _cell(figure: Json) -> str:
+    unknown = figure["low"] is None or math.isnan(figure["low"])
+    return _number(figure["value"]) + ("" if unknown else f" [{_number(figure['low'])}, {_number(figure['high'])}]")
+
+
+def _rows(found: Json) -> Iterator[tuple[str, ...]]:
     """A line for each figure: its name, each model's, and the baselines."""
-    for figure in dict.fromkeys(name for figures in outcome.figures.values() for name in figures):
-        cells = [_cell(figures[figure]) if figure in figures else "-" for figures in outcome.figures.values()]
-        beside = outcome.baselines.get(figure, {})
-        yield figure, *cells, ", ".join(f"{who} {value:.4g}" for who, value in beside.items())
+    models = [model["figures"] for model in found["models"].values()]
+    for name in dict.fromkeys(name for figures in models for name in figures):
+        cells = [_cell(figures[name]) if name in figures else "-" for figures in models]
+        beside = found["baselines"].get(name, {})
+        yield name, *cells, ", ".join(f"{who} {_number(value)}" for who, value in beside.items())
 
 
-def _sentence(difference: Any) -> str:
-    d = difference.estimate
-    verdict = "differ" if difference.p < 0.05 else "cannot be told apart"
+def _sentence(found: Json) -> str:
+    verdict = "they differ" if found["p"] < SIGNIFICANT else "no difference is shown"
     return (
-        f"{difference.figure}: {difference.other} - {difference.first} = {_cell(d)} ({difference.score} of the same "
-        f"{d.n} rows; {difference.test}, p = {difference.p:.3g}): they {verdict}."
+        f"{found['score']}: {found['other']} - {found['first']} = {_cell(found['estimate'])}, mean over the same "
+        f"{found['estimate']['n']:,} rows; {found['test']}, p = {found['p']:.3g}: {verdict}."
     )
 
 
-def _markdown(plan: Plan, outcomes: list[Outcome]) -> Iterator[str]:
-    names = list(outcomes[0].figures)
+def _markdown(folder: Path, found: list[Json], together: list[Json]) -> Iterator[str]:
+    names = list(together[0]["models"])
     yield f"# Evaluation of {', '.join(names)}\n"
-    yield f"Intervals are of 95 %. Seed {plan.args.seed}, {plan.args.dtype}.\n"
+    yield "Intervals are of 95 %.\n"
     if len(names) > 1:
         yield "![models](models.png)\n"
         yield f"|  | {' | '.join(names)} |\n|---|{'---|' * len(names)}"
-        for outcome in outcomes:
-            main = next(iter(next(iter(outcome.figures.values()))))
-            yield f"| {outcome.task.name}: {main} | {' | '.join(_cell(f[main]) for f in outcome.figures.values())} |"
+        for each in together:
+            main = main_figure(each)
+            cells = [_cell(model["figures"][main]) for model in each["models"].values()]
+            yield f"| {each['task']}: {main} | {' | '.join(cells)} |"
         yield ""
-    for outcome in outcomes:
-        task, better = outcome.task, outcome.task.figures_of(outcome.task.data.kind)
-        yield f"## {task.name}\n"
-        settings = ", ".join(f"{name} {value}" for name, value in outcome.settings.items())
-        yield f"{task.data.what}{f'; {settings}' if settings else ''}.\n"
-        yield f"| figure | better | {' | '.join(names)} | baselines | n | interval |\n|---|---|{'---|' * (len(names) + 3)}"
-        for figure, *cells in _rows(outcome):
-            estimate = next(figures[figure] for figures in outcome.figures.values() if figure in figures)
-            ends = f"{estimate.n:,} | {estimate.method}"
-            yield f"| {figure} | {better.get(figure, '')} | {' | '.join(cells)} | {ends} |"
-        yield ""
-        yield from (f"- {_sentence(difference)}" for difference in outcome.differences)
-        for label, count in outcome.left_out.items():
-            if count:
-                yield f"- {label}: {count:,} rows have no score; `left_out` in the samples says why."
-        yield from (f"- {note}" for note in outcome.notes)
-        yield f"- Samples: {', '.join(f'[{file}]({file})' for file in outcome.files.values())}.\n"
-        if (plan.folder / f"{task.name}.png").is_file():
-            yield f"![{task.name}]({task.name}.png)\n"
+    for each in found:
+        yield from _section(folder, each)
 
 
-def _plot(folder: Path, outcome: Outcome) -> None:
-    """A panel for each figure: every model with its interval, and baselines as dashed lines."""
-    from matplotlib.figure import Figure
-
-    figures = list(dict.fromkeys(name for found in outcome.figures.values() for name in found))
-    across = min(len(figures), 3)
-    down = math.ceil(len(figures) / across)
-    height = 1.1 + 0.35 * len(outcome.figures)
-    picture = Figure(figsize=(3.6 * across, height * down), layout="constrained")
-    panels = picture.subplots(down, across, squeeze=False).ravel()
-    for axes, name in zip(panels, figures, strict=False):
-        _points(axes, {label: found[name] for label, found in outcome.figures.items() if name in found})
-        for number, (who, value) in enumerate(outcome.baselines.get(name, {}).items()):
-            axes.axvline(value, linestyle="--", color=f"C{number + 1}", label=who)
-        if name in outcome.baselines:
-            axes.legend(fontsize=7)
-        axes.set_title(name, fontsize=9)
-    for axes in panels[len(figures) :]:
-        axes.set_visible(False)
-    picture.savefig(folder / f"{outcome.task.name}.png", dpi=110)
-
-
-def _plot_models(folder: Path, outcomes: list[Outcome]) -> None:
-    """Every model on each task's main figure."""
-    from matplotlib.figure import Figure
-
-    height = 0.9 + 0.3 * len(outcomes[0].figures)
-    picture = Figure(figsize=(7, height * len(outcomes)), layout="constrained")
-    for axes, outcome in zip(picture.subplots(len(outcomes), 1, squeeze=False).ravel(), outcomes, strict=True):
-        main = next(iter(next(iter(outcome.figures.values()))))
-        _points(axes, {label: found[main] for label, found in outcome.figures.items()})
-        axes.set_title(f"{outcome.task.name}: {main}", fontsize=9)
-    picture.savefig(folder / "models.png", dpi=110)
-
-
-def _points(axes: Any, estimates: dict[str, Estimate]) -> None:
-    for place, estimate in enumerate(estimates.values()):
-        if math.isfinite(estimate.value):
-            known = math.isfinite(estimate.low)
-            ends = [[max(estimate.value - estimate.low, 0)], [max(estimate.high - estimate.value, 0)]] if known else None
-            axes.errorbar(estimate.value, place, xerr=ends, fmt="o", color="C0", capsize=3)
-    axes.set_yticks(range(len(estimates)), list(estimates), fontsize=8)
-    axes.set_ylim(len(estimates) - 0.5, -0.5)
-    axes.tick_params(axis="x", labelsize=8)
-    axes.grid(axis="x", alpha=0.3)
+def _section(folder: Path, found: Json) -> Iterator[str]:
+    names = list(found["models"])
+    settings = ", ".join(f"{name} {value}" for name, value in found["settings"].items())
+    yield f"## {found['task']}\n"
+    yield f"{found['data']['what']}; {settings}, seed {found['seed']}.\n"
+    columns = ("figure", "better", *names, "baselines", "n", "interval")
+    yield f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
+    for name, *cells in _rows(found):
+        one = next(model["figures"][name] for model in found["models"].values() if name in model["figures"])
+        yield f"| {name} | {one['better']} | {' | '.join(cells)} | {one['n']:,} | {one['method']} |"
+    yield ""
+    yield from (f"- {_sentence(difference)}" for difference in found["differences"])
+    for label, model in found["models"].items():
+        if model["left_out"]:
+            yield f"- {label}: {model['left_out']:,} rows have no score; `left_out` in the samples says why."
+    yield from (f"- {note}" for note in found["notes"])
+    files = ", ".join(f"[{model['samples']}]({model['samples']})" for model in found["models"].values())
+    yield f"- Samples: {files}.\n"
+    if (folder / f"{found['task']}.png").is_file():
+        yield f"![{found['task']}]({found['task']}.png)\n"

@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 import errno
 import gc
+import importlib
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 
 EXIT_USAGE = 2
 # What torch.distributed says when the other side of a connection is gone.
@@ -73,6 +75,15 @@ def unreadable(path: Path, error: OSError) -> str:
     """Why a file could not be read, and which one beside it was likely meant."""
     beside = () if path.exists() else path.parent.glob("*")
     return f"{error.strerror}.{nearest(path.name, (p.name for p in beside))}"
+
+
+def from_extra(library: str, extra: str) -> ModuleType:
+    """A library of an optional part of the installation; an ArgumentError that says how to get it."""
+    try:
+        return importlib.import_module(library)
+    except ImportError:
+        package = library.partition(".")[0]
+        raise ArgumentError(f"This needs {package}: pip install 'tuner[{extra}]'.") from None
 
 
 def survive(work: Callable[[], object], name: str) -> None:

@@ -59,12 +59,16 @@ def write_report(trainer: Trainer, rows: Rows) -> dict[str, Any]:
 
     def compare() -> None:
         metrics["comparison"] = objective.compare(outcome)
-        if predictions := objective.predict(outcome):
-            metrics["classes"] = write_class_report(predictions, folder)
         _write(folder, metrics)
         show_comparison(metrics["comparison"], objective.name)
 
+    def classes() -> None:
+        if predictions := objective.predict(outcome):
+            metrics["classes"] = write_class_report(predictions, folder)
+            _write(folder, metrics)
+
     _write(folder, metrics)
+    survive(classes, "classes.md")
     survive(compare, "The comparison")
     survive(lambda: plot_losses(folder / "loss.png", metrics, objective.loss_unit), "loss.png")
     if samples is not None:

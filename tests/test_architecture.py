@@ -16,7 +16,7 @@ FLOORS = [
     ["tuner.config", "tuner.hardware", "tuner.families"],
     ["tuner.text"],
     ["tuner.data"],
-    ["tuner.corpus", "tuner.evaluation.baselines", "tuner.evaluation.metrics", "tuner.evaluation.statistics"],
+    ["tuner.corpus", *(f"tuner.evaluation.{part}" for part in ("baselines", "calibration", "metrics", "statistics"))],
     ["tuner.model"],
     ["tuner.ops", "tuner.optim"],
     ["tuner.loading"],

@@ -21,14 +21,18 @@ def test_metrics_are_written_first_and_every_failure_is_a_warning(tmp_path, monk
     monkeypatch.setattr(report, "plot_losses", fails)
     trainer = SimpleNamespace(
         state=SimpleNamespace(log_history=history, global_step=1), saved_step=lambda: 1, mean_loss=lambda: 1.5,
-        objective=SimpleNamespace(name="sft", model="decoder", tokenizer=None, loss_unit="nats", compare=fails),
-        examples=SimpleNamespace(reports=None), run=SimpleNamespace(args=None), folder=tmp_path, model=None,
+        objective=SimpleNamespace(
+            name="sft", model="decoder", tokenizer=None, loss_unit="nats", compare=fails, predict=fails
+        ),
+        examples=SimpleNamespace(reports=None), run=SimpleNamespace(args=None, labels=None), folder=tmp_path, model=None,
         accelerator=SimpleNamespace(unwrap_model=lambda model: model), is_world_process_zero=lambda: True,
         callback_handler=SimpleNamespace(callbacks=[samples]),
     )  # fmt: skip
     with pytest.warns(UserWarning, match="could not be made: ValueError: bad day") as said:
         metrics = report.write_report(trainer, SimpleNamespace(kind="messages"))
-    assert [str(w.message).partition(" could")[0] for w in said] == ["The comparison", "loss.png", "samples.md"]
+    assert [str(w.message).partition(" could")[0] for w in said] == [
+        *("classes.md", "The comparison", "loss.png", "samples.md")
+    ]
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert (metrics["eval"], metrics["untrained"]) == ({"loss": 1.0}, {"loss": 2.0})
 

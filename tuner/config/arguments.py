@@ -135,6 +135,11 @@ class RunArguments:
     eval_strategy: Literal["no", "steps", "epoch"] = flag("epoch", "When to evaluate on the validation rows.")
     eval_steps: float | None = flag(None, "Steps between two evaluations.", least=0)
     eval_on_start: bool = flag(True, "Evaluate before the first step too, to have something to compare with.")
+    early_stopping_patience: int | None = flag(
+        None,
+        "Stop after so many evaluations without a better one; the best is saved (--metric_for_best_model).",
+        least=1,
+    )
     save_strategy: Literal["no", "steps", "epoch"] = flag("steps", "When to save a checkpoint.")
     save_steps: float = flag(200, "Steps between two checkpoints.", least=0)
     save_total_limit: int | None = flag(2, "Checkpoints to keep.")

@@ -4,7 +4,8 @@
 and none of them can lose the run: what fails is a warning.
 
     {"objective", "steps", "saved_step", "train_loss", "eval": {metric: value}, "untrained": {metric: value},
-     "comparison": {metric: {who: value}}, "speed": {...}, "data": {"train": {...}, "eval": {...}} or null, "log"}
+     "comparison": {metric: {who: value}}, "classes": {figure: {"value", "low", "high", ...}} (of rows with labels),
+     "speed": {...}, "data": {"train": {...}, "eval": {...}} or null, "log"}
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import Any
 from rich.console import Console
 
 from tuner.errors import survive
+from tuner.evaluation.class_report import write_class_report
 from tuner.evaluation.samples import SampleCallback
 from tuner.loading.models import build_model
 from tuner.objectives.records import Comparison, Outcome, Rows
 from tuner.train.plan import table
 from tuner.train.trainer import Trainer
 
-FILES = ("metrics.json", "loss.png", "samples.md")
+FILES = ("metrics.json", "loss.png", "samples.md", "classes.md", "confusion.png")
 SPEEDS = ("tokens_per_second", "supervised_tokens_per_second", "peak_share")
 
 
@@ -60,7 +62,13 @@ def write_report(trainer: Trainer, rows: Rows) -> dict[str, Any]:
         _write(folder, metrics)
         show_comparison(metrics["comparison"], objective.name)
 
+    def classes() -> None:
+        if predictions := objective.predict(outcome):
+            metrics["classes"] = write_class_report(predictions, folder)
+            _write(folder, metrics)
+
     _write(folder, metrics)
+    survive(classes, "classes.md")
     survive(compare, "The comparison")
     survive(lambda: plot_losses(folder / "loss.png", metrics, objective.loss_unit), "loss.png")
     if samples is not None:

@@ -18,7 +18,6 @@ from tuner.config.adapters import KINDS, AdapterArguments
 from tuner.errors import ModelError, one_line
 from tuner.loading.checkpoints import adapter_base, difference, load_pretrained, set_ends, with_adapter
 
-
 # PEFT's `task_type` by the end of a class's name.
 TASKS = {
     "ForSequenceClassification": "SEQ_CLS",

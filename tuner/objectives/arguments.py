@@ -77,8 +77,10 @@ class PreferenceArguments(AdapterArguments):
 class ClassifyArguments(AdapterArguments):
     """Labels of texts, tokens or answers."""
 
-    # Epochs and peak learning rate of each strategy where nothing is said. A head alone is a convex problem.
-    STRATEGIES: ClassVar[dict[str, tuple[float, float]]] = {"full": (3, 5e-5), "lora": (5, 5e-4), "head": (50, 1e-3)}
+    # Epochs, peak learning rate and batch of each strategy where nothing is said.
+    STRATEGIES: ClassVar[dict[str, tuple[float, float, int]]] = {
+        **{"full": (3, 5e-5, 16), "lora": (5, 5e-4, 16), "head": (30, 5e-3, 128)},
+    }
 
     strategy: Literal["full", "head", "lora"] = flag(
         "full", "What is trained: all weights, a head over features that are computed once, or an adapter and a head."
@@ -103,11 +105,13 @@ class ClassifyArguments(AdapterArguments):
     )
     calibrate: bool = flag(False, "Divide the saved head by the temperature that fits the validation rows best.")
     num_train_epochs: float | None = flag(  # type: ignore[assignment]
-        None, "Passes over the training data. Without it: 3, lora 5, head 50.", least=0
+        None, "Passes over the training data. Without it 3, of lora 5, of a head 30.", least=0
     )
     max_length: int = flag(256, "Longest text, in tokens; what is longer is cut.", least=2)
     truncation_mode: Literal["keep_start", "error"] = flag("keep_start", "Longer texts are cut, or refused.")
-    per_device_train_batch_size: int = flag(16, "Texts a device computes at once in training.", least=1)
+    per_device_train_batch_size: int | None = flag(  # type: ignore[assignment]
+        None, "Texts a device computes at once in training. Without it 16, of a head 128.", least=1
+    )
     per_device_eval_batch_size: int = flag(32, "Texts a device computes at once in evaluation.", least=1)
     test_split_size: float = flag(0.2, "Rows set aside for validation: a share below 1, or a number of rows.", least=0)
 
@@ -115,7 +119,8 @@ class ClassifyArguments(AdapterArguments):
         if self.use_peft and self.strategy != "lora":
             raise ArgumentError("--use_peft: here it is --strategy lora.")
         self.use_peft = self.strategy == "lora"
-        epochs, rate = self.STRATEGIES[self.strategy]
+        epochs, rate, batch = self.STRATEGIES[self.strategy]
+        self.per_device_train_batch_size = self.per_device_train_batch_size or batch
         self.num_train_epochs = epochs if self.num_train_epochs is None else self.num_train_epochs
         self.learning_rate = rate if self.learning_rate is None else self.learning_rate
         super().__post_init__()

@@ -195,6 +195,10 @@ class Objective(Generic[A]):
         """What the trained model says of each validation row, for methods whose rows have labels."""
         return None
 
+    def finish(self, model: Any, examples: Examples) -> str | None:
+        """What is done to a trained model before it is saved, on every process; a sentence about it."""
+        return None
+
     def saved_part(self, model: Any) -> Any:
         """The part of a trained model that outlives the training."""
         return model

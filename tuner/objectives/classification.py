@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,65 +18,14 @@ from tuner.data.collate import IGNORED
 from tuner.data.draws import FILLER
 from tuner.data.labels import Labels
 from tuner.data.sources import SOURCE_ROW
-from tuner.errors import ArgumentError, DataError
+from tuner.errors import ArgumentError, DataError, ModelError
 from tuner.evaluation.baselines.tfidf import tfidf_classes
-from tuner.loading.features import freeze, kept_features, pooling_of, replayed
+from tuner.evaluation.calibration import fit_temperature
+from tuner.loading.features import pooling_of
 from tuner.objectives.arguments import ClassifyArguments
-from tuner.objectives.base import Batch, Objective, Row, Sums, own_class
+from tuner.objectives.base import Batch, Row, Sums, own_class
+from tuner.objectives.heads import WithHead
 from tuner.objectives.records import Comparison, Examples, Layout, Outcome, Predictions, Rows
-
-
-class WithHead(Objective[ClassifyArguments]):
-    """What methods with labels share: a head that reads hidden states, of the whole model or, with `--strategy head`,
-    of a backbone that stays as it is and is computed once (`tuner.loading.features`)."""
-
-    arguments = ClassifyArguments
-    needs_end, vocabulary = False, "mlm"
-    refused = ("packing", "padding_free", "z_loss")
-    pooling = "tokens"
-
-    def check_model(self, model: PreTrainedModel) -> None:
-        names = getattr(model.config, "id2label", None) or {}
-        if self.labels.names:  # the order is the model's
-            counts = dict(zip(self.labels.names, self.labels.counts, strict=True))
-            names = tuple(str(names[number]).removeprefix("LABEL_") for number in range(len(names)))
-            self.labels = Labels(names, tuple(counts[name] for name in names), self.labels.problem)
-        if self.args.strategy == "head":
-            freeze(model)
-            self.pooling = self.pooling_of(model)
-
-    def pooling_of(self, model: PreTrainedModel) -> str:
-        """What of the hidden states the head sees."""
-        return "tokens"
-
-    def reference(self, model: Any, rows: Dataset, batch_size: int) -> list[Any] | None:
-        if self.args.strategy != "head":
-            return None
-        examples = rows.with_format(None)
-        types = examples["token_type_ids"] if "token_type_ids" in rows.column_names else None
-        found = kept_features(model.base_model, examples["input_ids"], types, self.tokenizer.pad_token_id, self.pooling)
-        return [states.reshape(-1) for states in found]
-
-    def inputs(self, rows: list[Row]) -> Batch:
-        """What the head reads of rows: their tokens, or `states` `(batch, 1 or time, hidden_size)`."""
-        names = [name for name in ("input_ids", "token_type_ids") if name in rows[0]]
-        batch = self.padded([{name: row[name] for name in names} for row in rows], rows)
-        if "reference" not in rows[0]:
-            return batch
-        counts = [len(row["input_ids"]) if self.pooling == "tokens" else 1 for row in rows]
-        states = [np.asarray(row["reference"], np.float32).reshape(n, -1) for n, row in zip(counts, rows, strict=True)]
-        held = torch.zeros(len(rows), max(counts), states[0].shape[1])
-        for line, each in zip(held, states, strict=True):
-            line[: len(each)] = torch.from_numpy(each)
-        return {"states": held, "tokens": batch["tokens"] * 0, "rows": batch["rows"]}
-
-    def outputs(self, model: Any, **inputs: Any) -> Any:
-        """The model's output, of tokens or of the `states` that stand for them."""
-        forward = own_class(model).forward
-        if "states" not in inputs:
-            return forward(model, **inputs)
-        with replayed(model, inputs["states"]) as known:
-            return forward(model, **known)
 
 
 class Classification(WithHead):
@@ -96,6 +46,8 @@ class Classification(WithHead):
     ):
         super().__init__(args, tokenizer, layout, labels)
         self.problem = self.labels.problem
+        if self.args.calibrate and self.problem == "regression":
+            raise ArgumentError("--calibrate is for classes: a regression has no probabilities.")
         if self.problem != "single_label_classification":
             for flag in ("label_smoothing_factor", "class_weights"):
                 if args.values().get(flag) not in (None, 0, "none"):
@@ -176,22 +128,46 @@ class Classification(WithHead):
         """Beside the most frequent class (or the mean), and TF-IDF under a linear SVM (or ridge regression)."""
         main = {"regression": "rmse", "multi_label_classification": "f1_micro"}.get(self.problem, "accuracy")
         rows = outcome.rows
-        return {
-            main: {**tfidf_classes(rows.train, rows.eval, main), **outcome.before_and_after(main)},
-            self.loss_unit: outcome.before_and_after("loss"),
-        }
+        known, trained = tfidf_classes(rows.train, rows.eval, main), outcome.before_and_after(main)
+        cheap, best = list(known.items())[-1]
+        loses = trained["trained"] > best if main == "rmse" else trained["trained"] < best
+        if loses:
+            print(f"The model loses to {cheap}: {main} {trained['trained']:.4f}, and {best:.4f} by words alone.")
+        return {main: known | trained, self.loss_unit: outcome.before_and_after("loss")}
 
-    @torch.no_grad()
     def predict(self, outcome: Outcome) -> Predictions:
         """The logits of every validation row."""
-        model, found = outcome.model.eval(), []
+        shown = [" / ".join(filter(None, (row["text"], row["text_pair"]))) for row in outcome.rows.eval]
+        logits, targets = self.held_out_logits(outcome.model, outcome.examples)
+        return Predictions(shown, logits, targets, self.labels.names, self.problem)
+
+    @torch.no_grad()
+    def held_out_logits(self, model: Any, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+        """Of every validation row the logits `(rows, outputs)`, and the labels as numbers."""
         bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-        for batch in self.held_out(outcome.examples, self.args.per_device_eval_batch_size):
+        found, was_training = [], model.training
+        model.eval()
+        for batch in self.held_out(examples, self.args.per_device_eval_batch_size):
             inputs = {k: v.to(model.device) for k, v in batch.items() if k not in ("labels", "tokens", "rows")}
             found.append(self.outputs(bare, **inputs).logits.float().cpu())
-        shown = [" / ".join(filter(None, (row["text"], row["text_pair"]))) for row in outcome.rows.eval]
-        targets = np.stack(outcome.examples.eval.with_format("numpy")["labels"])
-        return Predictions(shown, torch.cat(found).numpy(), targets, self.labels.names, self.problem)
+        model.train(was_training)
+        return torch.cat(found).numpy(), np.stack(examples.eval.with_format("numpy")["labels"])
+
+    def finish(self, model: Any, examples: Examples) -> str | None:
+        """With `--calibrate`, the layer that gives the logits is divided by a temperature, with which every tool that
+        loads the model then has calibrated probabilities."""
+        if not self.args.calibrate:
+            return None
+        heat = fit_temperature(*self.held_out_logits(model, examples), self.problem)
+        size = max(len(self.labels.names), 1)
+        heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == size]
+        trained = [head for head in heads if head.weight.requires_grad]
+        if not trained:
+            raise ModelError(f"--calibrate: {type(model).__name__} has no linear layer that gives the logits.")
+        with torch.no_grad():
+            for parameter in trained[-1].parameters():
+                parameter.div_(heat)
+        return f"Calibrated: the head is divided by the temperature {heat:.3f}."
 
     # ---- the dry run ----
 

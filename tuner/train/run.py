@@ -97,7 +97,14 @@ def _resolved(args: RecipeArguments) -> TrainingArguments:
     bf16 = args.bf16
     if bf16 is None:
         bf16 = not half and has_fast_bf16("cpu" if on_cpu else None) and not args.extra.get("fp16")
+    early: dict[str, Any] = {}
+    if args.early_stopping_patience is not None:
+        if args.eval_strategy == "no":
+            raise ArgumentError("--early_stopping_patience needs evaluations: --eval_strategy epoch or steps.")
+        early = {"load_best_model_at_end": True, "save_strategy": args.eval_strategy}
+        early["save_steps"] = args.eval_steps or args.logging_steps
     return args.to_training_arguments(
+        **early,
         bf16=bf16,
         use_cpu=on_cpu,
         resume_from_checkpoint=None,  # resolved by `find_checkpoint`

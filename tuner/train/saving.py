@@ -104,11 +104,14 @@ class SavingTrainer(transformers.Trainer):
         self.accelerator.wait_for_everyone()
 
     def _open_checkpoint(self, checkpoint: Path, steps: int) -> bool:
-        """Read what is restored at the first step. At the last one there is none (transformers' `Trainer` would take
-        one more): then load the model that the run ended with, the best where that was asked for, and return True."""
+        """Read what is restored at the first step. At the last one, and where a run stopped early, there is none
+        (transformers' `Trainer` would take one more): then load the model that the run ended with, the best where that
+        was asked for, and return True."""
         self.kept = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
         state = TrainerState.load_from_json(str(checkpoint / STATE))
-        if state.global_step < steps:
+        early = state.stateful_callbacks.get("EarlyStoppingCallback", {})
+        waited = early.get("attributes", {}).get("early_stopping_patience_counter", 0)
+        if state.global_step < steps and not (early and waited >= early["args"]["early_stopping_patience"]):
             return False
         self._load_from_checkpoint(str(checkpoint))
         self.state, self._tr_loss = state, torch.zeros((), device=self.args.device)

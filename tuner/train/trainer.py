@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from tuner.corpus.stream import TokenStream
@@ -30,6 +30,7 @@ from tuner.hub.push import HubRepository
 from tuner.objectives.base import Objective, use_objective
 from tuner.objectives.records import Examples
 from tuner.optim.check import schedule_kwargs
+from tuner.optim.layerwise import decay_by_layer
 from tuner.optim.split_adamw import own_optimizer
 from tuner.train.callbacks import Guarded, SpikeGuard, StepSeed, StopOnRequest, Throughput
 from tuner.train.checkpoint import last_checkpoint, last_saved
@@ -69,7 +70,9 @@ class Trainer(SavingTrainer):
         self.guard = SpikeGuard() if run.args.skip_spikes else None
         handler, trackers = self.callback_handler, tuple(INTEGRATION_TO_CALLBACK.values())
         handler.callbacks = [Guarded(c) if isinstance(c, trackers) else c for c in handler.callbacks]
-        for callback in (StepSeed(), self._throughput, self.stop):
+        patience = run.args.early_stopping_patience
+        early = [] if patience is None else [EarlyStoppingCallback(patience)]
+        for callback in (StepSeed(), self._throughput, self.stop, *early):
             self.add_callback(callback)
         self._step: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each micro-batch: source rows, loss
         self._overflows = 0
@@ -111,6 +114,14 @@ class Trainer(SavingTrainer):
         args: TrainingArguments, model: PreTrainedModel | None = None
     ) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
         return own_optimizer(args, model) or SavingTrainer.get_optimizer_cls_and_kwargs(args, model)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        decay = self.run.args.values().get("layerwise_lr_decay", 1.0)
+        if fresh and decay != 1:
+            decay_by_layer(optimizer, self.model if model is None else model, decay)
+        return optimizer
 
     def train(self, resume_from_checkpoint: str | Path | None = None) -> None:
         """Train, or continue from a checkpoint to the same bits.
@@ -253,6 +264,8 @@ class Trainer(SavingTrainer):
         return None, None, None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not _internal_call:
+            say(self.objective.finish(self.accelerator.unwrap_model(self.model), self.examples))
         super().save_model(output_dir, _internal_call)
         if not _internal_call and self.run.args.values().get("merge") and self.args.should_save:
             from tuner.loading.adapters import save_merged  # peft takes seconds to import

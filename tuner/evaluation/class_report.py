@@ -1,0 +1,178 @@
+"""What a classifier does on validation rows: figures with intervals, each class, calibration, the worst mistakes."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tuner.errors import DataError
+from tuner.evaluation.calibration import MULTI, crossed, fit_temperature, fit_thresholds, log_loss, probabilities
+from tuner.evaluation.metrics import load_metric
+from tuner.evaluation.statistics import bootstrap, proportion
+from tuner.objectives.records import Predictions
+
+# Mistakes that are shown, characters of a text, classes of a picture.
+MISTAKES, SHOWN, MOST = 20, 160, 40
+# Draws of a bootstrap.
+ROUNDS = 500
+
+
+def write_class_report(found: Predictions, folder: Path, seed: int = 0) -> dict[str, Any]:
+    """Write `classes.md` and, of one class a row, `confusion.png` into the folder.
+
+    Returns:
+        The figures, for `metrics.json`: {"accuracy": {"value", "low", "high", "n", "method"}, ...}
+    """
+    kinds = {"regression": _regression, MULTI: _several}
+    figures, parts = kinds.get(found.problem, _single)(found, folder, seed)
+    lines = ["| figure | value | 95 % interval | n | by |", "|---|---|---|---|---|"]
+    for name, each in figures.items():
+        if name == "thresholds":
+            continue
+        if isinstance(each, dict):
+            interval = f"{each['low']:.4f} to {each['high']:.4f}"
+            lines.append(f"| {name} | {each['value']:.4f} | {interval} | {each['n']} | {each['method']} |")
+        else:
+            lines.append(f"| {name} | {each:.4f} | | {len(found.logits)} | |")
+    text = "\n\n".join([f"# On {len(found.logits):,} validation rows", "\n".join(lines), *parts])
+    (folder / "classes.md").write_text(text + "\n", encoding="utf-8")
+    return figures
+
+
+def _estimates(name: str, predictions: Any, references: Any, seed: int, **options: Any) -> dict[str, Any]:
+    """Every figure of a metric, with its interval."""
+    of_rows, n = load_metric(name, **options).on_rows(predictions=predictions, references=references), len(references)
+    try:
+        keys = list(of_rows(np.arange(n)))
+    except DataError:  # such as a correlation with numbers that all are one
+        return {}
+
+    def figure(key: str, rows: np.ndarray) -> float:
+        return of_rows(rows)[key]
+
+    return {key: vars(bootstrap(partial(figure, key), n, seed=seed, rounds=ROUNDS)) for key in keys}
+
+
+def _single(found: Predictions, folder: Path, seed: int) -> tuple[dict[str, Any], list[str]]:
+    names, targets = list(found.names), found.targets
+    chances, said = probabilities(found.logits, found.problem), found.logits.argmax(axis=1)
+    pairs = [[names[number] for number in numbers] for numbers in (said, targets)]
+    hits = said == targets
+    figures: dict[str, Any] = {
+        "accuracy": vars(proportion(int(hits.sum()), len(hits))),
+        **_estimates("f1", pairs[0], pairs[1], seed, labels=names),
+        **_estimates("matthews_correlation", pairs[0], pairs[1], seed, labels=names),
+    }
+    del figures["f1_micro"]  # of one class a row it is the accuracy
+    scaled = crossed(
+        lambda rows: fit_temperature(found.logits[rows], targets[rows], found.problem),
+        lambda rows, heat: found.logits[rows] / heat,
+        len(targets),
+    )
+    for when, logits in (("", found.logits), (", by the other half's temperature", scaled)):
+        figures[f"log loss{when}"] = log_loss(logits, targets, found.problem)
+        figures[f"calibration error{when}"] = calibration_error(probabilities(logits, found.problem), targets)
+    table = np.zeros((len(names), len(names)), int)
+    np.add.at(table, (targets, said), 1)
+    if len(names) <= MOST:
+        _draw(folder / "confusion.png", table, names)
+    lines = ["| class | rows | precision | recall | F1 | most often taken for |", "|---|---|---|---|---|---|"]
+    for number, name in enumerate(names):
+        wrong = table[number].copy()
+        wrong[number] = 0
+        for_what = f"{names[int(wrong.argmax())]} ({wrong.max()})" if wrong.max() else "-"
+        lines.append(
+            f"| {name} | {_shares(table[number, number], table[number].sum(), table[:, number].sum())} {for_what} |"
+        )
+    worst = [row for row in np.argsort(-chances.max(axis=1), kind="stable") if not hits[row]][:MISTAKES]
+    listed = [f"{chances[row].max():.3f} for {names[said[row]]}, which is {names[targets[row]]}" for row in worst]
+    picture = ["![confusion](confusion.png)"] if len(names) <= MOST else []
+    return figures, ["\n".join(lines), *picture, _mistakes(found, worst, listed)]
+
+
+def _several(found: Predictions, folder: Path, seed: int) -> tuple[dict[str, Any], list[str]]:
+    names, targets = found.names, found.targets > 0
+    chances = probabilities(found.logits, found.problem)
+    fitted = fit_thresholds(chances, targets)
+    said = {
+        "at 0.5": chances > 0.5,
+        "at the other half's thresholds": crossed(
+            lambda rows: fit_thresholds(chances[rows], targets[rows]),
+            lambda rows, thresholds: chances[rows] > thresholds,
+            len(targets),
+        ),
+    }
+    figures: dict[str, Any] = {}
+
+    def listed(which: np.ndarray) -> list[list[str]]:
+        return [[name for name, on in zip(names, row, strict=True) if on] for row in which]
+
+    for where, guessed in said.items():
+        exact = (guessed == targets).all(axis=1)
+        figures[f"all classes right, {where}"] = vars(proportion(int(exact.sum()), len(exact)))
+        f1 = _estimates("f1", listed(guessed), listed(targets), seed, labels=list(names))
+        figures |= {f"{key}, {where}": value for key, value in f1.items()}
+    figures["log loss"] = log_loss(found.logits, targets, found.problem)
+    head = "| class | rows | precision | recall | F1 at 0.5 | threshold, fitted on all these rows |"
+    lines = [head, "|---|---|---|---|---|---|"]
+    guessed = said["at 0.5"]
+    for number, name in enumerate(names):
+        hits = int((guessed[:, number] & targets[:, number]).sum())
+        shares = _shares(hits, targets[:, number].sum(), guessed[:, number].sum())
+        lines.append(f"| {name} | {shares} {fitted[number]:.3f} |")
+    figures["thresholds"] = dict(zip(names, map(float, fitted), strict=True))
+    doubt = np.abs(chances - targets).max(axis=1)
+    worst = [row for row in np.argsort(-doubt, kind="stable") if not (guessed[row] == targets[row]).all()][:MISTAKES]
+    both = zip(listed(guessed[worst]), listed(targets[worst]), strict=True)
+    shown = [f"{', '.join(one) or 'none'}, which is {', '.join(other) or 'none'}" for one, other in both]
+    return figures, ["\n".join(lines), _mistakes(found, worst, shown)]
+
+
+def _regression(found: Predictions, folder: Path, seed: int) -> tuple[dict[str, Any], list[str]]:
+    said, targets = found.logits.reshape(-1), found.targets.astype(float)
+    figures = _estimates("regression", said, targets, seed)
+    worst = np.argsort(-np.abs(said - targets), kind="stable")[:MISTAKES]
+    shown = [f"{said[row]:.3f}, which is {targets[row]:.3f}" for row in worst]
+    return figures, [_mistakes(found, list(worst), shown)]
+
+
+def calibration_error(chances: np.ndarray, targets: np.ndarray, bins: int = 15) -> float:
+    """The expected calibration error (Guo et al. 2017, equation 3): the mean distance between how sure the model is and
+    how often it is right, over bins of equal width."""
+    return float(load_metric("calibration", bins=bins).compute(predictions=chances, references=targets)["ece"])
+
+
+def _shares(hits: int, there: int, said: int) -> str:
+    parts = [hits / max(said, 1), hits / max(there, 1), 2 * hits / max(there + said, 1)]
+    return f"{there} | " + " | ".join(f"{part:.3f}" for part in parts) + " |"
+
+
+def _mistakes(found: Predictions, rows: list[Any], said: list[str]) -> str:
+    if not rows:
+        return "No mistakes."
+    lines = [f"## The {len(rows)} most confident mistakes"]
+    for row, what in zip(rows, said, strict=True):
+        text = " ".join(found.shown[row].split())
+        text = (text if len(text) <= SHOWN else f"{text[:SHOWN]}...").replace("`", "'")
+        lines.append(f"- {what}: `{text}`")
+    return "\n".join(lines)
+
+
+def _draw(path: Path, table: np.ndarray, names: list[str]) -> None:
+    from matplotlib.figure import Figure
+
+    size = max(4.0, 0.55 * len(names) + 2)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(table / np.maximum(table.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(table):
+        if count:
+            color = "white" if count > table[row].sum() / 2 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="true")
+    figure.savefig(path, dpi=130)

@@ -21,7 +21,7 @@ from tuner.data.sources import held_out_split, load_hub, load_splits
 from tuner.errors import ArgumentError, DataError, ModelError, nearest
 from tuner.evaluation.subject import CALLED, kind_of
 from tuner.evaluation.tasks.base import Data, Task, spread
-from tuner.hardware import use_all_cores
+from tuner.hardware import device_type, use_all_cores
 from tuner.train.run import say
 
 GATE = re.compile(r"(?:([a-z]+)\.)?(\S+?)\s*(>=|<=|>|<)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)")
@@ -77,7 +77,7 @@ def plan_evaluation(args: EvaluationArguments) -> Plan:
         DataError: rows that cannot be used, or are of another kind than a task takes.
     """
     use_all_cores()
-    PartialState(cpu=args.use_cpu)
+    PartialState(cpu=args.use_cpu or device_type() == "cpu")
     gates = [read_gate(text) for text in args.gate]
     models = {name: kind_of(name, args) for name in args.names()}
     kinds = set(models.values())

@@ -28,8 +28,14 @@ import tuner.model  # noqa: F401  (registers our classes with the Auto classes)
 from tuner.config.evaluation import EvaluationArguments
 from tuner.data.collate import IGNORED
 from tuner.errors import ModelError, first_line
-from tuner.hardware import device_type
-from tuner.loading.checkpoints import adapter_base, load_pretrained, pretrained_decoder, require_vocabulary, resolve, set_ends
+from tuner.loading.checkpoints import (
+    adapter_base,
+    load_pretrained,
+    pretrained_decoder,
+    require_vocabulary,
+    resolve,
+    set_ends,
+)
 from tuner.ops.chunked_loss import chunked_cross_entropy
 from tuner.text.load_tokenizer import load_pretrained_tokenizer
 from tuner.train.probe import probe
@@ -203,7 +209,7 @@ def load_subject(name: str, args: EvaluationArguments) -> Subject:
     else:
         model = load_pretrained(LOADERS[kind], name, torch.float32, **options)
         require_vocabulary(model, tokenizer, name)
-    device = PartialState(cpu=args.use_cpu or device_type() == "cpu").device
+    device = PartialState().device
     return Subject(name, kind, model.to(getattr(torch, args.dtype)).to(device).eval(), tokenizer)
 
 

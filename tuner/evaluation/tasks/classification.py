@@ -15,7 +15,7 @@ import torch
 from tuner.data.collate import IGNORED
 from tuner.data.labels import labels_of
 from tuner.data.schema import Kind, canonicalize
-from tuner.errors import DataError, ModelError
+from tuner.errors import DataError
 from tuner.evaluation.baselines.ngrams import is_small
 from tuner.evaluation.baselines.tfidf import tfidf_classes
 from tuner.evaluation.subject import Subject

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from transformers import set_seed
 
 from tuner.config.evaluation import EvaluationArguments
 from tuner.data.sources import load_splits
@@ -59,11 +60,24 @@ class Harness(Task):
 
         logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant here
         names = [row["harness_task"] for row in self.data.rows]
-        self.manager = TaskManager(include_path=str(FOLDER), include_defaults=not set(names) <= set(OURS))
+        manager = TaskManager(include_path=str(FOLDER), include_defaults=not set(names) <= set(OURS))
         for name in names:
-            if name not in self.manager.all_tasks and not Path(name).is_file():
+            if name not in manager.all_tasks and not Path(name).is_file():
                 known = f"ours are {', '.join(OURS)}; lm-eval's are listed by `lm-eval ls tasks`."
-                raise ArgumentError(f"--harness_tasks {name}: {known}{nearest(name, self.manager.all_tasks)}")
+                raise ArgumentError(f"--harness_tasks {name}: {known}{nearest(name, manager.all_tasks)}")
+        self.loaded = [self._load(manager, name) for name in names]
+
+    def _load(self, manager: Any, name: str) -> Any:
+        """A task or a group, with its data; as lm-eval's `simple_evaluate` makes it ready."""
+        try:
+            found = manager.load([name])
+        except Exception as error:  # whatever a task's own code or the connection raises
+            raise DataError(f"--harness_tasks {name} could not be loaded: {one_line(error)}") from error
+        for task in found["tasks"].values():
+            if self.args.num_fewshot is not None or task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=self.args.num_fewshot or 0)
+            task.set_fewshot_seed(seed=self.args.seed)
+        return found
 
     def begin(self, subject: Subject) -> None:
         from lm_eval.models.huggingface import HFLM
@@ -78,20 +92,18 @@ class Harness(Task):
         )  # fmt: skip
 
     def score(self, subject: Subject, rows: list[Row]) -> list[Row]:
-        from lm_eval import simple_evaluate
+        from lm_eval.evaluator import evaluate
 
         samples: list[Row] = []
-        for row in rows:
-            name, seed = row["harness_task"], self.args.seed
+        for place in (self.data.rows.index(row) for row in rows):
+            set_seed(self.args.seed)
             try:
-                found: Any = simple_evaluate(
-                    self.lm, tasks=[name], num_fewshot=self.args.num_fewshot, limit=self.args.max_eval_samples,
-                    task_manager=self.manager, bootstrap_iters=1000, random_seed=seed, numpy_random_seed=seed,
-                    torch_random_seed=seed, fewshot_random_seed=seed,
+                # Not `simple_evaluate`, which returns nothing in other processes than the first.
+                found: Any = evaluate(
+                    self.lm, self.loaded[place], limit=self.args.max_eval_samples, bootstrap_iters=1000
                 )  # fmt: skip
-            except Exception as error:  # whatever a task's own code or the connection raises
-                raise DataError(f"--harness_tasks {name}: lm-eval says: {one_line(error)}") from error
-            place = self.data.rows.index(row)
+            except Exception as error:  # whatever a task's own code raises
+                raise DataError(f"{rows[0]['harness_task']}: lm-eval says: {one_line(error)}") from error
             samples += self._samples(place, found)
         return samples
 

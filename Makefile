@@ -2,6 +2,9 @@
 VENV ?= .venv
 PYTHON ?= python3
 ARGS ?=
+# What `make eval` and its kin evaluate: a run's folder, a Hub id, a GGUF or builtin:<name>; on a file, a Hub id or builtin:<name>.
+MODEL ?= builtin:smollm2-135m-instruct
+DATA ?=
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -20,13 +23,15 @@ CORE := $(addprefix tests/,config data loading model objectives optim ops text t
 # One process on whatever there is; said, so that accelerate need not say it.
 LAUNCH := accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 SFT := recipes/sft.py --resume_from_checkpoint true
+# Of built-in data 100 rows, which take minutes on CPUs; of DATA all, or what ARGS="--max_eval_samples ..." says.
+EVAL = recipes/evaluate.py --model_name_or_path $(MODEL) $(if $(DATA),--dataset_name $(DATA),--max_eval_samples 100)
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft lora dpo pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest test-trl-newest lint format eval-pretrain bench-sft bench-lora bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
+.PHONY: help install sft lora dpo pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest test-trl-newest lint format eval eval-all eval-perplexity eval-generation eval-classification eval-qa eval-preference eval-safety eval-harness eval-pretrain bench-sft bench-lora bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'ARGS="..." is added to the command: make sft ARGS="--max_steps 20". VENV and PYTHON choose the environment.'
 
 install: $(INSTALLED) ## Make the environment (a few minutes, once)
@@ -120,6 +125,23 @@ lint: install ## Check style, formatting and types
 format: install ## Format the code and mend what can be mended
 	@$(RUN) ruff check --fix
 	@$(RUN) ruff format
+
+eval: install ## Evaluate MODEL on what fits it, or on what fits DATA too
+	@$(RUN) $(LAUNCH) $(EVAL) $(ARGS)
+
+eval-all: install ## All tasks that take MODEL, on built-in data
+	@$(RUN) $(LAUNCH) $(EVAL) $(ARGS)
+
+EVALS := eval-perplexity eval-generation eval-classification eval-qa eval-preference eval-safety eval-harness
+eval-perplexity: ## Perplexity a token, word and byte, by a sliding window
+eval-generation: ## What it writes, beside what the rows say: BLEU, chrF, ROUGE
+eval-classification: ## Classes of texts, by a classifier or by asking a causal model
+eval-qa: ## Questions on a text, by a head for spans or by asking a causal model
+eval-preference: ## Which of two answers is likelier
+eval-safety: ## Sentences with groups exchanged
+eval-harness: ## lm-eval's harness; ARGS="--harness_tasks ..." for its own tasks
+$(EVALS): install
+	@$(RUN) $(LAUNCH) $(EVAL) --tasks $(@:eval-%=%) $(ARGS)
 
 eval-pretrain: install ## Train every pretraining objective, beside its baselines
 	@$(RUN) python benchmarks/objectives.py $(ARGS)

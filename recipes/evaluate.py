@@ -3,7 +3,8 @@
 Every figure has its number of rows, an interval, a baseline where there is a cheap one, and a file of all samples.
 
     accelerate launch recipes/evaluate.py --model_name_or_path runs/sft/run
-    accelerate launch recipes/evaluate.py --models runs/sft/run runs/dpo/run --tasks preference --gate "pair_accuracy>=0.6"
+    accelerate launch recipes/evaluate.py --models runs/sft/run runs/dpo/run --tasks preference
+    accelerate launch recipes/evaluate.py --dataset_name my.jsonl --gate "accuracy>=0.9"
 
 Miller 2024, "Adding Error Bars to Evals" (https://arxiv.org/abs/2411.00640).
 """

@@ -1,7 +1,8 @@
 """What the user can mend: one exception family, and the one place where it becomes a message and an exit code.
 
 A `TunerError` names what was found, what was expected and what to do. `run` prints it on standard error without a
-traceback and exits with 2, as argparse does (`GateError`: with 1). Anything else is a defect of ours and keeps its traceback.
+traceback and exits with 2, as argparse does (`GateError`: with 1). Anything else is a defect of ours and keeps its
+traceback.
 """
 
 from __future__ import annotations

@@ -44,14 +44,14 @@ class EvaluationArguments:
     trust_remote_code: bool = flag(False, "Allow code that comes with a model on the Hub.")
     dtype: Literal["float32", "bfloat16"] = flag("float32", "Weights, and products with them.")
     use_cpu: bool = flag(False, "Compute on the CPU, whatever accelerator there is.")
-    tasks: list[str] = flag([], f"What to evaluate: {', '.join(TASKS)}. Without it, all that fit the model and the data.")
+    tasks: list[str] = flag([], f"What to evaluate: {', '.join(TASKS)}. Without it, all that fit model and data.")
     dataset_name: str | None = flag(
         None, "A Hub id, a local file or folder, or builtin:<name>. Without it, a built-in one for each task."
     )
     dataset_config: str | None = flag(None, "Configuration of a Hub dataset.")
     dataset_test_split: str = flag("test", "Split to evaluate on; of a file without splits, all of it.")
     test_split_size: float | None = flag(
-        None, "Only the rows that training sets aside of a source without splits: a share below 1, or a number.", least=0
+        None, "Of a source without splits only what training sets aside: a share below 1, or a number of rows.", least=0
     )
     max_eval_samples: int | None = flag(None, "At most so many rows, evenly spread over what there is.", least=1)
     cluster_column: str | None = flag(
@@ -59,7 +59,7 @@ class EvaluationArguments:
     )
     per_device_eval_batch_size: int = flag(8, "Sequences a device computes at once.", least=1)
     max_length: int | None = flag(
-        None, "Longest sequence, in tokens; of perplexity the window. Without it: what the model reads, at most 2048.", 2
+        None, "Longest sequence, in tokens; of perplexity the window. Without it: what the model reads, most 2048.", 2
     )
     stride: int | None = flag(
         None,
@@ -122,4 +122,5 @@ class EvaluationArguments:
         if len(self.names()) > 1:
             return Path("runs/eval/comparison")
         name = self.names()[0]
-        return Path(name) if Path(name).is_dir() else Path("runs/eval") / name.replace("builtin:", "").replace("/", "--")
+        own = Path(name).expanduser()
+        return own if own.is_dir() else Path("runs/eval") / name.removeprefix("builtin:").replace("/", "--")

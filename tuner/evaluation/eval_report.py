@@ -1,11 +1,11 @@
 """What an evaluation leaves: a file of figures for each task, a report to read, pictures, and the Hub's form.
 
-    eval/<task>.json           {"task", "data", "seed", "settings", "models": {label: {"name", "samples", "left_out",
-                               "seconds", "figures": {figure: {"value", "low", "high", "n", "method", "better"}}}},
-                               "baselines": {figure: {who: value}}, "differences": [...], "notes"}
-    eval/<task>.samples.jsonl  one line a row: what was asked, what came, and `scores`
-    eval/report.md, <task>.png, models.png    of every <task>.json in the folder
-    .eval_results/<task>.yaml  https://huggingface.co/docs/hub/eval-results
+eval/<task>.json           {"task", "data", "seed", "settings", "models": {label: {"name", "samples", "left_out",
+                           "seconds", "figures": {figure: {"value", "low", "high", "n", "method", "better"}}}},
+                           "baselines": {figure: {who: value}}, "differences": [...], "notes"}
+eval/<task>.samples.jsonl  one line a row: what was asked, what came, and `scores`
+eval/report.md, <task>.png, models.png    of every <task>.json in the folder
+.eval_results/<task>.yaml  https://huggingface.co/docs/hub/eval-results
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 import operator
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,9 @@ def write_evaluation(plan: Plan, outcomes: list[Outcome]) -> None:
         text = json.dumps(found, indent=1, ensure_ascii=False)
         (folder / f"{outcome.task.name}.json").write_text(text, encoding="utf-8")
         _write_hub_form(plan, outcome)
-        survive(lambda found=found: plot_task(folder / f"{found['task']}.png", found), f"{outcome.task.name}.png")
-        console.print(table(f"{outcome.task.name}: {found['data']['what']}", ("", *found["models"], "baselines"), _rows(found)))
+        survive(partial(plot_task, folder / f"{outcome.task.name}.png", found), f"{outcome.task.name}.png")
+        title, columns = f"{outcome.task.name}: {found['data']['what']}", ("", *found["models"], "baselines")
+        console.print(table(title, columns, _rows(found)))
         for difference in found["differences"]:
             console.print(f"  {_sentence(difference)}")
     paths = [path for path in (folder / f"{task}.json" for task in TASKS) if path.is_file()]
@@ -62,7 +64,7 @@ def write_evaluation(plan: Plan, outcomes: list[Outcome]) -> None:
 
 
 def check_gates(plan: Plan, outcomes: list[Outcome]) -> None:
-    """A GateError that names every figure, of any model, that falls short; an ArgumentError for one that was not made."""
+    """A GateError naming every figure, of any model, that falls short; an ArgumentError for one that nobody made."""
     short = []
     for gate in plan.gates:
         found = list(_of_gate(gate, outcomes))

@@ -24,7 +24,7 @@ from tuner.evaluation.tasks.base import Data, Task, spread
 from tuner.hardware import device_type, use_all_cores
 from tuner.train.run import say
 
-GATE = re.compile(r"(?:([a-z]+)\.)?(\S+?)\s*(>=|<=|>|<)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)")
+GATE = re.compile(r"(?:([a-z]+)\.)?(\S+?)\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
 # What training says of the rows that it sets aside: flags of a run that an evaluation of its model reads.
 SPLIT_FLAGS = ("dataset_name", "dataset_config", "dataset_test_split", "test_split_size", "split_seed")
 
@@ -137,7 +137,8 @@ def _of_run(args: EvaluationArguments, wanted: tuple[Kind, ...]) -> Found | None
         train, rows = load_splits(said["dataset_name"], **options, stratify="split_seed" in said)
     except (KeyError, TypeError, DataError):
         return None
-    return Found(rows, said["dataset_name"], f"the rows that {file.parent} was validated on", train) if _fits(rows, wanted) else None
+    what = f"the rows that {file.parent} was validated on"
+    return Found(rows, said["dataset_name"], what, train) if _fits(rows, wanted) else None
 
 
 def _fits(rows: Dataset, wanted: tuple[Kind, ...]) -> bool:
@@ -153,8 +154,8 @@ def read_rows(args: EvaluationArguments, name: str, share: float, stratify: bool
     of a file, and of a built-in or with `--test_split_size` those that training sets aside. Raises a DataError."""
     if name.startswith("builtin:") or args.test_split_size is not None:
         size = share if args.test_split_size is None else args.test_split_size
-        split = (args.dataset_config, "train", args.dataset_test_split, size)
-        train, rows = load_splits(name, *split, stratify=stratify)
+        given = (args.dataset_config, "train", args.dataset_test_split, size)
+        train, rows = load_splits(name, *given, stratify=stratify)
         return Found(rows, name, "those that training sets aside", train)
     splits = ("train", args.dataset_test_split)
     files = local_files(name, splits, args.dataset_config)
@@ -193,15 +194,12 @@ def _canonical(
 def read_gate(text: str) -> Gate:
     """A gate as it is written, `[task.]figure>=number`; an ArgumentError where it is none."""
     found = GATE.fullmatch(text.strip())
-    try:
-        assert found is not None
-        task, figure, sign, bound = found.groups()
-        number = float(bound)
-    except (AssertionError, ValueError):
-        raise ArgumentError(f"--gate {text!r}: expected a figure, >=, <=, > or <, and a number: 'accuracy>=0.9'.") from None
+    if found is None:
+        raise ArgumentError(f"--gate {text!r}: expected a figure, >=, <=, > or <, and a number: 'accuracy>=0.9'.")
+    task, figure, sign, bound = found.groups()
     if task is not None and task not in TASKS:
         raise ArgumentError(f"--gate {text}: there is no task {task!r}.{nearest(task, TASKS)}")
-    return Gate(text, task, figure, sign, number)
+    return Gate(text, task, figure, sign, float(bound))
 
 
 def check_gates_known(gates: list[Gate], tasks: list[Task]) -> None:

@@ -202,7 +202,7 @@ def load_subject(name: str, args: EvaluationArguments) -> Subject:
     """
     kind = kind_of(name, args)
     tokenizer = load_tokenizer(name, args)
-    options = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+    options: dict[str, Any] = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
     if kind == "causal":
         model: Any = pretrained_decoder(name, tokenizer, **options)
         set_ends(model, tokenizer)

@@ -1,1 +1,1 @@
-"""What a model is evaluated on: one file a task, which says what it takes, scores rows, and makes figures of the scores."""
+"""What a model is evaluated on: one file a task, which says what it takes, scores rows, and makes figures of scores."""

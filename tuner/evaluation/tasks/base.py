@@ -142,7 +142,7 @@ class Task:
     # Figures that are compared row by row, by the score of a row that they are the mean of.
     by_row: ClassVar[dict[str, str]] = {}
     # Whether it may make figures that are known when it is done.
-    more_figures: ClassVar[bool] = False
+    more_figures: bool = False
     # Rows that a process computes at once, beside the others of which sequences are sorted; None for some batches.
     block: ClassVar[int | None] = None
 
@@ -207,8 +207,11 @@ class Task:
 
     def bootstrap(self, samples: Samples, of_rows: OfRows, *names: str) -> Figures:
         """Figures of all samples at once, which are no mean over rows."""
-        how = (len(samples), samples.clusters, self.args.seed)
-        return {name: bootstrap(lambda rows, name=name: of_rows(rows)[name], *how) for name in names}
+
+        def estimate(name: str) -> Estimate:
+            return bootstrap(lambda rows: of_rows(rows)[name], len(samples), samples.clusters, self.args.seed)
+
+        return {name: estimate(name) for name in names}
 
 
 def without_interval(value: float, n: int, why: str) -> Estimate:

@@ -1,5 +1,5 @@
-"""Classes of texts, numbers, and tags of tokens, by a model with a head for them; or the class that a causal model finds
-likeliest as the answer to a question, without having been trained for it.
+"""Classes of texts, numbers, and tags of tokens, by a model with a head for them; or the class that a causal model
+finds likeliest as the answer to a question, without having been trained for it.
 
 Classes are compared by name. A row whose class the model does not know is an error, not a mistake of the model's.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 
 from tuner.data.collate import IGNORED
 from tuner.data.labels import labels_of
@@ -18,6 +19,7 @@ from tuner.data.schema import Kind, canonicalize
 from tuner.errors import DataError
 from tuner.evaluation.baselines.ngrams import is_small
 from tuner.evaluation.baselines.tfidf import tfidf_classes
+from tuner.evaluation.statistics import Estimate
 from tuner.evaluation.subject import Subject
 from tuner.evaluation.tasks.base import Baselines, Figures, Row, Samples, Task
 from tuner.text.chat import generation_prompt
@@ -80,11 +82,11 @@ class Classification(Task):
         if unknown and self.data.kind != "score":
             of_model = ", ".join(self.names[:20]) + (", ..." if len(self.names) > 20 else "")
             raise DataError(
-                f"{self.data.name} has {', '.join(map(repr, unknown[:5]))}, which {subject.name} does not know: it tells "
-                f"{of_model}. Rename them in the rows, or in the model's config.json (id2label)."
+                f"{self.data.name} has {', '.join(map(repr, unknown[:5]))}, which {subject.name} does not know: it "
+                f"tells {of_model}. Rename them in the rows, or in the model's config.json (id2label)."
             )
-        trained = subject.trained.get("max_length")
-        self.length = subject.longest(self.args.max_length, ASKED_TOKENS if subject.kind == "causal" else trained or 512)
+        usual = ASKED_TOKENS if subject.kind == "causal" else subject.trained.get("max_length") or 512
+        self.length = subject.longest(self.args.max_length, usual)
 
     @torch.no_grad()
     def score(self, subject: Subject, rows: list[Row]) -> list[Row]:
@@ -120,17 +122,17 @@ class Classification(Task):
     def _judged(self, row: Row, logits: torch.Tensor) -> Row:
         """What the logits of a text say, and whether that is right."""
         if self.data.kind == "score":
-            said, wanted = float(logits.reshape(-1)[0]), row["label"]
-            return {"prediction": said, "reference": wanted, "scores": {"absolute_error": abs(said - wanted)}}
+            number, wanted = float(logits.reshape(-1)[0]), row["label"]
+            return {"prediction": number, "reference": wanted, "scores": {"absolute_error": abs(number - wanted)}}
         if self.data.kind == "classes":
             chances = logits.sigmoid().tolist()
             said = [name for name, chance in zip(self.names, chances, strict=True) if chance > 0.5]
-            right = float(set(said) == set(row["labels"]))
-            return {"prediction": said, "reference": row["labels"], "probabilities": chances, "scores": {"accuracy": right}}
+            scores = {"accuracy": float(set(said) == set(row["labels"]))}
+            return {"prediction": said, "reference": row["labels"], "probabilities": chances, "scores": scores}
         chances = logits.double().softmax(-1).tolist()
-        said = self.names[int(np.argmax(chances))]
-        right = float(said == row["label"])
-        return {"prediction": said, "reference": row["label"], "probabilities": chances, "scores": {"accuracy": right}}
+        best = self.names[int(np.argmax(chances))]
+        scores = {"accuracy": float(best == row["label"])}
+        return {"prediction": best, "reference": row["label"], "probabilities": chances, "scores": scores}
 
     def _tag(self, subject: Subject, rows: list[Row]) -> list[Row]:
         """Each token has the tag of its first piece; one that is cut off has O."""
@@ -171,7 +173,7 @@ class Classification(Task):
         return [{"text": row["text"], **self._judged(row, scores)} for row, scores in zip(rows, found, strict=True)]
 
     def summarise(self, samples: Samples) -> Figures:
-        kind, figures = str(self.data.kind), {}
+        kind, figures = str(self.data.kind), dict[str, Estimate]()
         for metric, (said, wanted) in METRICS[kind]:
             options = {"labels": list(self.names)} if said == "probabilities" else {}
 
@@ -194,6 +196,7 @@ class Classification(Task):
     def baselines(self, samples: Samples) -> Baselines:
         """The most frequent class, and TF-IDF under a linear model, learnt from the rows that are not evaluated on."""
         kind, rows = str(self.data.kind), self.data.rows
+        assert isinstance(rows, Dataset)
         if kind == "tags":
             return {}
         main = {"class": "accuracy", "classes": "f1_micro", "score": "rmse"}[kind]

@@ -79,7 +79,8 @@ class Generation(Task):
         if kind == "text":
             ids = tokenizer(row["text"], add_special_tokens=False, verbose=False)["input_ids"]
             cut = min(PROMPT, len(ids) // 2)
-            prompt, reference = (tokenizer.decode(part) for part in (ids[:cut], ids[cut : cut + self.args.max_new_tokens]))
+            parts = ids[:cut], ids[cut : cut + self.args.max_new_tokens]
+            prompt, reference = (tokenizer.decode(part) for part in parts)
             sample = {"prompt": prompt, "said": prompt, "reference": reference.strip()}
             begin = tokenizer.bos_token_id
             ids = [*([] if begin is None else [begin]), *ids[:cut]] if cut else []
@@ -148,8 +149,8 @@ class Generation(Task):
                 for name, value in samples.value_of_metric(metric, columns).items():
                     found.setdefault(name, {})[who] = value
         for metric in ("distinct_n", "self_repetition"):
-            for name, value in samples.value_of_metric(metric, lambda sample: {"predictions": sample["reference"]}).items():
-                found[name] = {"the references": value}
+            own = samples.value_of_metric(metric, lambda sample: {"predictions": sample["reference"]})
+            found |= {name: {"the references": value} for name, value in own.items()}
         return found
 
     def settings(self) -> Row:

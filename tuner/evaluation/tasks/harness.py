@@ -163,7 +163,8 @@ class Harness(Task):
         return {score: score for score in samples.scores if "/" in score}
 
     def settings(self) -> Row:
-        return {"max_length": self.length, "num_fewshot": "the task's" if self.args.num_fewshot is None else self.args.num_fewshot}
+        shots = self.args.num_fewshot
+        return {"max_length": self.length, "num_fewshot": "the task's" if shots is None else shots}
 
     def notes(self) -> list[str]:
         limit = f" Of each task the first {self.args.max_eval_samples} documents." if self.args.max_eval_samples else ""

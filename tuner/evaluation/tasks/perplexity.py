@@ -2,8 +2,8 @@
 
 Every token is scored once. The first window scores all of its tokens; each further one the next `stride` tokens, with
 what fits before them as context, `max_length - stride + 1` tokens or (the last one) more. A stride of `max_length` is
-lm-eval's rolling likelihood. Of a text every token is scored, the first after the beginning token (or the end token, as lm-eval has it), and
-no end; of a conversation the tokens that training learns, which are the answers with their ends.
+lm-eval's rolling likelihood. Of a text every token is scored, the first after the beginning token (or the end token, as
+lm-eval has it), and no end; of a conversation the tokens that training learns, which are the answers with their ends.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ class Perplexity(Task):
     def notes(self) -> list[str]:
         kept = self.length - self.stride + 1
         said = [
-            f"Windows of {self.length} tokens, stride {self.stride}: after the first window each token is predicted from "
-            f"at least the {kept} token{'s' if kept > 1 else ''} before it. Every token is scored once."
+            f"Windows of {self.length} tokens, stride {self.stride}: after the first window each token is predicted "
+            f"from at least the {kept} token{'s' if kept > 1 else ''} before it. Every token is scored once."
         ]
         if self.data.kind == "messages":
             said.append("Scored are the answers' tokens, their end marks included; words and bytes are the answers'.")

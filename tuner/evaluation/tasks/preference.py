@@ -45,7 +45,8 @@ class Preference(Task):
             one, other = losses[number], losses[number + len(rows)]
             sample: Row = {"prompt": row["prompt"], **{part: row[part] for part in PARTS}}
             if not len(one) or not len(other):
-                sample["left_out"] = f"longer than {self.length} tokens" if long[number] else "an answer without a token"
+                reason = f"longer than {self.length} tokens" if long[number] else "an answer without a token"
+                sample["left_out"] = reason
             else:
                 sums, means = other.sum() - one.sum(), other.mean() - one.mean()
                 sample["log_likelihoods"] = {"chosen": -float(one.sum()), "rejected": -float(other.sum())}

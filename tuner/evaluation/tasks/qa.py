@@ -42,7 +42,7 @@ class QA(Task):
         trained = subject.trained.get("max_length")
         self.length = subject.longest(self.args.max_length, trained or 384)
         self.stride = self.args.stride or self.length // 3
-        self.may_refuse = any(not answers for answers in self.data.rows["answers"])
+        self.may_refuse = any(not row["answers"] for row in self.data.rows)
 
     def score(self, subject: Subject, rows: list[Row]) -> list[Row]:
         said = self._read(subject, rows) if subject.kind == "reader" else self._ask(subject, rows)
@@ -143,7 +143,7 @@ class QA(Task):
         return {"max_length": self.length, "stride": self.stride, "max_new_tokens": self.args.max_new_tokens}
 
     def notes(self) -> list[str]:
-        return ["A causal model's answer is the first line that it writes; max_length and stride are a reader's windows."]
+        return ["A causal model's answer is its first line; max_length and stride are for a model with a head."]
 
 
 def _columns(sample: Row) -> Row:

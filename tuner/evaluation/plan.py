@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 from accelerate import PartialState
 from datasets import Dataset
@@ -17,7 +18,7 @@ from tuner.config.evaluation import TASKS, EvaluationArguments
 from tuner.data.local_files import local_files
 from tuner.data.read_files import load_files
 from tuner.data.schema import Kind, canonicalize, shape_of, unused_sentence
-from tuner.data.sources import held_out_split, load_hub, load_splits
+from tuner.data.sources import SOURCE_ROW, held_out_split, load_hub, load_splits
 from tuner.errors import ArgumentError, DataError, ModelError, nearest
 from tuner.evaluation.subject import CALLED, kind_of
 from tuner.evaluation.tasks.base import Data, Task, spread
@@ -179,6 +180,8 @@ def _canonical(
     if len(raw) == 0:
         raise DataError(f"{name} has no row to evaluate on.")
     if args.max_eval_samples is not None and args.max_eval_samples < len(raw):
+        if SOURCE_ROW not in raw.column_names:
+            raw = raw.add_column(SOURCE_ROW, np.arange(len(raw)))
         raw = raw.select(spread(len(raw), args.max_eval_samples))
         what = f"{len(raw)} of {what}, evenly spread"
     column = args.cluster_column

@@ -7,13 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.model.helpers import tiny_decoder
+import torch
+
+from tests.model.helpers import scramble, tiny_decoder
 from tests.text import samples
 from tuner.config.arguments import parse_arguments
 from tuner.config.evaluation import EvaluationArguments
 from tuner.evaluation.eval_report import check_gates, write_evaluation
 from tuner.evaluation.plan import plan_evaluation
 from tuner.evaluation.run import Outcome, evaluate
+from tuner.model import TunerEncoderConfig
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> Path:
@@ -27,6 +30,20 @@ def save_decoder(folder: Path, seed: int = 0, **shape: Any) -> Path:
     tokenizer = samples.small()
     shape = {"vocab_size": len(tokenizer), "max_position_embeddings": 256, **shape}
     tiny_decoder(seed=seed, **shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_with_head(folder: Path, kind: type[Any], names: list[str], seed: int = 0, **fields: Any) -> Path:
+    """A tiny encoder with a head of this class over these labels, and the same tokenizer."""
+    tokenizer = samples.small()
+    torch.manual_seed(seed)
+    config = TunerEncoderConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=256, pad_token_id=tokenizer.pad_token_id,
+        id2label=dict(enumerate(names)), label2id={name: number for number, name in enumerate(names)}, **fields,
+    )  # fmt: skip
+    scramble(kind(config), seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -171,6 +171,6 @@ def test_models_of_two_kinds(model, tmp_path):
     [outcome] = run("--models", model, nano, "--dataset_name", path, "--output_dir", tmp_path)
     assert outcome.task.name == "classification" and len(outcome.differences) == 1
     with pytest.raises(
-        ModelError, match=r"--tasks perplexity takes a causal language model; .*three is a text classif"
+        ModelError, match=r"--tasks perplexity takes a causal language model; .*three is a"
     ):
         run("--models", nano, model, "--tasks", "perplexity", "--output_dir", tmp_path)

@@ -30,9 +30,9 @@ MOST = 10_000_000
 ROLLING = ("word_perplexity", "byte_perplexity", "bits_per_byte")
 
 
-def builtin(name: str, **_: Any) -> dict[str, Dataset]:
+def builtin(name: str, test_split_size: float = 0.05, **_: Any) -> dict[str, Dataset]:
     """Built-in rows as the harness takes them, for the tasks in `lm_eval`."""
-    train, held_out = load_splits(name)
+    train, held_out = load_splits(name, test_split_size=test_split_size)
     return {"train": train, "test": held_out}
 
 

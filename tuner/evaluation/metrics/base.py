@@ -8,14 +8,17 @@ grow with the set where a metric is made of sums. A `SummedMetric` keeps a vecto
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import datasets
 import evaluate
 import numpy as np
+from evaluate.module import FileLock, Timeout
 
 from tuner.errors import ArgumentError, DataError, nearest, one_line
 
@@ -132,9 +135,15 @@ class TunerMetric(evaluate.Metric):
 
     def _finalize(self) -> None:
         super()._finalize()
-        if self.process_id == 0:
-            if not len(self.data):
-                raise DataError(f"{self.name}: there is no row to evaluate.")
+        if self.process_id > 0:
+            # Until the first has read the files. Otherwise the next metric of this name would meet that one's locks,
+            # take them for its own, and be gone before it has begun.
+            first = os.path.join(self.data_dir, f"{self.experiment_id}-{self.num_process}-0.arrow.lock")
+            with contextlib.suppress(Timeout), FileLock(first).acquire(timeout=self.timeout):
+                return
+        elif not len(self.data):
+            raise DataError(f"{self.name}: there is no row to evaluate.")
+        else:
             self.found = self.reduce(self.data)
             self.data = self.data.select([])  # evaluate makes lists of what is left
 
@@ -176,7 +185,7 @@ class SummedMetric(TunerMetric):
         """The metric as a function of row numbers `(n,)`, with repeats, as `tuner.evaluation.statistics.bootstrap`
         draws them. The numbers of every row are held; texts are read once."""
         columns = self.checked(given)
-        labels = sorted(self.labels_of(columns))
+        labels = sorted(self.labels_of(columns)) if self.by_label else []
         parts = self.parts(columns, labels)
         if not self.additive:
             return lambda rows: self._figures(parts[rows], labels)

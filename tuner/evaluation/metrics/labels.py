@@ -153,6 +153,11 @@ class ScoreMetric(LabelMetric):
         """The labels in the order of the scores."""
         return self.labels or [str(number) for number in range(max(width, 2))]
 
+    def checked(self, given: dict[str, Any], mask: Any = None) -> Columns:
+        """Columns by name, every value checked; the first row says how many scores there are."""
+        self.width = self.width if self.writer is not None else 0
+        return super().checked(given, mask)
+
     def check_row(self, row: dict[str, Any]) -> None:
         """As many scores as labels, and a reference among them."""
         width = len(row["predictions"])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import tracemalloc
 import warnings
 
 import numpy as np
 import pytest
 
-from tests.processes import run_together
+from tests.processes import ROOT, run_together
 from tuner.errors import ArgumentError, DataError
 from tuner.evaluation.metrics import METRICS, SummedMetric, load_metric, text_sizes
 from tuner.evaluation.metrics.tags import entities
@@ -396,3 +398,19 @@ def test_evaluate_combines_them(load):
     both.add_batch(predictions=[1, 0], references=[1, 1])
     assert both.evaluation_modules[0].compute() == {"accuracy": 0.5}
     assert both.compute(predictions=[1, 0], references=[1, 0]).keys() == {"accuracy", "matthews_correlation"}
+
+
+def test_the_page_lists_what_there_is(load, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in page.split("## How sure")[0].splitlines() if line.startswith("| `")]
+    names, keys, columns, options = zip(
+        *([re.findall(r"`(\w+)`", cell) for cell in row[:4]] for row in rows), strict=True
+    )
+    assert [name for (name,) in names] == list(METRICS)
+    for (name,), shown, needed, optional in zip(names, keys, columns, options, strict=True):
+        found = load(name).compute(**ROWS[name])
+        assert set(shown) - {"PER_precision"} == {key for key in found if not re.match("[A-Z]|has_|no_", key)}
+        assert (needed or ["predictions", "references"]) == list(METRICS[name].columns)
+        assert optional == [option for option in inspect.signature(METRICS[name]).parameters if option != "places"]
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", str(tmp_path))
+    exec(compile("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), "metrics.md", "exec"), {})

@@ -15,6 +15,7 @@ from tuner.data.collate import IGNORED
 from tuner.errors import ArgumentError, from_extra
 from tuner.evaluation.metrics.base import NUMBERS, TEXTS, Columns, Figures, SummedMetric, ratio
 
+NAMES = (str, int, np.integer)
 SKLEARN = "https://scikit-learn.org/stable/modules/generated/sklearn.metrics"
 
 
@@ -22,7 +23,7 @@ def label(value: Any) -> str:
     """A label's name, or a ValueError."""
     if isinstance(value, bool | np.bool_):
         value = int(value)
-    if not isinstance(value, str | int | np.integer):
+    if not isinstance(value, NAMES):
         raise ValueError(f"a label is a name or a whole number, not {value!r:.80}.")
     return str(value)
 

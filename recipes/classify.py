@@ -1,6 +1,7 @@
 """Labels for texts: classes, numbers, tags of tokens, or answers in a text, told by a head on any encoder or decoder.
 
-All weights are trained, or an adapter and the head, or the head alone over features that are computed once.
+All weights are trained, or an adapter and the head, or the head alone over features that are computed once; of a few
+texts a class, an encoder learns first which of them belong together.
 
     accelerate launch recipes/classify.py
     accelerate launch recipes/classify.py --dataset_name my_reviews.csv --model_name_or_path org/name --strategy head
@@ -35,6 +36,7 @@ def main() -> None:
     if args.dry_run:
         return tuner.show_plan(run, rows, objective, examples, model)
 
+    tuner.tune_encoder(run, objective, examples, model)  # with --strategy fewshot
     trainer = tuner.Trainer(model, run, objective, examples)
     trainer.train(resume_from_checkpoint=run.checkpoint)
     trainer.save_model()

@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # so that an editor finds what a recipe calls
     from tuner.objectives.classification import Classification
     from tuner.objectives.dpo import DPO
     from tuner.objectives.registry import PRETRAINING
+    from tuner.train.fewshot import tune_encoder
     from tuner.train.plan import show_plan
     from tuner.train.prepare import (
         load_documents,
@@ -69,6 +70,7 @@ _NAMES = {
     "objectives.classification": "Classification",
     "objectives.dpo": "DPO",
     "objectives.registry": "PRETRAINING",
+    "train.fewshot": "tune_encoder",
     "train.plan": "show_plan",
     "train.prepare": (
         "load_documents load_labelled_rows load_model load_rows load_tokenizer make_examples make_objective"

@@ -11,7 +11,7 @@ from tuner import __version__
 from tuner.errors import run
 
 # Each a file in tuner/commands with `add_parser(subparsers)` and `main(args)`, light to import.
-COMMANDS = ("chat", "generate", "convert", "plan", "doctor")
+COMMANDS = ("chat", "generate", "features", "convert", "plan", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

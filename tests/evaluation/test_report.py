@@ -24,7 +24,8 @@ def test_metrics_are_written_first_and_every_failure_is_a_warning(tmp_path, monk
         objective=SimpleNamespace(
             name="sft", model="decoder", tokenizer=None, loss_unit="nats", compare=fails, predict=fails
         ),
-        examples=SimpleNamespace(reports=None), run=SimpleNamespace(args=None, labels=None), folder=tmp_path, model=None,
+        examples=SimpleNamespace(reports=None), folder=tmp_path, model=None,
+        run=SimpleNamespace(args=None, labels=None),
         accelerator=SimpleNamespace(unwrap_model=lambda model: model), is_world_process_zero=lambda: True,
         callback_handler=SimpleNamespace(callbacks=[samples]),
     )  # fmt: skip

@@ -83,7 +83,7 @@ def name_of(value: Any, column: str) -> str:
 
 def is_class(value: Any) -> bool:
     """Whether a label names one class; what is missing may have been one."""
-    return not isinstance(value, list | float)
+    return not isinstance(parsed(value), list | float)
 
 
 def is_number(value: Any) -> bool:

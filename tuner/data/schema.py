@@ -119,10 +119,8 @@ def shape_of(row: Row, name: str, kinds: tuple[Kind, ...] = ("messages", "text")
     ]
     accepted = f"The shapes accepted are:{''.join(wanted)}"
     if known:
-        its, needed = (
-            f"{CALLED[known[0].kind]} (columns {', '.join(known[0].needed)})",
-            [CALLED[kind] for kind in kinds],
-        )
+        shape = max(known, key=lambda shape: len(shape.needed))
+        its, needed = f"{CALLED[shape.kind]} (columns {', '.join(shape.needed)})", [CALLED[kind] for kind in kinds]
         raise DataError(f"{name}: its rows are {its}, but {' or '.join(needed)} are needed.\n{accepted}")
     found = {column: value for column, value in row.items() if column != SOURCE_ROW}
     cut = {column: v if len(str(v)) <= 80 else f"{str(v)[:77]}..." for column, v in found.items()}
@@ -197,7 +195,7 @@ SHAPES: tuple[Shape, ...] = (
             (*filter(None, texts), column),
             kind,
             convert,
-            said if (texts[0], column) == ("text", "label") else "",
+            said if (*texts, column) == ("text", "", "label") else "",
             fits=fits,
         )
         for texts in TEXTS

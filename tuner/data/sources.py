@@ -65,6 +65,19 @@ def load_splits(
     return (train, read(held_out)) if held_out else split_rows(train, test_split_size, name, split_seed, stratify)
 
 
+def load_rows(name: str, split: str = "train") -> Dataset:
+    """All rows of a source's split, in its order. Raises as `load_splits`."""
+    if name.startswith("builtin:"):
+        return _load_builtin(name)
+    files = local_files(name, (split, split), None)
+    source = load_hub(name, None) if files is None else files
+    found = require_split(source, split, name, "--split")
+    rows: Dataset = source[found] if files is None else load_files(files[found], name)
+    if len(rows) == 0:
+        raise DataError(f"{name} is empty: it has columns {rows.column_names} and no rows.")
+    return rows
+
+
 def split_rows(
     rows: Dataset, test_size: float, name: str, seed: int = SPLIT_SEED, stratify: bool = False
 ) -> tuple[Dataset, Dataset]:
@@ -92,10 +105,10 @@ def split_rows(
     return numbered.select(np.setdiff1d(np.arange(len(rows)), picked)), numbered.select(np.sort(picked))
 
 
-def require_split(source: Collection[str], split: str, name: str) -> str:
+def require_split(source: Collection[str], split: str, name: str, flag: str = "--dataset_train_split") -> str:
     """The split, where the source has it; else a DataError."""
     if split not in source:
-        raise DataError(f"{name} has no split {split!r} (--dataset_train_split); it has {', '.join(sorted(source))}.")
+        raise DataError(f"{name} has no split {split!r} ({flag}); it has {', '.join(sorted(source))}.")
     return split
 
 

@@ -136,7 +136,7 @@ def paired(ones: Any, others: Any, clusters: Clusters = None, seed: int = 0) -> 
     estimate = _interval(difference, groups, seed)
     sums = difference if groups is None else np.bincount(groups, difference)
     sums, name = sums[sums != 0], "paired permutation" + ("" if groups is None else " of clusters")
-    if not len(sums):
+    if len(sums) < 2:
         return estimate, 1.0, name
     done = stats.permutation_test(
         (sums,), np.sum, permutation_type="samples", n_resamples=PERMUTATIONS, vectorized=True,

@@ -19,7 +19,7 @@ import torch
 from huggingface_hub.constants import HF_HOME
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from tuner.errors import ModelError
 from tuner.model.encoder_stack import masked_mean
@@ -57,7 +57,7 @@ def replayed(model: PreTrainedModel, states: torch.Tensor) -> Iterator[dict[str,
     pooled = states[:, 0]
     if isinstance(pooler, nn.Module):  # ours takes the first token, transformers' all of them
         pooled = pooler(states[:, 0] if hasattr(base, "averages") else states)
-    output = BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
+    output = BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=states, pooler_output=pooled)
     ids = torch.full(states.shape[:2], int((model.config.pad_token_id or 0) == 0), device=states.device)
     base.forward = lambda *args, **kwargs: output
     try:

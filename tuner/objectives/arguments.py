@@ -79,11 +79,13 @@ class ClassifyArguments(AdapterArguments):
 
     # Epochs, peak learning rate and batch of each strategy where nothing is said.
     STRATEGIES: ClassVar[dict[str, tuple[float, float, int]]] = {
-        **{"full": (3, 5e-5, 16), "lora": (5, 5e-4, 16), "head": (30, 5e-3, 128)},
+        **{"full": (3, 5e-5, 16), "lora": (5, 5e-4, 16), "head": (30, 5e-3, 128), "fewshot": (100, 1e-2, 32)},
     }
 
-    strategy: Literal["full", "head", "lora"] = flag(
-        "full", "What is trained: all weights, a head over features that are computed once, or an adapter and a head."
+    strategy: Literal["full", "head", "lora", "fewshot"] = flag(
+        "full",
+        "What is trained: all weights; a head over features computed once; an adapter and a head; or, of few texts "
+        "a class, the encoder by which of them are of one class, and then a head.",
     )
     problem_type: (
         Literal[
@@ -105,12 +107,12 @@ class ClassifyArguments(AdapterArguments):
     )
     calibrate: bool = flag(False, "Divide the saved head by the temperature that fits the validation rows best.")
     num_train_epochs: float | None = flag(  # type: ignore[assignment]
-        None, "Passes over the training data. Without it 3, of lora 5, of a head 30.", least=0
+        None, "Passes over the training data. Without it 3; lora 5, head 30, the head of fewshot 100.", least=0
     )
     max_length: int = flag(256, "Longest text, in tokens; what is longer is cut.", least=2)
     truncation_mode: Literal["keep_start", "error"] = flag("keep_start", "Longer texts are cut, or refused.")
     per_device_train_batch_size: int | None = flag(  # type: ignore[assignment]
-        None, "Texts a device computes at once in training. Without it 16, of a head 128.", least=1
+        None, "Texts a device computes at once in training. Without it 16; head 128, fewshot 32.", least=1
     )
     per_device_eval_batch_size: int = flag(32, "Texts a device computes at once in evaluation.", least=1)
     test_split_size: float = flag(0.2, "Rows set aside for validation: a share below 1, or a number of rows.", least=0)

@@ -72,7 +72,7 @@ class Objective(Generic[A]):
     guesses: ClassVar[bool] = False
     # Of `sums` those that are the loss, with their weights.
     terms: ClassVar[dict[str, float]] = {"loss": 1.0}
-    loss_unit: ClassVar[str] = "nats a token"
+    loss_unit: str = "nats a token"
 
     def __init__(
         self, args: A, tokenizer: PreTrainedTokenizerBase, layout: Layout | None = None, labels: Labels | None = None

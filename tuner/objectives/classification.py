@@ -35,7 +35,7 @@ class Classification(WithHead):
     name = "classification"
     kinds = ("class", "classes", "score")
     model = "classifier"
-    loss_unit = "nats a text"
+    loss_unit = "nats a text"  # or the squared error
 
     def __init__(
         self,
@@ -46,6 +46,8 @@ class Classification(WithHead):
     ):
         super().__init__(args, tokenizer, layout, labels)
         self.problem = self.labels.problem
+        if self.problem == "regression":
+            self.loss_unit = "squared error"
         if self.args.calibrate and self.problem == "regression":
             raise ArgumentError("--calibrate is for classes: a regression has no probabilities.")
         if self.problem != "single_label_classification":

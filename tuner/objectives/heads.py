@@ -14,6 +14,9 @@ from tuner.loading.features import freeze, kept_features, replayed
 from tuner.objectives.arguments import ClassifyArguments
 from tuner.objectives.base import Batch, Objective, Row, own_class
 
+# Strategies that train a head over features.
+FROZEN = ("head", "fewshot")
+
 
 class WithHead(Objective[ClassifyArguments]):
     """What methods with labels share: a head that reads hidden states, of the whole model or, with `--strategy head`,
@@ -30,7 +33,7 @@ class WithHead(Objective[ClassifyArguments]):
             counts = dict(zip(self.labels.names, self.labels.counts, strict=True))
             names = tuple(str(names[number]).removeprefix("LABEL_") for number in range(len(names)))
             self.labels = Labels(names, tuple(counts[name] for name in names), self.labels.problem)
-        if self.args.strategy == "head":
+        if self.args.strategy in FROZEN:
             freeze(model)
             self.pooling = self.pooling_of(model)
 
@@ -39,7 +42,7 @@ class WithHead(Objective[ClassifyArguments]):
         return "tokens"
 
     def reference(self, model: Any, rows: Dataset, batch_size: int) -> list[Any] | None:
-        if self.args.strategy != "head":
+        if self.args.strategy not in FROZEN:
             return None
         examples = rows.with_format(None)
         types = examples["token_type_ids"] if "token_type_ids" in rows.column_names else None

@@ -69,7 +69,7 @@ def open_run(args: A, method: type[Objective[Any]]) -> Run[A]:
     """
     use_all_cores()
     method.check(args, PartialState(cpu=args.use_cpu).num_processes)
-    training = _resolved(args)
+    training = resolved(args)
     check_training(training)
     set_seed(args.seed)
     if args.dtype == "bfloat16":
@@ -87,7 +87,8 @@ def open_run(args: A, method: type[Objective[Any]]) -> Run[A]:
     return Run(args, method, training, checkpoint)
 
 
-def _resolved(args: RecipeArguments) -> TrainingArguments:
+def resolved(args: RecipeArguments) -> TrainingArguments:
+    """transformers' arguments for this machine; an ArgumentError for those that do not go together."""
     on_cpu = args.use_cpu or device_type() == "cpu"
     half = args.dtype == "bfloat16"  # then there is nothing to cast: products are in bfloat16 as they stand
     if half and args.bf16:

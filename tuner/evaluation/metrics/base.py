@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import datasets
 import evaluate
 import numpy as np
+from evaluate.module import FileLock, Timeout
 
 from tuner.errors import ArgumentError, DataError, nearest, one_line
 
@@ -132,11 +135,23 @@ class TunerMetric(evaluate.Metric):
 
     def _finalize(self) -> None:
         super()._finalize()
-        if self.process_id == 0:
-            if not len(self.data):
-                raise DataError(f"{self.name}: there is no row to evaluate.")
+        if self.process_id > 0:
+            self._wait_for_first()
+        elif not len(self.data):
+            raise DataError(f"{self.name}: there is no row to evaluate.")
+        else:
             self.found = self.reduce(self.data)
             self.data = self.data.select([])  # evaluate makes lists of what is left
+
+    def _wait_for_first(self) -> None:
+        # Without this, the next metric of this name would meet the locks of this one, take them for its own and be
+        # gone before the first process has begun it. That has read this process's file when it is removed, and then
+        # lets go of its lock; or it waits already, with a lock of its own, for the next metric.
+        stem, until = f"{self.data_dir}/{self.experiment_id}-{self.num_process}", time.monotonic() + self.timeout
+        while time.monotonic() < until and (
+            os.path.exists(self.cache_file_name) or (_held(f"{stem}-0.arrow.lock") and not _held(f"{stem}-rdv.lock"))
+        ):
+            time.sleep(0.005)
 
     def _compute(self, **columns: Any) -> Figures:
         return self.found
@@ -176,7 +191,7 @@ class SummedMetric(TunerMetric):
         """The metric as a function of row numbers `(n,)`, with repeats, as `tuner.evaluation.statistics.bootstrap`
         draws them. The numbers of every row are held; texts are read once."""
         columns = self.checked(given)
-        labels = sorted(self.labels_of(columns))
+        labels = sorted(self.labels_of(columns)) if self.by_label else []
         parts = self.parts(columns, labels)
         if not self.additive:
             return lambda rows: self._figures(parts[rows], labels)
@@ -193,6 +208,14 @@ def _listed(metric: str, name: str, column: Any) -> list[Any]:
     if isinstance(column, str) or not hasattr(column, "__len__"):
         raise DataError(f"{metric}: {name} is to be a list, one value a row, not {column!r:.80}.")
     return column.tolist() if hasattr(column, "tolist") else list(column)
+
+
+def _held(lock: str) -> bool:
+    try:
+        with FileLock(lock).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def text(value: Any) -> str:

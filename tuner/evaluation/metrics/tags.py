@@ -1,6 +1,6 @@
 """Entities in tagged tokens, counted as seqeval counts them by default (as the CoNLL-2000 script did).
 
-Own code: seqeval has had no release since 2020, and its package builds from source.
+Own code: seqeval's last release, of 2020, is a source package that has to be built.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from itertools import zip_longest
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -218,7 +219,7 @@ class Rouge(MeanMetric):
         super().__init__(**places)
         scorer = from_extra("rouge_score.rouge_scorer", "eval")
         self.stem = from_extra("nltk.stem.porter", "eval").PorterStemmer().stem if use_stemmer else None
-        self.scorer = scorer.RougeScorer(self.keys, tokenizer=self)
+        self.scorer = scorer.RougeScorer(self.keys, tokenizer=SimpleNamespace(tokenize=self.tokenize))
 
     def tokenize(self, text: str) -> list[str]:
         """What rouge-score asks of a tokenizer; words of up to three letters have no stem, as in its own."""

@@ -37,7 +37,11 @@ def test_what_the_user_can_mend(kind):
 
 def test_every_kind_is_covered():
     found = {n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, errors.TunerError)}
-    assert found == {*MENDABLE, "Interrupted"}
+    assert found == {*MENDABLE, "GateError", "Interrupted"}
+
+
+def test_a_gate_that_is_not_reached():
+    assert outcome("raise errors.GateError('accuracy 0.8')") == (1, "begun\n", "error: accuracy 0.8\n")
 
 
 def test_the_cause_is_not_shown():

@@ -28,7 +28,7 @@ EVAL = recipes/evaluate.py --model_name_or_path $(MODEL) $(if $(DATA),--dataset_
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft lora dpo pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest test-trl-newest lint format eval eval-all eval-perplexity eval-generation eval-classification eval-qa eval-preference eval-safety eval-harness eval-pretrain bench-sft bench-lora bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
+.PHONY: help install sft lora classify dpo pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest test-trl-newest lint format eval eval-all eval-perplexity eval-generation eval-classification eval-qa eval-preference eval-safety eval-harness eval-pretrain bench-sft bench-lora bench-classify bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ sft: install ## Fine-tune SmolLM2-135M on conversations (CPU, minutes)
 
 lora: install ## Train an adapter for it instead (CPU, minutes)
 	@$(RUN) $(LAUNCH) recipes/lora.py --resume_from_checkpoint true $(ARGS)
+
+classify: install ## Tell news articles apart by a head over MiniLM's features (CPU, minutes)
+	@$(RUN) $(LAUNCH) recipes/classify.py --config recipes/configs/classify/minilm-head.yaml $(ARGS)
 
 dpo: install ## Teach it which of two answers is better (CPU, minutes)
 	@$(RUN) $(LAUNCH) recipes/dpo.py --config recipes/configs/dpo/smollm2.yaml $(ARGS)
@@ -151,6 +154,9 @@ bench-sft: install ## Time training beside its peers
 
 bench-lora: install ## Time training an adapter beside its peers
 	@$(RUN) python benchmarks/sft.py --only lora lora-packing $(ARGS)
+
+bench-classify: install ## Accuracy of every strategy, and time beside transformers' Trainer (hours)
+	@$(RUN) python benchmarks/classify.py $(ARGS)
 
 bench-model: install ## Time our decoder beside Llama's class, and experts
 	@$(RUN) python benchmarks/model.py $(ARGS)

@@ -18,8 +18,10 @@ import tuner
 class Arguments(tuner.ClassifyArguments):
     """Classification."""
 
+    MODEL = "builtin:minilm-l6"
+
     model_name_or_path: str | None = tuner.flag(
-        "builtin:minilm-l6", "Model to put a head on: a folder, a Hub id or builtin:<name>."
+        None, f"Model to put a head on: a folder, a Hub id or builtin:<name>. Without flags of a new one: {MODEL}."
     )
     dataset_name: str = tuner.flag("builtin:bbc-news", "A Hub id, a local file or folder, or builtin:<name>.")
     output_dir: str = tuner.flag("runs/classify/run", "Folder for checkpoints, the model and the report.")

@@ -16,14 +16,12 @@ from dataclasses import dataclass
 
 import tuner
 
-MODEL = "builtin:smollm2-135m-instruct"
-# Flags of a new model.
-NEW = ("preset", "config_overrides", "dropout", "vocab_size", "tokenizer_name_or_path")
-
 
 @dataclass
 class SFTArguments(tuner.AdapterArguments):
     """Supervised fine-tuning."""
+
+    MODEL = "builtin:smollm2-135m-instruct"
 
     model_name_or_path: str | None = tuner.flag(
         None, f"Model to continue from: a folder, a Hub id or builtin:<name>. Without flags of a new one: {MODEL}."
@@ -31,11 +29,6 @@ class SFTArguments(tuner.AdapterArguments):
     dataset_name: str = tuner.flag("builtin:chitchat-small", "A Hub id, a local file or folder, or builtin:<name>.")
     per_device_train_batch_size: int = tuner.flag(2, "Sequences, or packed blocks, that a device computes at once.", 1)
     output_dir: str = tuner.flag("runs/sft/run", "Folder for checkpoints, the model and the report.")
-
-    def __post_init__(self) -> None:
-        if not any(getattr(self, name) for name in ("model_name_or_path", *NEW)):
-            self.model_name_or_path = MODEL
-        super().__post_init__()
 
 
 def main() -> None:

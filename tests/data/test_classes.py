@@ -180,6 +180,7 @@ def test_flags_without_a_use_are_refused(flags, message):
 
 
 def test_a_strategy_has_its_own_defaults():
-    full, head = ClassifyArguments(), ClassifyArguments(strategy="head", learning_rate=0.1)
+    full = ClassifyArguments(model_name_or_path="x")
+    head = ClassifyArguments(model_name_or_path="x", strategy="head", learning_rate=0.1)
     assert (full.num_train_epochs, full.learning_rate, full.per_device_train_batch_size) == (3, 5e-5, 16)
     assert (head.num_train_epochs, head.learning_rate, head.per_device_train_batch_size) == (30, 0.1, 128)

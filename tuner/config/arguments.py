@@ -160,9 +160,14 @@ class RecipeArguments(RunArguments, DataArguments, ModelArguments):
     PASSED_ON: ClassVar[bool] = True
     # Peak learning rates of a pretrained and of a new model.
     RATES: ClassVar[tuple[float, float]] = (2e-5, 1e-3)
+    # The recipe's own model, where none is named and no flag of a new one is given.
+    MODEL: ClassVar[str | None] = None
+    NEW: ClassVar[tuple[str, ...]] = ("preset", "config_overrides", "dropout", "vocab_size", "tokenizer_name_or_path")
 
     def __post_init__(self) -> None:
         self.extra: dict[str, Any] = {}
+        if self.model_name_or_path is None and not any(getattr(self, name) for name in self.NEW):
+            self.model_name_or_path = self.MODEL
         if self.learning_rate is None:
             self.learning_rate = self.RATES[self.model_name_or_path is None]
 

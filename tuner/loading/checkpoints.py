@@ -189,6 +189,10 @@ def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **op
     if base := adapter_base(path):
         name, options["revision"] = base
         adapted = with_adapter(load_pretrained(kind, name, torch.float32, **options), path)
+        if not hasattr(adapted.base_model, "merge_and_unload"):
+            raise ModelError(
+                f"The adapter in {path} is a prompt or prefix, which no weights can take: `tuner chat` can."
+            )
         return adapted.merge_and_unload().to(dtype)
     if "gguf_file" not in how:
         return _load(kind, name_or_path, path, dtype, options)
@@ -233,7 +237,8 @@ def with_adapter(model: Any, folder: str, name: str = "default") -> Any:
     from peft import PeftModel  # takes seconds, and only adapters want it
 
     try:
-        rows = len(AutoTokenizer.from_pretrained(folder))
+        own = Path(folder, "tokenizer_config.json").is_file()  # PEFT itself saves none
+        rows = len(AutoTokenizer.from_pretrained(folder)) if own else 0
         if rows > model.get_input_embeddings().weight.shape[0]:  # it came with an end token of its own
             model.resize_token_embeddings(rows, mean_resizing=False)
         if not isinstance(model, PeftModel):

@@ -124,7 +124,9 @@ class ClassifyArguments(AdapterArguments):
         epochs, rate, batch = self.STRATEGIES[self.strategy]
         self.per_device_train_batch_size = self.per_device_train_batch_size or batch
         self.num_train_epochs = epochs if self.num_train_epochs is None else self.num_train_epochs
-        self.learning_rate = rate if self.learning_rate is None else self.learning_rate
+        said = self.learning_rate
         super().__post_init__()
+        if said is None and self.model_name_or_path:
+            self.learning_rate = rate
         if self.strategy != "full" and self.layerwise_lr_decay != 1:
             raise ArgumentError("--layerwise_lr_decay is for --strategy full.")

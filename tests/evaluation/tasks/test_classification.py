@@ -170,7 +170,5 @@ def test_models_of_two_kinds(model, tmp_path):
     nano, path = save_decoder(tmp_path / "nano"), labelled(tmp_path / "rows.jsonl", 9)
     [outcome] = run("--models", model, nano, "--dataset_name", path, "--output_dir", tmp_path)
     assert outcome.task.name == "classification" and len(outcome.differences) == 1
-    with pytest.raises(
-        ModelError, match=r"--tasks perplexity takes a causal language model; .*three is a"
-    ):
+    with pytest.raises(ModelError, match=r"--tasks perplexity takes a causal language model; .*three is a"):
         run("--models", nano, model, "--tasks", "perplexity", "--output_dir", tmp_path)

@@ -6,7 +6,8 @@ import tracemalloc
 import pytest
 import yaml
 from huggingface_hub import parse_eval_result_entries
-from transformers import AutoTokenizer
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.evaluation.tasks.helpers import json_of, run, samples_of, save_decoder, save_with_head, write_rows
 from tests.processes import ROOT, run_fresh, run_python, run_together
@@ -118,6 +119,22 @@ def test_models_that_no_task_takes(nano, tmp_path):
     with pytest.raises(ModelError, match=r"--tokenizer_name_or_path"):
         run("--model_name_or_path", alone, "--tasks", "safety")
     run("--model_name_or_path", alone, "--tasks", "safety", "--tokenizer_name_or_path", nano, "--max_eval_samples", 4)
+
+
+def test_adapters_as_peft_saves_them(nano, texts, tmp_path):
+    """Without a tokenizer beside them; one that cannot be merged is named."""
+    for name, config in (
+        ("lora", LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False)),
+        ("prompt", PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)),
+    ):
+        adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(nano), config)
+        adapted.peft_config["default"].base_model_name_or_path = str(nano)
+        adapted.save_pretrained(tmp_path / name)
+    flags = ("--dataset_name", texts, "--tasks", "perplexity", "--max_eval_samples", 4, "--output_dir", tmp_path)
+    [outcome] = run("--models", nano, tmp_path / "lora", *flags)
+    assert outcome.figures["lora"]["perplexity"].value != outcome.figures["nano"]["perplexity"].value
+    with pytest.raises(ModelError, match="prompt is a prompt or prefix, which no weights can take"):
+        run("--model_name_or_path", tmp_path / "prompt", *flags)
 
 
 def test_an_empty_file(nano, tmp_path):

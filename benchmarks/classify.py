@@ -1,0 +1,156 @@
+"""Classes of news articles (`builtin:bbc-news`, stratified 80/20): every strategy beside words alone, and a head over
+features beside transformers' `Trainer`, timed to the same accuracy.
+
+- `accuracy`: MiniLM as our encoder, by each strategy, on three splits; TF-IDF + SVM on the same.
+- `speed`: `--strategy head`, the whole process, beside the `Trainer` fine-tuning the same checkpoint until its accuracy
+  on the validation rows is TARGET (its evaluations not counted; ours are).
+- `fewshot`: eight texts a class, beside TF-IDF + SVM on the same forty.
+- `pretraining`: our own encoder, pretrained on the training texts alone, beside one that was not.
+
+    make bench-classify                            # all of it: hours on two cores
+    make bench-classify ARGS="--only speed --splits 1"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.harness import Measured, finish, measure, own_python, spread
+
+PEER = ["torch", "transformers", "datasets", "accelerate"]
+LENGTH, EACH = 256, 8
+OWN = "--own_model true --classifier_pooling mean"
+# Our flags of each strategy. An adapter names a checkpoint that PEFT finds again, so it is trained in transformers'
+# class.
+STRATEGIES = {
+    "full": f"--strategy full {OWN} --learning_rate 1e-4 --train_sampling_strategy group_by_length",
+    "lora": "--strategy lora --learning_rate 1e-3",
+    "head": f"--strategy head {OWN}",
+}
+FEWSHOT = f"--strategy fewshot {OWN}"
+NEW = "--strategy full --classifier_pooling mean --num_train_epochs 8"
+PRETRAIN = "--objective mlm --preset tiny --num_train_epochs 30 --max_length 256 --eval_strategy no --save_strategy no"
+# What an informed user sets: dynamic padding is the Trainer's own.
+TRAINER = {"max_length": LENGTH, "per_device_train_batch_size": 16, "learning_rate": 5e-5, "num_train_epochs": 4}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = ("accuracy", "speed", "fewshot", "pretraining")
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="which parts (default: all)")
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), help="of `accuracy`")
+    parser.add_argument("--splits", type=int, default=3, help="splits, each with its seed (default: 3)")
+    parser.add_argument("--target", type=float, default=0.97, help="accuracy of `speed` (default: 0.97)")
+    parser.add_argument("--flags", default="", help="flags of ours beside the strategy's")
+    args = parser.parse_args()
+    ratios: dict[str, dict[str, float]] = {}
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as work:
+        for part in args.only:
+            PARTS[part](args, Path(work), found, ratios)
+    finish("classify", ratios, found=found, splits=args.splits, flags=args.flags)
+
+
+def write_split(work: Path, seed: int, each: int | None = None) -> Path:
+    """A folder with `train.jsonl` (of `each` texts a class, if that is given) and `test.jsonl`."""
+    from tuner.data.sources import load_splits
+
+    folder = work / f"split-{seed}-{each}"
+    if folder.exists():
+        return folder
+    train, test = load_splits("builtin:bbc-news", test_split_size=0.2, split_seed=seed, stratify=True)
+    if each:
+        shuffled = train.shuffle(seed=seed)
+        kept = [number for name in sorted(set(train["label"])) for number in _first(shuffled["label"], name, each)]
+        train = shuffled.select(kept)
+    folder.mkdir()
+    for name, rows in (("train", train), ("test", test)):
+        lines = [json.dumps({"text": row["text"], "label": row["label"]}) + "\n" for row in rows]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def _first(labels: Any, name: str, count: int) -> list[int]:
+    return [number for number, label in enumerate(labels) if label == name][:count]
+
+
+def classify(args: Any, work: Path, rows: Path, seed: int, flags: str) -> tuple[Measured, dict[str, float]]:
+    """Our recipe in a process, and the accuracies that it compares."""
+    output = Path(tempfile.mkdtemp(dir=work))
+    fixed = f"--dataset_name {rows} --max_length {LENGTH} --seed {seed} --save_strategy no --output_dir {output}"
+    python = own_python("tuner-eval", ["-e", ".[demo,eval]"])
+    # Features of an earlier run would be found: each has a cache of its own.
+    run = measure(
+        [python, "recipes/classify.py", *fixed.split(), *flags.split(), *args.flags.split()], HF_HOME=str(output)
+    )
+    return run, json.loads((output / "metrics.json").read_text(encoding="utf-8"))["comparison"]["accuracy"]
+
+
+def accuracy(args: Any, work: Path, found: dict[str, Any], ratios: dict[str, dict[str, float]]) -> None:
+    """Each strategy on each split."""
+    for name in args.strategies:
+        figures = []
+        for seed in range(args.splits):
+            run, known = classify(args, work, write_split(work, seed), seed, STRATEGIES[name])
+            figures.append(known["trained"])
+            found.setdefault("TF-IDF + SVM", {})[seed] = known["TF-IDF + SVM"]
+            print(f"{name}, split {seed}: {known['trained']:.4f} in {run.seconds:.0f} s; {known}", flush=True)
+        found[name] = {"accuracy": figures, "mean": statistics.fmean(figures)}
+        print(f"{name}: mean accuracy {statistics.fmean(figures):.4f}", flush=True)
+
+
+def speed(args: Any, work: Path, found: dict[str, Any], ratios: dict[str, dict[str, float]]) -> None:
+    """Ours, then theirs, on each split."""
+    from tuner.loading.checkpoints import resolve
+
+    model, pairs = resolve("builtin:minilm-l6")[0], []
+    python = own_python("transformers", PEER)
+    for seed in range(args.splits):
+        rows = write_split(work, seed)
+        ours, known = classify(args, work, rows, seed, STRATEGIES["head"])
+        script = ["benchmarks/peers/trainer_classify.py", str(rows), model, str(work / f"trainer-{seed}")]
+        theirs = measure([python, *script, str(args.target), json.dumps({**TRAINER, "seed": seed})])
+        reached = list(theirs.data["accuracy"].values())[-1]
+        seconds = theirs.seconds - theirs.data["evaluating"]
+        print(f"split {seed}: ours {known['trained']:.4f} in {ours.seconds:.0f} s", end="; ")
+        print(f"Trainer {reached:.4f} in {seconds:.0f} s", flush=True)
+        pairs.append({"ours": [known["trained"], ours.seconds], "Trainer": [reached, seconds, theirs.data]})
+    found["speed"] = pairs
+    ratios["head: seconds, Trainer / ours"] = spread([pair["Trainer"][1] / pair["ours"][1] for pair in pairs])
+
+
+def fewshot(args: Any, work: Path, found: dict[str, Any], ratios: dict[str, dict[str, float]]) -> None:
+    """Eight texts a class."""
+    found["fewshot"] = []
+    for seed in range(args.splits):
+        run, known = classify(args, work, write_split(work, seed, EACH), seed, FEWSHOT)
+        found["fewshot"].append(known)
+        print(f"fewshot, split {seed}: {known} in {run.seconds:.0f} s", flush=True)
+
+
+def pretraining(args: Any, work: Path, found: dict[str, Any], ratios: dict[str, dict[str, float]]) -> None:
+    """A new encoder, and one that has read the training texts."""
+    found["pretraining"] = []
+    python = own_python("tuner-eval", ["-e", ".[demo,eval]"])
+    for seed in range(args.splits):
+        rows, encoder = write_split(work, seed), work / f"encoder-{seed}"
+        flags = [*PRETRAIN.split(), "--dataset_name", str(rows), "--output_dir", str(encoder), "--seed", str(seed)]
+        measure([python, "recipes/pretrain.py", *flags])
+        _, after = classify(args, work, rows, seed, f"{NEW} --model_name_or_path {encoder}")
+        _, before = classify(args, work, rows, seed, f"{NEW} --preset tiny --tokenizer_name_or_path {encoder}")
+        found["pretraining"].append({"pretrained": after["trained"], **before})
+        print(f"own encoder, split {seed}: pretrained {after['trained']:.4f}; {before}", flush=True)
+
+
+PARTS = {"accuracy": accuracy, "speed": speed, "fewshot": fewshot, "pretraining": pretraining}
+
+
+if __name__ == "__main__":
+    main()

@@ -60,7 +60,7 @@ class Objective(Generic[A]):
     vocabulary: ClassVar[str] = "clm"
     # The class of model, as `tuner.loading.models` knows it.
     model: ClassVar[str] = "decoder"
-    # The shortest `max_length` that holds an example, and the flags of a loss over the vocabulary that it refuses.
+    # The shortest `max_length` that holds an example, and the flags that it has no use for.
     least_length: ClassVar[int] = 2
     refused: ClassVar[tuple[str, ...]] = ()
     # Where an example finds wrong partners: nowhere, in its own "batch", or in those of all "processes".
@@ -92,7 +92,7 @@ class Objective(Generic[A]):
             raise ArgumentError("--streaming true makes blocks of text: for clm, mlm, rtd and denoise.")
         for flag in cls.refused:
             if args.values().get(flag):
-                raise ArgumentError(f"--{flag} is for losses over the vocabulary: --objective {cls.name} has none.")
+                raise ArgumentError(f"--{flag} has no meaning for {cls.name}.")
         for flag in ("per_device_train_batch_size", "per_device_eval_batch_size"):
             if cls.rivals and getattr(args, flag) * (processes if cls.rivals == "processes" else 1) < 2:
                 raise ArgumentError(f"--objective {cls.name} takes others of the batch as wrong: --{flag} 2 or more.")

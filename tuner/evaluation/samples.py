@@ -1,18 +1,18 @@
-"""What a causal model writes on prompts it is not trained on, before and after."""
+"""What a model writes on prompts it is not trained on, before and after."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.markup import escape
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
 from tuner.data.schema import Kind
 from tuner.errors import survive
+from tuner.loading.generation import generate_texts, room
 from tuner.objectives.base import Objective
 from tuner.objectives.records import Rows
 from tuner.text.chat import generation_prompt
@@ -22,7 +22,7 @@ COUNT, LONGEST = 3, 48
 
 
 def prompts_of(rows: Dataset, kind: Kind, tokenizer: PreTrainedTokenizerBase, count: int = COUNT) -> list[Any]:
-    """The opening of some rows: what is shown of it, what the row says next, and the tokens `(1, time)`."""
+    """The opening of some rows: what is shown of it, what the row says next, and the tokens."""
     found: list[Any] = []
     for row in rows:
         if len(found) == count:
@@ -30,7 +30,7 @@ def prompts_of(rows: Dataset, kind: Kind, tokenizer: PreTrainedTokenizerBase, co
         if kind == "text":
             words = row["text"].split()
             shown, reference = " ".join(words[:12]), " ".join(words[12:40])
-            inputs = tokenizer(shown, return_tensors="pt", add_special_tokens=False)
+            ids = tokenizer(shown, add_special_tokens=False)["input_ids"]
         else:
             said = ("prompt", "chosen" if "chosen" in row else "completion")
             turns = row["messages"] if kind == "messages" else [turn for name in said for turn in row[name]]
@@ -38,35 +38,22 @@ def prompts_of(rows: Dataset, kind: Kind, tokenizer: PreTrainedTokenizerBase, co
             if not turn:  # the assistant opens: there is nothing to answer
                 continue
             shown, reference = " / ".join(m["content"] for m in turns[:turn]), turns[turn]["content"]
-            inputs = generation_prompt(tokenizer, turns[:turn])
-        if inputs["input_ids"].shape[1]:  # a blank text is no prompt
-            found.append((shown, reference, {k: inputs[k] for k in ("input_ids", "attention_mask") if k in inputs}))
+            ids = generation_prompt(tokenizer, turns[:turn])["input_ids"][0].tolist()
+        if ids:  # a blank text is no prompt
+            found.append((shown, reference, ids))
     return found
 
 
-@torch.no_grad()
-def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: dict[str, torch.Tensor]) -> str:
-    """What a model writes after a prompt; greedy, so that answers before and after differ by the training alone."""
-    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-    start = inputs["input_ids"].shape[1]
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = LONGEST if most is None else min(LONGEST, most - start)
-    if room < 1:
-        return ""
-    output = model.generate(**inputs, max_new_tokens=room, do_sample=False, use_cache=True)
-    return str(tokenizer.decode(output[0, start:], skip_special_tokens=True)).strip()
-
-
 class SampleCallback(TrainerCallback):
-    """Lets a causal model answer a few validation prompts at each evaluation, into `samples.md` when the run ends.
-    Other models write nothing.
+    """Lets a causal model answer a few validation prompts at each evaluation, or an encoder-decoder rewrite a few
+    sources, into `samples.md` when the run ends. Other models write nothing.
 
     Attributes:
-        conversations: prompt, reference and inputs of each, and answers by step.
+        conversations: prompt, reference and tokens of each, and answers by step.
     """
 
     def __init__(self, rows: Rows, objective: Objective):
-        self.rows, self.tokenizer = rows, objective.tokenizer
+        self.rows, self.objective = rows, objective
         self.conversations: list[tuple[str, str, Any, dict[int, str]]] = []
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
@@ -74,18 +61,25 @@ class SampleCallback(TrainerCallback):
             survive(lambda: self._sample(model, state.global_step), f"The samples of step {state.global_step}")
 
     def _sample(self, model: Any, step: int) -> None:
-        if getattr(model.config, "is_encoder_decoder", False) or not model.can_generate():
+        if not model.can_generate():
+            return
+        objective, rewrites = self.objective, self.rows.kind == "pair"
+        if model.config.is_encoder_decoder != rewrites:
             return
         if not self.conversations:
-            prompts = prompts_of(self.rows.eval, self.rows.kind, self.tokenizer)
-            self.conversations = [(*prompt, {}) for prompt in prompts]
-        was_training = model.training
-        model.eval()
-        set_seed(0)
-        for _, _, inputs, answers in self.conversations:
-            if step not in answers:
-                answers[step] = answer(model, self.tokenizer, inputs)
-        model.train(was_training)
+            if rewrites:
+                sources, targets = self.rows.eval[:COUNT]["source"], self.rows.eval[:COUNT]["target"]
+                prompts = list(zip(sources, targets, objective.sources(sources), strict=True))  # type: ignore[attr-defined]
+            else:
+                prompts = prompts_of(self.rows.eval, self.rows.kind, objective.tokenizer)
+            self.conversations = [(*prompt, {}) for prompt in prompts if room(model, len(prompt[-1])) > 0]
+        if any(step in answers for *_, answers in self.conversations):
+            return
+        asked = [ids for _, _, ids, _ in self.conversations]
+        longest = objective.args.values()["max_target_length"] if rewrites else LONGEST
+        # Greedy, so that answers before and after differ by the training alone.
+        for number, text in generate_texts(model, objective.tokenizer, asked, max_new_tokens=longest):
+            self.conversations[number][-1][step] = text.strip()
 
     def finish(self, model: Any, step: int, folder: Path) -> None:
         """Sample the saved model, unless that was done; print its answers beside the first, and write `samples.md`."""

@@ -13,7 +13,9 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -204,6 +206,17 @@ def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **op
         return _load(kind, name_or_path, folder, dtype, options)
 
     return read_once(Path(path, how["gguf_file"]), f"{kind.__name__} {dtype}", dequantised, kept)
+
+
+def writer_class(name_or_path: str) -> Any:
+    """The Auto class of a checkpoint that writes text: an encoder-decoder's, or a causal model's."""
+    path, how = resolve(name_or_path)
+    try:
+        base = adapter_base(path)
+        pairs = AutoConfig.from_pretrained(base[0] if base else path, **how).is_encoder_decoder
+    except (OSError, ValueError):
+        pairs = False  # loading it says what is wrong
+    return AutoModelForSeq2SeqLM if pairs else AutoModelForCausalLM
 
 
 def adapter_base(folder: str) -> tuple[str, str] | None:

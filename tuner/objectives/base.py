@@ -207,7 +207,18 @@ class Objective(Generic[A]):
 
     def describe(self, rows: Rows, examples: Examples) -> Table | None:
         """What became of the rows."""
-        return None
+        if examples.reports is None:
+            return None
+        table = Table("", title="Data", title_justify="left")
+        for split in ("train", "eval"):
+            table.add_column(split, justify="right")
+        train, held_out = (report.to_dict() for report in examples.reports)
+        for name in train:
+            form = "{:.1%}" if name.startswith("share") else "{:,}"
+            values = [form.format(split[name]) for split in (train, held_out)]
+            if set(values) != {"0"}:
+                table.add_row(name.replace("_", " "), *values)
+        return table
 
     def show(self, draws: list[Row]) -> Iterator[Text]:
         """Examples as a person reads them: what the model is given, and in green what it is asked for."""

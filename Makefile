@@ -28,7 +28,7 @@ EVAL = recipes/evaluate.py --model_name_or_path $(MODEL) $(if $(DATA),--dataset_
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft lora classify dpo pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest test-trl-newest lint format eval eval-all eval-perplexity eval-generation eval-classification eval-qa eval-preference eval-safety eval-harness eval-pretrain bench-sft bench-lora bench-classify bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
+.PHONY: help install sft lora classify dpo seq2seq pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest test-trl-newest lint format eval eval-all eval-perplexity eval-generation eval-classification eval-qa eval-preference eval-safety eval-harness eval-pretrain bench-sft bench-lora bench-classify bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ classify: install ## Tell news articles apart by a head over MiniLM's features (
 
 dpo: install ## Teach it which of two answers is better (CPU, minutes)
 	@$(RUN) $(LAUNCH) recipes/dpo.py --config recipes/configs/dpo/smollm2.yaml $(ARGS)
+
+seq2seq: install ## Teach a new encoder-decoder capitals and punctuation (CPU, minutes)
+	@$(RUN) $(LAUNCH) recipes/seq2seq.py --config recipes/configs/seq2seq/tiny.yaml $(ARGS)
 
 pretrain: install ## Train a new 5 M decoder on raw text (CPU, minutes)
 	@$(RUN) $(LAUNCH) recipes/pretrain.py --config recipes/configs/pretrain/clm-tiny.yaml $(ARGS)

@@ -32,12 +32,14 @@ if TYPE_CHECKING:  # so that an editor finds what a recipe calls
         DenoiseArguments,
         MaskedLMArguments,
         PreferenceArguments,
+        Seq2SeqArguments,
         TextArguments,
     )
     from tuner.objectives.causal_lm import SFT
     from tuner.objectives.classification import Classification
     from tuner.objectives.dpo import DPO
     from tuner.objectives.registry import PRETRAINING
+    from tuner.objectives.seq2seq import Seq2Seq
     from tuner.train.fewshot import tune_encoder
     from tuner.train.plan import show_plan
     from tuner.train.prepare import (
@@ -64,12 +66,14 @@ _NAMES = {
     "evaluation.run": "evaluate",
     "evaluation.samples": "SampleCallback",
     "objectives.arguments": (
-        "ClassifyArguments ContrastiveArguments DenoiseArguments MaskedLMArguments PreferenceArguments TextArguments"
+        "ClassifyArguments ContrastiveArguments DenoiseArguments MaskedLMArguments PreferenceArguments "
+        "Seq2SeqArguments TextArguments"
     ),
     "objectives.causal_lm": "SFT",
     "objectives.classification": "Classification",
     "objectives.dpo": "DPO",
     "objectives.registry": "PRETRAINING",
+    "objectives.seq2seq": "Seq2Seq",
     "train.fewshot": "tune_encoder",
     "train.plan": "show_plan",
     "train.prepare": (

@@ -3,6 +3,7 @@
 import csv
 import json
 import pydoc_data.topics
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -356,6 +357,18 @@ def test_chatterbot():
         roles = roles_of(messages)
         assert roles[:2] == ["user", "assistant"]
         assert all(one != other for one, other in pairwise(roles))
+
+
+def test_chitchat_punctuation():
+    train, held_out = load_splits("builtin:chitchat-punctuation")
+    assert len(train) + len(held_out) > 40_000
+    targets = [*train["target"], *held_out["target"]]
+    assert len(set(targets)) == len(targets) and all(text[0].isupper() and text[-1] in ".!?" for text in targets)
+    assert all(len(text) <= 80 and "\n" not in text for text in targets)
+    sources = [*train["source"], *held_out["source"]]
+    assert all(re.fullmatch("[a-z0-9]+( [a-z0-9]+){3,}", text) for text in sources)
+    pairs = zip(sources, targets, strict=True)
+    assert all(re.sub("[^a-z0-9]", "", target.lower()) == source.replace(" ", "") for source, target in pairs)
 
 
 def test_builtin_texts():

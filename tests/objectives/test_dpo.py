@@ -183,7 +183,7 @@ def test_smoothing_of_tokens_labels_is_refused():
     args = PreferenceArguments()
     DPO.check(args, 1)
     args.extra["label_smoothing_factor"] = 0.1
-    with pytest.raises(ArgumentError, match="--label_smoothing_factor is for losses over the vocabulary"):
+    with pytest.raises(ArgumentError, match="--label_smoothing_factor has no meaning for dpo"):
         DPO.check(args, 1)
 
 

@@ -112,6 +112,9 @@ def test_special_tokens(algorithm, objective):
         expected = ["<pad>", "</s>", "<mask>", *unknown, *SENTINELS]
         assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.mask_token) == ("<pad>", "</s>", "<mask>")
         assert tokenizer.bos_token is None
+    elif objective == "seq2seq":
+        expected = ["<pad>", "</s>", *unknown]
+        assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token) == ("<pad>", "</s>", None)
     else:
         expected = BERT
         named = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
@@ -136,14 +139,14 @@ def test_what_goes_around_texts(algorithm, objective):
     cls, sep, end = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.eos_token_id
     if objective == "clm":  # the chat template writes everything, and `encode_texts` what goes around plain texts
         assert tokenizer("hello there")["input_ids"] == one
-    elif objective == "denoise":
+    elif objective in ("denoise", "seq2seq"):
         assert tokenizer("hello there")["input_ids"] == [*one, end]
         assert pair["input_ids"] == [*one, end, *other, end]
     else:
         assert tokenizer("hello there")["input_ids"] == [cls, *one, sep]
         assert pair["input_ids"] == [cls, *one, sep, *other, sep]
         assert pair["token_type_ids"] == [0] * (len(one) + 2) + [1] * (len(other) + 1)
-    assert ("token_type_ids" in pair) == (objective not in ("clm", "denoise"))
+    assert ("token_type_ids" in pair) == (objective not in ("clm", "denoise", "seq2seq"))
 
 
 @EVERY_ALGORITHM

@@ -78,7 +78,7 @@ SENTENCES = [f"The {n} rivers of the north were {n * 7} miles long, and {n * 3} 
         (["--objective", "denoise", "--max_length", 2], "needs --max_length 3 or more"),
         (["--objective", "mlm+nsp", "--per_device_train_batch_size", 1], "--per_device_train_batch_size 2 or more"),
         (["--objective", "contrastive", "--per_device_eval_batch_size", 1], "--per_device_eval_batch_size 2 or more"),
-        (["--objective", "rtd", "--z_loss", 0.1], "--z_loss is for losses over the vocabulary"),
+        (["--objective", "rtd", "--z_loss", 0.1], "--z_loss has no meaning for rtd"),
     ],
 )
 def test_what_an_objective_cannot_use(flags, message):

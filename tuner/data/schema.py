@@ -4,6 +4,7 @@
     text        text without turns  {"text": str}
     preference  of two answers      {"prompt": [messages], "chosen": [messages], "rejected": [messages]}
     unpaired    one judged answer   {"prompt": [messages], "completion": [messages], "label": bool}
+    pair        a rewritten text    {"source": str, "target": str}
 
 and those of `tuner.data.labels`. Nothing else reaches the encoders. What of a row is not used is counted; what has a
 meaning that cannot be honoured is refused (see also `turns`).
@@ -17,14 +18,14 @@ from typing import Any, Literal, NamedTuple
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
-from tuner.data import labels, turns
+from tuner.data import labels, pairs, turns
 from tuner.data.cache_key import map_batches
 from tuner.data.labels import TAG_COLUMNS, TEXTS, is_class, is_number, named
 from tuner.data.sources import LABEL_COLUMNS, SOURCE_ROW
 from tuner.data.turns import REFUSED_COLUMNS, Row, message, passed_over, says_something, text_of
 from tuner.errors import DataError
 
-Kind = Literal["messages", "text", "preference", "unpaired", "class", "classes", "score", "tags", "question"]
+Kind = Literal["messages", "text", "preference", "unpaired", "pair", "class", "classes", "score", "tags", "question"]
 
 _TURNS = List({"role": Value("string"), "content": Value("string")})
 _UNUSED = "_unused"
@@ -35,6 +36,7 @@ _COLUMNS: dict[Kind, dict[str, Any]] = {
     "text": {"text": Value("string")},
     "preference": {"prompt": _TURNS, "chosen": _TURNS, "rejected": _TURNS},
     "unpaired": {"prompt": _TURNS, "completion": _TURNS, "label": Value("bool")},
+    "pair": {"source": Value("string"), "target": Value("string")},
     "class": {**_TEXTS, "label": Value("string")},
     "classes": {**_TEXTS, "labels": _NAMES},
     "score": {**_TEXTS, "label": Value("float64")},
@@ -47,12 +49,13 @@ _COLUMNS: dict[Kind, dict[str, Any]] = {
 CANONICAL = {kind: Features({**columns, SOURCE_ROW: Value("int64")}) for kind, columns in _COLUMNS.items()}
 CALLED = {
     **{"messages": "conversations", "text": "texts", "preference": "pairs of answers", "unpaired": "judged answers"},
+    "pair": "sources with targets",
     **labels.CALLED,
 }
 # Columns of instruction formats that mean something to a conversation.
 SYSTEM_COLUMNS = ("system", "system_prompt")
 # Kinds beside which a column like `tools` means nothing.
-ANY_COLUMNS = ("text", *labels.CALLED)
+ANY_COLUMNS = ("text", "pair", *labels.CALLED)
 
 
 class Shape(NamedTuple):
@@ -87,7 +90,7 @@ def canonicalize(
     mapped = map_batches(
         rows,
         _convert_batch,
-        [__file__, turns.__file__, labels.__file__],
+        [__file__, turns.__file__, labels.__file__, pairs.__file__],
         {"shape": SHAPES.index(shape), "name": name, "names": names},
         with_indices=True,
         remove_columns=rows.column_names,
@@ -206,5 +209,7 @@ SHAPES: tuple[Shape, ...] = (
         Shape(("tokens", column), "tags", labels.tagged, "lists of one length" if column == "tags" else "")
         for column in TAG_COLUMNS
     ),
+    *(Shape(columns, "pair", pairs.pair, said) for columns, said in pairs.NAMES),
+    Shape((pairs.TRANSLATION,), "pair", pairs.needs_languages, f"texts by language; {pairs.LANGUAGES}"),
     Shape(("question", "context", "answers"), "question", labels.asked, "strings; lists 'text' and 'answer_start'"),
 )

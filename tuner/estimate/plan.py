@@ -23,6 +23,7 @@ from tuner.model import (
     TunerEncoderForMaskedLM,
     TunerSeq2SeqForConditionalGeneration,
 )
+from tuner.objectives.arguments import Seq2SeqArguments
 from tuner.objectives.registry import PRETRAINING
 
 # What is pretrained with each configuration.
@@ -51,7 +52,8 @@ def read_plan(source: str) -> tuple[PreTrainedModel, int, int | None]:
         return _lay_out(config), getattr(config, "decoder", config).max_position_embeddings, None
     path = Path(source).expanduser()
     args: Any = parse_arguments(arguments_of(find_recipe(path)), ["--config", str(path)])
-    objective = getattr(args, "objective", "clm")
+    # Its model is that of denoise: an encoder and a decoder.
+    objective = getattr(args, "objective", "denoise" if isinstance(args, Seq2SeqArguments) else "clm")
     config = read_config(args.model_name_or_path) if args.model_name_or_path else _new_config(args, objective)
     model = _lay_out(config, GeneratorAndDiscriminator if objective == "rtd" else None)
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps

@@ -75,8 +75,9 @@ def write_report(trainer: Trainer, rows: Rows) -> dict[str, Any]:
         survive(lambda: samples.finish(trained, trainer.saved_step(), folder), "samples.md")
     console = Console(highlight=False)
     console.print(f"Written to {folder}: the model, run.yaml, {', '.join(f for f in FILES if (folder / f).exists())}.")
-    if samples is not None and samples.conversations and rows.kind == "messages":
-        console.print(f"Chat with it:  tuner chat {folder}", style="bold")
+    if samples is not None and samples.conversations and rows.kind in ("messages", "pair"):
+        how = f"Chat with it:  tuner chat {folder}" if rows.kind == "messages" else f"Ask it:  tuner generate {folder}"
+        console.print(how, style="bold")
     return metrics
 
 

@@ -1,4 +1,4 @@
-"""What a causal model writes on prompts it is not trained on, before and after."""
+"""What a model writes on prompts it is not trained on, before and after."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COUNT, LONGEST = 3, 48
 
 
 def prompts_of(rows: Dataset, kind: Kind, tokenizer: PreTrainedTokenizerBase, count: int = COUNT) -> list[Any]:
-    """The opening of some rows: what is shown of it, what the row says next, and the tokens `(1, time)`."""
+    """The opening of some rows: what is shown of it, what the row says next, and the tokens."""
     found: list[Any] = []
     for row in rows:
         if len(found) == count:
@@ -30,7 +30,7 @@ def prompts_of(rows: Dataset, kind: Kind, tokenizer: PreTrainedTokenizerBase, co
         if kind == "text":
             words = row["text"].split()
             shown, reference = " ".join(words[:12]), " ".join(words[12:40])
-            inputs = tokenizer(shown, return_tensors="pt", add_special_tokens=False)
+            ids = tokenizer(shown, add_special_tokens=False)["input_ids"]
         else:
             said = ("prompt", "chosen" if "chosen" in row else "completion")
             turns = row["messages"] if kind == "messages" else [turn for name in said for turn in row[name]]
@@ -38,22 +38,22 @@ def prompts_of(rows: Dataset, kind: Kind, tokenizer: PreTrainedTokenizerBase, co
             if not turn:  # the assistant opens: there is nothing to answer
                 continue
             shown, reference = " / ".join(m["content"] for m in turns[:turn]), turns[turn]["content"]
-            inputs = generation_prompt(tokenizer, turns[:turn])
-        if inputs["input_ids"].shape[1]:  # a blank text is no prompt
-            found.append((shown, reference, {k: inputs[k] for k in ("input_ids", "attention_mask") if k in inputs}))
+            ids = generation_prompt(tokenizer, turns[:turn])["input_ids"][0].tolist()
+        if ids:  # a blank text is no prompt
+            found.append((shown, reference, ids))
     return found
 
 
 class SampleCallback(TrainerCallback):
-    """Lets a causal model answer a few validation prompts at each evaluation, into `samples.md` when the run ends.
-    Other models write nothing.
+    """Lets a causal model answer a few validation prompts at each evaluation, or an encoder-decoder rewrite a few
+    sources, into `samples.md` when the run ends. Other models write nothing.
 
     Attributes:
-        conversations: prompt, reference and inputs of each, and answers by step.
+        conversations: prompt, reference and tokens of each, and answers by step.
     """
 
     def __init__(self, rows: Rows, objective: Objective):
-        self.rows, self.tokenizer = rows, objective.tokenizer
+        self.rows, self.objective = rows, objective
         self.conversations: list[tuple[str, str, Any, dict[int, str]]] = []
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
@@ -61,18 +61,24 @@ class SampleCallback(TrainerCallback):
             survive(lambda: self._sample(model, state.global_step), f"The samples of step {state.global_step}")
 
     def _sample(self, model: Any, step: int) -> None:
-        if getattr(model.config, "is_encoder_decoder", False) or not model.can_generate():
+        if not model.can_generate():
+            return
+        objective, rewrites = self.objective, self.rows.kind == "pair"
+        if model.config.is_encoder_decoder != rewrites:
             return
         if not self.conversations:
-            prompts = prompts_of(self.rows.eval, self.rows.kind, self.tokenizer)
-            self.conversations = [
-                (*prompt, {}) for prompt in prompts if room(model, prompt[-1]["input_ids"].shape[1]) > 0
-            ]
+            if rewrites:
+                sources, targets = self.rows.eval[:COUNT]["source"], self.rows.eval[:COUNT]["target"]
+                prompts = list(zip(sources, targets, objective.sources(sources), strict=True))  # type: ignore[attr-defined]
+            else:
+                prompts = prompts_of(self.rows.eval, self.rows.kind, objective.tokenizer)
+            self.conversations = [(*prompt, {}) for prompt in prompts if room(model, len(prompt[-1])) > 0]
         if any(step in answers for *_, answers in self.conversations):
             return
+        asked = [ids for _, _, ids, _ in self.conversations]
+        longest = objective.args.values()["max_target_length"] if rewrites else LONGEST
         # Greedy, so that answers before and after differ by the training alone.
-        inputs = [inputs for _, _, inputs, _ in self.conversations]
-        for number, text in generate_texts(model, self.tokenizer, inputs, max_new_tokens=LONGEST):
+        for number, text in generate_texts(model, objective.tokenizer, asked, max_new_tokens=longest):
             self.conversations[number][-1][step] = text.strip()
 
     def finish(self, model: Any, step: int, folder: Path) -> None:

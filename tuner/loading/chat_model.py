@@ -47,7 +47,8 @@ class ChatModel:
     def text(self, text: str) -> Inputs:
         """A text to continue, after the beginning token; for an encoder-decoder, to rewrite."""
         if self.is_pair:
-            [ids], _ = encode_texts(self.tokenizer, [text])
+            # Where transformers' pipelines look for it too, and a run with --source_prefix leaves it.
+            [ids], _ = encode_texts(self.tokenizer, [(getattr(self.model.config, "prefix", None) or "") + text])
             return {"input_ids": torch.tensor([ids], dtype=torch.long)}
         begun = (self.tokenizer.bos_token or "") + text
         return self.tokenizer(begun, add_special_tokens=False, return_tensors="pt")
@@ -97,7 +98,7 @@ class ChatModel:
 
 
 def load_chat_model(args: argparse.Namespace) -> ChatModel:
-    """Load a model to talk to, by the flags of `tuner.commands.generate`.
+    """Load a model to talk to, by the flags of `tuner.commands.generate`; `temperature` gets a value.
 
     Raises:
         ModelError: no model or no tokenizer there.
@@ -115,6 +116,8 @@ def load_chat_model(args: argparse.Namespace) -> ChatModel:
     if args.seed is not None:
         set_seed(args.seed)
     set_ends(model, tokenizer)
+    if args.temperature is None:
+        args.temperature = 0.0 if model.config.is_encoder_decoder else 0.7
     how = {"pad_token_id": tokenizer.pad_token_id, "max_new_tokens": args.max_new_tokens}
     how |= sampling(args.temperature, args.top_p, args.top_k)
     return ChatModel(model.to(device_type()).eval(), tokenizer, how)

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from tuner.errors import ModelError, first_line, nearest, one_line
 from tuner.model import PRESETS, TunerPreTrainedModel
@@ -252,10 +253,15 @@ def with_adapter(model: Any, folder: str, name: str = "default") -> Any:
 def _load(kind: Any, name: str, path: str, dtype: torch.dtype | str, options: dict[str, Any]) -> PreTrainedModel:
     options = dict(options)
     new: list[str] | None = options.pop("new", None)
+    told = logging.get_verbosity()
+    if new is not None:  # what is new is said in our words
+        logging.set_verbosity_error()
     try:
         model, info = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
     except Exception as error:  # a damaged file fails in every way that Python can
         raise ModelError(f"{name} could not be loaded: {first_line(error.__cause__ or error)}") from error
+    finally:
+        logging.set_verbosity(told)
     missing = sorted(set(info["missing_keys"]) - set(getattr(model, "_tied_weights_keys", None) or {}))
     if new is not None:
         body = {key for key in missing if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key}

@@ -59,6 +59,7 @@ CLASSES: dict[str, type[TunerPreTrainedModel]] = {
     "electra": GeneratorAndDiscriminator,
     "encoder": TunerEncoderModel,
     "seq2seq": TunerSeq2SeqForConditionalGeneration,
+    "encoder-decoder": TunerSeq2SeqForConditionalGeneration,
 }
 # Kinds whose loss keeps experts in balance.
 BALANCED = ("decoder", "masked", "pretraining")
@@ -97,9 +98,14 @@ def build_model(
     elif kind == "decoder":
         options = {**_source(args), "attn_implementation": args.attn_implementation}
         model = pretrained_decoder(args.model_name_or_path, tokenizer, args.own_model, **options)
+    elif kind == "encoder-decoder":
+        options = {**_source(args), "attn_implementation": args.attn_implementation}
+        model = load_pretrained(AutoModelForSeq2SeqLM, args.model_name_or_path, torch.float32, **options)
+        model = as_ours(model, f"--own_model true: {args.model_name_or_path}") if args.own_model else model
+        require_vocabulary(model, tokenizer, args.model_name_or_path)
     else:
         model, new = _from_checkpoint(args, kind, tokenizer)
-    if kind == "decoder":
+    if kind in ("decoder", "encoder-decoder"):
         set_ends(model, tokenizer)
     configs = [part.config for part in model.modules() if isinstance(part, TunerPreTrainedModel)]
     if kind not in BALANCED and any(getattr(config, "num_local_experts", None) for config in configs):
@@ -136,7 +142,7 @@ def fields_of(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
     """The fields of the configuration of a new model of a kind, from those of one stack."""
     if kind == "pretraining":
         return {**fields, "type_vocab_size": 2}
-    if kind != "seq2seq":
+    if kind not in ("seq2seq", "encoder-decoder"):
         return fields
     # Half of the blocks each, so that a preset's size stays what it says.
     half = {**fields, "num_hidden_layers": max(fields["num_hidden_layers"] // 2, 1)}

@@ -74,6 +74,32 @@ class PreferenceArguments(AdapterArguments):
 
 
 @dataclass
+class Seq2SeqArguments(RecipeArguments):
+    """Learning to write a text out of another. Names are those of transformers' examples."""
+
+    source_lang: str | None = flag(None, "Language to read: in a column 'translation', and by tokenizers of several.")
+    target_lang: str | None = flag(None, "Language to write.")
+    source_prefix: str = flag("", "What stands before every source, as T5 has it: 'summarize: '.")
+    max_length: int = flag(512, "Longest source and target, in tokens, where the next two do not say.", least=2)
+    max_source_length: int | None = flag(None, "Longest source, in tokens.", least=2)
+    max_target_length: int | None = flag(None, "Longest target, and longest generated text.", least=2)
+    truncation_mode: Literal["keep_start", "error"] = flag(
+        "keep_start", "What becomes of longer ones: cut at the end, or refused."
+    )
+    train_sampling_strategy: Literal["random", "group_by_length", "sequential"] = flag(
+        "group_by_length", "Order of the training examples; group_by_length puts sources of like length together."
+    )
+    num_beams: int | None = flag(None, "Beams to generate with. Without it: what the model is set to.", least=1)
+    max_predict_samples: int = flag(256, "Validation rows that a text is generated for at the end.", least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.max_source_length = self.max_source_length or self.max_length
+        self.max_target_length = self.max_target_length or self.max_length
+        self.max_length = max(self.max_source_length, self.max_target_length)
+
+
+@dataclass
 class ClassifyArguments(AdapterArguments):
     """Labels of texts, tokens or answers."""
 

@@ -60,7 +60,7 @@ class Objective(Generic[A]):
     vocabulary: ClassVar[str] = "clm"
     # The class of model, as `tuner.loading.models` knows it.
     model: ClassVar[str] = "decoder"
-    # The shortest `max_length` that holds an example, and the flags of a loss over the vocabulary that it refuses.
+    # The shortest `max_length` that holds an example, and the flags that it has no use for.
     least_length: ClassVar[int] = 2
     refused: ClassVar[tuple[str, ...]] = ()
     # Where an example finds wrong partners: nowhere, in its own "batch", or in those of all "processes".
@@ -92,7 +92,7 @@ class Objective(Generic[A]):
             raise ArgumentError("--streaming true makes blocks of text: for clm, mlm, rtd and denoise.")
         for flag in cls.refused:
             if args.values().get(flag):
-                raise ArgumentError(f"--{flag} is for losses over the vocabulary: --objective {cls.name} has none.")
+                raise ArgumentError(f"--{flag} has no meaning for {cls.name}.")
         for flag in ("per_device_train_batch_size", "per_device_eval_batch_size"):
             if cls.rivals and getattr(args, flag) * (processes if cls.rivals == "processes" else 1) < 2:
                 raise ArgumentError(f"--objective {cls.name} takes others of the batch as wrong: --{flag} 2 or more.")
@@ -207,7 +207,18 @@ class Objective(Generic[A]):
 
     def describe(self, rows: Rows, examples: Examples) -> Table | None:
         """What became of the rows."""
-        return None
+        if examples.reports is None:
+            return None
+        table = Table("", title="Data", title_justify="left")
+        for split in ("train", "eval"):
+            table.add_column(split, justify="right")
+        train, held_out = (report.to_dict() for report in examples.reports)
+        for name in train:
+            form = "{:.1%}" if name.startswith("share") else "{:,}"
+            values = [form.format(split[name]) for split in (train, held_out)]
+            if set(values) != {"0"}:
+                table.add_row(name.replace("_", " "), *values)
+        return table
 
     def show(self, draws: list[Row]) -> Iterator[Text]:
         """Examples as a person reads them: what the model is given, and in green what it is asked for."""

@@ -83,17 +83,9 @@ class NextToken(Objective[A]):
         return encode_dataset(rows, "messages" if "messages" in rows.column_names else "text", self.tokenizer, *how)
 
     def describe(self, rows: Rows, examples: Examples) -> Table | None:
-        if examples.reports is None:
+        table = super().describe(rows, examples)
+        if table is None:
             return None
-        table = Table("", title="Data", title_justify="left")
-        for split in ("train", "eval"):
-            table.add_column(split, justify="right")
-        train, held_out = (report.to_dict() for report in examples.reports)
-        for name in train:
-            form = "{:.1%}" if name.startswith("share") else "{:,}"
-            values = [form.format(split[name]) for split in (train, held_out)]
-            if set(values) != {"0"}:
-                table.add_row(name.replace("_", " "), *values)
         if self.layout.packing:
             table.add_row("blocks", f"{len(examples.train):,}", f"{len(examples.eval):,}")
         if rows.kind != "text":

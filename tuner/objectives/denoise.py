@@ -14,7 +14,7 @@ from tuner.evaluation.baselines.spans import copy_spans, count_matches, spans_of
 from tuner.objectives.arguments import DenoiseArguments
 from tuner.objectives.base import Batch, Row
 from tuner.objectives.masked_lm import BlockObjective, labelled
-from tuner.objectives.records import Comparison, Layout, Outcome
+from tuner.objectives.records import Comparison, Outcome
 
 # Rows that are generated for in the comparison.
 GENERATED = 256
@@ -32,8 +32,8 @@ class Denoise(BlockObjective[DenoiseArguments]):
     model = "seq2seq"
     least_length = 3  # two tokens and the end
 
-    def __init__(self, args: DenoiseArguments, tokenizer: PreTrainedTokenizerBase, layout: Layout | None = None):
-        super().__init__(args, tokenizer, layout)
+    def __init__(self, args: DenoiseArguments, tokenizer: PreTrainedTokenizerBase, *more: Any):
+        super().__init__(args, tokenizer, *more)
         self.infills = args.corruption == "infilling"
         self.sentinels = sentinels(tokenizer)
         if self.infills and tokenizer.mask_token is None:
@@ -58,10 +58,7 @@ class Denoise(BlockObjective[DenoiseArguments]):
         return {"input_ids": np.concatenate([source, end]), "labels": np.concatenate([target, end])}
 
     def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels)
-        outputs = model.model(**inputs, decoder_input_ids=decoder_input_ids, use_cache=False)
-        states, targets = labelled(outputs.last_hidden_state, labels)
-        return states * model.config.decoder.logit_scale, targets, outputs
+        return decoded(model, labels, inputs)
 
     def compare(self, outcome: Outcome) -> Comparison:
         """Spans written exactly without looking at the target: by both models, and by copying what stands before."""
@@ -79,6 +76,14 @@ class Denoise(BlockObjective[DenoiseArguments]):
         count = sum(len(spans) for spans in wanted)
         match = {name: sum(map(count_matches, spans, wanted)) / max(count, 1) for name, spans in written.items()}
         return {"spans written exactly": match, **losses}
+
+
+def decoded(model: Any, labels: torch.Tensor, inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """What the head of our encoder-decoder sees, as `Objective.hidden` gives it."""
+    decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels)
+    outputs = model.model(**inputs, decoder_input_ids=decoder_input_ids, use_cache=False)
+    states, targets = labelled(outputs.last_hidden_state, labels)
+    return states * model.config.decoder.logit_scale, targets, outputs
 
 
 @torch.no_grad()

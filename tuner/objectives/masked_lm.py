@@ -19,7 +19,7 @@ from tuner.data.tokens import token_blocks
 from tuner.evaluation.baselines.ngrams import MaskedBigram, is_small
 from tuner.objectives.arguments import MaskedLMArguments, TextArguments
 from tuner.objectives.base import A, Batch, Objective, Row, Sums
-from tuner.objectives.records import Comparison, Layout, Outcome
+from tuner.objectives.records import Comparison, Outcome
 
 
 class BlockObjective(Objective[A]):
@@ -67,8 +67,8 @@ class MaskedLM(BlockObjective[MaskedLMArguments]):
     # Of the chosen tokens, the share that is not replaced by the mask token.
     keep: ClassVar[float] = 0.2
 
-    def __init__(self, args: MaskedLMArguments, tokenizer: PreTrainedTokenizerBase, layout: Layout | None = None):
-        super().__init__(args, tokenizer, layout)
+    def __init__(self, args: MaskedLMArguments, tokenizer: PreTrainedTokenizerBase, *more: Any):
+        super().__init__(args, tokenizer, *more)
         self.continues = word_continuations(tokenizer) if args.whole_word else None
         self.special = np.zeros(len(tokenizer), dtype=bool)
         self.special[tokenizer.all_special_ids] = True

@@ -20,7 +20,7 @@ TOKENIZER_DOCUMENTS = 20_000
 # Columns of canonical rows that hold text or messages.
 WRITTEN = (
     *("text", "messages", "prompt", "chosen", "rejected", "completion"),
-    *("text_pair", "tokens", "question", "context"),
+    *("text_pair", "tokens", "question", "context", "source", "target"),
 )
 
 Comparison = dict[str, dict[str, float]]  # metric to {who: how much}

@@ -60,7 +60,11 @@ _BERT = Special(_BERT_ROLES, "[UNK]", "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SE
 # Raffel et al. 2019, https://arxiv.org/abs/1910.10683, with the mask of Lewis et al. 2019, arXiv 1910.13461
 _T5_ROLES = {"pad_token": "<pad>", "eos_token": "</s>", "mask_token": "<mask>"}
 _T5 = Special(_T5_ROLES, "<unk>", "$A </s>", "$A </s> $B </s>", tuple(f"<extra_id_{n}>" for n in range(100)))
-OBJECTIVES = {"clm": _CHAT, "mlm": _BERT, "mlm+nsp": _BERT, "rtd": _BERT, "contrastive": _BERT, "denoise": _T5}
+_PAIRS = Special({"pad_token": "<pad>", "eos_token": "</s>"}, "<unk>", _T5.single, _T5.pair)
+OBJECTIVES = {
+    **{"clm": _CHAT, "mlm": _BERT, "mlm+nsp": _BERT, "rtd": _BERT, "contrastive": _BERT, "denoise": _T5},
+    "seq2seq": _PAIRS,
+}
 
 
 def train_tokenizer(

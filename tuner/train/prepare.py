@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.corpus.segments import to_documents
 from tuner.data.labels import PROBLEMS, check_labels
+from tuner.data.pairs import translated
 from tuner.data.schema import Kind, canonicalize, unused_sentence
 from tuner.data.sources import load_splits
 from tuner.errors import ModelError
@@ -44,6 +45,8 @@ def load_rows(run: Run, kinds: tuple[Kind, ...] | None = None, **split: Any) -> 
     with PartialState().main_process_first():
         splits = (args.dataset_train_split, args.dataset_test_split)
         train, held_out = load_splits(args.dataset_name, args.dataset_config, *splits, args.test_split_size, **split)
+        if languages := getattr(args, "source_lang", None) and (args.source_lang, args.target_lang):
+            train, held_out = (translated(rows, languages, args.dataset_name) for rows in (train, held_out))
         kind, train, unused = canonicalize(train, args.dataset_name, kinds or run.method.kinds)
         _, held_out, _ = canonicalize(held_out, f"{args.dataset_name} {EVALUATED}", (kind,))
     say(unused_sentence(unused, args.dataset_name))

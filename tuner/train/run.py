@@ -39,7 +39,10 @@ FREE_TO_CHANGE = {
     *("save_strategy", "save_steps", "save_total_limit", "max_minutes"),
 }
 # Those of recipes that make it another run, beside all that name data and model.
-FIXED = {"objective", "train_tokenizer", "clean", "streaming", "shuffle_buffer", "loss_type"}
+FIXED = {
+    *("objective", "train_tokenizer", "clean", "streaming", "shuffle_buffer", "loss_type"),
+    *("source_lang", "target_lang", "source_prefix", "max_source_length", "max_target_length"),
+}
 LOCK = ".lock"
 
 A = TypeVar("A", bound=RecipeArguments)

@@ -114,7 +114,7 @@ def _with_rows(classes: list[type[Task]], args: EvaluationArguments, kinds: set[
                 tasks.append(each(args, each.own_data(args)))
             continue
         if args.dataset_name is None:
-            found = _of_run(args, wanted) or read_rows(args, each.default, *each.set_aside)
+            found = _of_run(args, wanted) or read_rows(args, each.default_of(kinds), *each.set_aside)
         else:
             found = named_rows = named_rows or read_rows(args, args.dataset_name, *each.set_aside)
             if not args.tasks and not _fits(found[0], wanted):

@@ -192,7 +192,7 @@ def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **op
         adapted = with_adapter(load_pretrained(kind, name, torch.float32, **options), path)
         if not hasattr(adapted.base_model, "merge_and_unload"):
             raise ModelError(
-                f"The adapter in {path} is a prompt or prefix, which no weights can take: `tuner chat` can."
+                f"The adapter in {path} is a prompt or prefix, which no weights can take."
             )
         return adapted.merge_and_unload().to(dtype)
     if "gguf_file" not in how:

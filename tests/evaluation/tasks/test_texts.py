@@ -10,11 +10,18 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForQuestionAnswering, AutoTokenizer
 
 from tests.evaluation.tasks.helpers import json_of, run, samples_of, save_decoder, save_with_head, write_rows
+from tests.model.helpers import scramble
 from tests.text import samples
 from tuner.data.builtin import BUILTIN
 from tuner.errors import ArgumentError, DataError, ModelError
 from tuner.evaluation.tasks.safety import GROUPS, TEMPLATES
-from tuner.model import TunerEncoderForQuestionAnswering, TunerEncoderForSequenceClassification
+from tuner.model import (
+    TunerEncoderForQuestionAnswering,
+    TunerEncoderForSequenceClassification,
+    TunerSeq2SeqConfig,
+    TunerSeq2SeqForConditionalGeneration,
+)
+from tuner.text.pairs import encode_texts
 
 
 @pytest.fixture(scope="module")
@@ -226,3 +233,22 @@ def test_tasks_of_the_harness(nano, tmp_path):
 def test_a_task_that_the_harness_has_not(nano):
     with pytest.raises(ArgumentError, match=r"--harness_tasks tuner_topic: ours are .* Did you mean tuner_topics"):
         run("--model_name_or_path", nano, "--tasks", "harness", "--harness_tasks", "tuner_topic")
+
+
+def test_an_encoder_decoder_is_given_sources(tmp_path):
+    """By its own tokens: greedy, against transformers' `generate` of one source."""
+    tokenizer, half = samples.small(), {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4}
+    ends = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    half |= {"intermediate_size": 48, "num_key_value_heads": 4, "max_position_embeddings": 64, **ends}
+    half["vocab_size"] = len(tokenizer)
+    model = TunerSeq2SeqForConditionalGeneration(TunerSeq2SeqConfig(encoder=half, decoder=dict(half), **ends))
+    scramble(model).save_pretrained(tmp_path / "pairs")
+    tokenizer.save_pretrained(tmp_path / "pairs")
+    path = write_rows(tmp_path / "rows.jsonl", [{"source": text[:80], "target": text} for text in samples.texts()[:6]])
+    flags = ("--model_name_or_path", tmp_path / "pairs", "--dataset_name", path, "--output_dir", tmp_path)
+    [outcome] = run(*flags, "--max_new_tokens", 8)
+    found = samples_of(tmp_path, "generation")
+    assert outcome.task.name == "generation" and found[0]["reference"] == samples.texts()[0]
+    ids = encode_texts(tokenizer, [found[0]["prompt"]])[0]
+    output = model.generate(torch.tensor(ids), max_new_tokens=8, do_sample=False)
+    assert found[0]["prediction"] == tokenizer.decode(output[0], skip_special_tokens=True).strip()

@@ -160,6 +160,11 @@ class Task:
         return cls.kinds
 
     @classmethod
+    def default_of(cls, models: set[str]) -> str:
+        """The rows where none are named, for models of some kinds."""
+        return cls.default
+
+    @classmethod
     def own_data(cls, args: EvaluationArguments) -> Data:
         """The rows of a task that brings its own."""
         raise NotImplementedError

@@ -16,6 +16,7 @@ from tuner.evaluation.subject import Subject
 from tuner.evaluation.tasks.base import Baselines, Data, Figures, Row, Samples, Task, without_interval
 from tuner.loading.generation import generate_texts, room
 from tuner.text.chat import generation_prompt, require_chat_template
+from tuner.text.pairs import encode_texts
 
 # Tokens of a text that are its prompt, at most half of it.
 PROMPT = 32
@@ -28,8 +29,8 @@ class Generation(Task):
     """Texts that a model writes."""
 
     name = "generation"
-    models = ("causal",)
-    kinds = ("messages", "text")
+    models = ("causal", "seq2seq")
+    kinds = ("messages", "text", "pair")
     default = "builtin:chitchat-small"
     figures = {
         **dict.fromkeys(("chrf", "bleu", *ROUGE, "exact_match"), "higher"),
@@ -45,7 +46,11 @@ class Generation(Task):
 
     @classmethod
     def kinds_of(cls, models: set[str]) -> tuple[Kind, ...]:
-        return cls.kinds
+        return ("pair",) if "seq2seq" in models else cls.kinds
+
+    @classmethod
+    def default_of(cls, models: set[str]) -> str:
+        return "builtin:chitchat-punctuation" if "seq2seq" in models else cls.default
 
     def check(self) -> None:
         for name in self.args.metrics:
@@ -98,9 +103,12 @@ class Generation(Task):
             sample = {"prompt": turns, "said": turns[-1]["content"], "reference": reference}
         else:
             sample = {"prompt": row["source"], "said": row["source"], "reference": row["target"]}
-            turn = {"role": "user", "content": row["source"]}
-            ids = tokenizer(row["source"])["input_ids"] if subject.kind == "seq2seq" else None
-            ids = generation_prompt(tokenizer, [turn])["input_ids"][0].tolist() if ids is None else ids
+            if subject.kind == "seq2seq":  # as it was trained: what stands before a source is kept in its configuration
+                said = f"{getattr(subject.model.config, 'prefix', None) or ''}{row['source']}"
+                ids = encode_texts(tokenizer, [said])[0][0]
+            else:
+                turn = {"role": "user", "content": row["source"]}
+                ids = generation_prompt(tokenizer, [turn])["input_ids"][0].tolist()
         if not ids or not sample["reference"].strip():
             return {**sample, "left_out": "no prompt" if not ids else "no reference"}
         if room(subject.model, len(ids)) < 1:

@@ -191,9 +191,7 @@ def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **op
         name, options["revision"] = base
         adapted = with_adapter(load_pretrained(kind, name, torch.float32, **options), path)
         if not hasattr(adapted.base_model, "merge_and_unload"):
-            raise ModelError(
-                f"The adapter in {path} is a prompt or prefix, which no weights can take."
-            )
+            raise ModelError(f"The adapter in {path} is a prompt or prefix, which no weights can take.")
         return adapted.merge_and_unload().to(dtype)
     if "gguf_file" not in how:
         return _load(kind, name_or_path, path, dtype, options)

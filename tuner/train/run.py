@@ -71,7 +71,8 @@ def open_run(args: A, method: type[Objective[Any]]) -> Run[A]:
         ArgumentError: flags that the method or transformers refuses.
     """
     use_all_cores()
-    method.check(args, PartialState(cpu=args.use_cpu).num_processes)
+    on_cpu = args.use_cpu or device_type() == "cpu"  # else torchrun's processes on CPUs would count as one
+    method.check(args, PartialState(cpu=on_cpu).num_processes)
     training = resolved(args)
     check_training(training)
     set_seed(args.seed)

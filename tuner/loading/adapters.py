@@ -68,6 +68,7 @@ def add_adapter(
     # PEFT asks transformers under an old name, and looks for a folder where a built-in is named.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     warnings.filterwarnings("ignore", "Could not find a config file in", UserWarning)
+    warnings.filterwarnings("ignore", "Position ids are not supported", UserWarning)  # a prompt goes before them
     warnings.filterwarnings("ignore", "lora with eva initialization", UserWarning)  # to save memory of an adapter
     try:
         adapted = peft.get_peft_model(model, getattr(peft, name)(task_type=task_of(model), **options))
@@ -141,7 +142,8 @@ def start_from_data(model: peft.PeftModel, batches: Iterator[dict[str, torch.Ten
         weights = load_file(checkpoint / "adapter_model.safetensors")
         lora = (name for name, module in model.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer))
         saved = {name: weights.get(f"{name}.lora_A.weight", torch.empty(0, 0)) for name in lora}
-    body, calls = model.get_base_model().base_model, itertools.count(1)
+    base: Any = model.get_base_model()
+    body, calls = base.base_model, itertools.count(1)
     config = model.peft_config["default"]
 
     def forward(_: Any, batch: dict[str, torch.Tensor]) -> None:

@@ -32,17 +32,15 @@ from tuner.objectives.records import Examples
 from tuner.optim.check import schedule_kwargs
 from tuner.optim.layerwise import decay_by_layer
 from tuner.optim.split_adamw import own_optimizer
+from tuner.train.adapters import prepare_adapter
 from tuner.train.callbacks import Guarded, SpikeGuard, StepSeed, StopOnRequest, Throughput
 from tuner.train.checkpoint import last_checkpoint, last_saved
-from tuner.train.frozen import keep_lower_half
 from tuner.train.order import EpochOrder
 from tuner.train.run import Run, locked, product_dtype, say
 from tuner.train.saving import SavingTrainer
 
 # Steps in a row that fp16's loss scaling may leave out: from 2^16 it has halved to less than 2^-14 then.
 OVERFLOWS = 30
-# Examples in a batch that an adapter begins from: however many the processes, they are the same.
-START_ROWS = 8
 # What of a batch is counted with, and no input of the model.
 COUNTED = ("rows", "tokens")
 
@@ -67,10 +65,8 @@ class Trainer(SavingTrainer):
         if not self._streams:
             train, self.eval_dataset = map(self._with_reference, (examples.train, examples.eval))
             self.examples, self.train_dataset = replace(examples, train=train, eval=self.eval_dataset), Draws(train)
-        if run.args.values().get("init_lora_weights") == "eva":
-            self._start_from_data()
-        if run.args.values().get("lora_layers") == "upper":
-            keep_lower_half(self, run.args.frozen_states_gib)
+        if run.args.values().get("use_peft"):
+            prepare_adapter(self)
         self.model_accepts_loss_kwargs = True  # the objective's loss divides by the global batch's count
         self._throughput = Throughput(Operations.of(self.model), product_dtype(self.args, self.model))
         self.stop = StopOnRequest(run.args.max_minutes)
@@ -113,16 +109,6 @@ class Trainer(SavingTrainer):
         with self.accelerator.autocast():
             found = self.objective.reference(self.model, share, self.args.eval_batch_size)
         return rows if found is None else rows.add_column("reference", gather_object(found))
-
-    def _start_from_data(self) -> None:
-        """An adapter's start from the training examples, in an order of the seed: the same in all processes."""
-        from tuner.loading.adapters import start_from_data  # peft takes seconds to import
-
-        draws, objective = self.train_dataset, self.objective
-        order = np.random.default_rng(self.args.seed).permutation(len(draws)).tolist()
-        batches = (objective([draws[i] for i in order[n : n + START_ROWS]]) for n in range(0, len(order), START_ROWS))
-        with self.accelerator.autocast():
-            start_from_data(self.model, batches, self.run.checkpoint)
 
     # ---- training ----
 

@@ -1,9 +1,9 @@
-"""The lower half of the layers, where only adapters above it learn (`--lora_layers upper`): what it makes of an example
-is the same in every epoch, so that it is computed once and kept in a file that is mapped into memory.
+"""What adapters have of the training examples: a start (EVA), and the lower half of the layers computed once.
 
-Embeddings, masks and positions are computed as always, for they cost nothing. The kept states take the place of what
-the lower layers return. That a model computes the same with them is tried on one batch: some give their upper layers
-more of the lower ones than that.
+Where adapters learn above it alone (`--lora_layers upper`), what the lower half makes of an example is the same in
+every epoch: it is kept in a file that is mapped into memory, and takes the place of what the lower layers return.
+Embeddings, masks and positions are computed as always, for they cost nothing. That a model computes the same with it is
+tried on one batch: some give their upper layers more of the lower ones than that.
 """
 
 from __future__ import annotations
@@ -28,6 +28,23 @@ from tuner.train.run import say
 
 STATES, FOLDER = "frozen_states", ".frozen_states"
 INPUTS = ("input_ids", "attention_mask", "position_ids")
+# Examples in a batch that an adapter begins from: however many the processes, they are the same.
+START_ROWS = 8
+
+
+def prepare_adapter(trainer: Any) -> None:
+    """Give the adapter of a trainer's model its start, and keep the lower half, where the flags say so."""
+    args = trainer.run.args
+    if args.init_lora_weights == "eva":
+        from tuner.loading.adapters import start_from_data  # peft takes seconds to import
+
+        draws, objective = trainer.train_dataset, trainer.objective
+        order = np.random.default_rng(args.seed).permutation(len(draws)).tolist()
+        batches = (objective([draws[i] for i in order[n : n + START_ROWS]]) for n in range(0, len(order), START_ROWS))
+        with trainer.accelerator.autocast():
+            start_from_data(trainer.model, batches, trainer.run.checkpoint)
+    if args.lora_layers == "upper":
+        _keep_lower_half(trainer, args.frozen_states_gib)
 
 
 class Reached(Exception):
@@ -113,7 +130,7 @@ class WithStates:
         return batch | {STATES: torch.stack(padded)}
 
 
-def keep_lower_half(trainer: Any, limit: float) -> None:
+def _keep_lower_half(trainer: Any, limit: float) -> None:
     """Compute the lower half of a trainer's model once for each example, if examples are seen again and it takes at
     most `limit` GiB; else it is said why not. Each process computes a share. The files go with the process."""
     args, objective = trainer.args, trainer.objective

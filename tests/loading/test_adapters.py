@@ -264,7 +264,7 @@ def test_four_bits(family, flags, tmp_path):
     assert sum(parameters_by_component(model).values()) == model.num_parameters()
     assert Operations.of(model) == Operations.of(adapted(folder, **flags)[0])
     ids, losses = torch.tensor([[5, 6, 7, 8, 9]]), []
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-1)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-2)
     for step in range(8):
         if step == 4:
             model.eval()(ids)  # an evaluation in between leaves the gradient as it is
@@ -274,7 +274,7 @@ def test_four_bits(family, flags, tmp_path):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    assert losses[-1] < losses[0] - 0.5
+    assert losses[-1] < losses[0] - 0.1
     model.save_pretrained(tmp_path / "run")
     tokenizer.save_pretrained(tmp_path / "run")
     assert save_merged(tmp_path / "run") < 1e-4

@@ -119,7 +119,8 @@ def quantise(model: PreTrainedModel, whole: list[str], dtype: torch.dtype) -> No
             linear.in_features, linear.out_features, linear.bias is not None, dtype, device="meta", **how
         )
         data, packed.bias = linear.weight.data, linear.bias
-        packed.weight = bitsandbytes.nn.Params4bit(data, requires_grad=False, module=packed, **how).to(data.device)
+        weight: Any = bitsandbytes.nn.Params4bit(data, requires_grad=False, module=packed, **how)
+        packed.weight = weight.to(data.device)  # here it is quantised
         # On CPUs with bfloat16 an evaluation would repack the weights into a form that has no gradient.
         packed.support_avx512bf16_for_cpu = False
         body.set_submodule(name, packed)

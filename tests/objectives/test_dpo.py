@@ -8,6 +8,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -23,7 +24,6 @@ from tuner.data.sources import load_splits
 from tuner.errors import ArgumentError, DataError
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
 from tuner.objectives.arguments import PreferenceArguments
-from tuner.objectives.base import use_objective
 from tuner.objectives.dpo import DPO
 from tuner.objectives.records import Layout
 

@@ -16,6 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 INSTALL := $(PIP) install --no-compile
 INSTALLED := $(VENV)/.installed
 TORCHAO := $(VENV)/torchao
+BITSANDBYTES := $(VENV)/bitsandbytes
 NEWEST := .venv-newest
 VLLM := .venv-vllm
 TRL_NEWEST := .venv-trl
@@ -75,9 +76,10 @@ chat: install ## Chat with the model of `make sft`
 test: install ## Run the fast tests
 	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "not slow and not long" $(ARGS)
 
-test-slow: install $(TORCHAO) ## Run whole recipes: kills, resumes, two processes (minutes)
+test-slow: install $(TORCHAO) $(BITSANDBYTES) ## Run whole recipes: kills, resumes, two processes (minutes)
 	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "slow and not long" $(ARGS)
 	@$(RUN) PYTHONPATH=$(abspath $(TORCHAO)) python -m pytest tests/model/test_adapters.py -k eight_bits
+	@$(RUN) PYTHONPATH=$(abspath $(BITSANDBYTES)) OMP_NUM_THREADS=1 python -m pytest tests/loading/test_adapters.py tests/test_lora.py -k "four_bits or bits-"
 
 test-long: install ## Run what no change waits for: compiled kernels, published checkpoints
 	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "long and not suite" $(ARGS)
@@ -121,6 +123,12 @@ test-trl-newest: ## Our models in the trainers of TRL's newest release; `make te
 $(TORCHAO): $(INSTALLED)
 	@echo "install torchao, for the tests of quantisation"
 	@$(INSTALL) -c constraints.txt --no-deps --upgrade --target $@ torchao
+	@touch $@
+
+# Apart too: peft imports it with every command, and its libraries for accelerators are 120 MB.
+$(BITSANDBYTES): $(INSTALLED)
+	@echo "install bitsandbytes, for the tests of 4 bits"
+	@$(INSTALL) -c constraints.txt --no-deps --upgrade --target $@ bitsandbytes
 	@touch $@
 
 lint: install ## Check style, formatting and types

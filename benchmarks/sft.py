@@ -47,6 +47,9 @@ COMPARISONS: dict[str, tuple[int, int, dict[str, Any], list[str]]] = {
 # bfloat16 weights with their next bits in the optimizer, and activation checkpointing, which TRL has by default. The 8
 # sequences are joined into one row, where nothing is padded: our default on CPUs, like the attention that makes it pay.
 FAST = "--dtype bfloat16 --activation_checkpointing true --per_device_train_batch_size 8"
+# Frozen weights have neither gradients nor an optimizer's state: what takes memory is what a batch leaves for the
+# backward pass. A sequence at a time leaves little, and nothing is computed twice; a step has 8 on both sides.
+FAST_LORA = "--per_device_train_batch_size 1 --gradient_accumulation_steps 8"
 
 
 def main() -> None:
@@ -55,7 +58,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=COMPARISONS, default=["default", "packing"], help="which comparisons"
     )
-    parser.add_argument("--flags", default=FAST, help="our flags (default: %(default)s)")
+    parser.add_argument("--flags", help=f"our flags (default: {FAST}; of an adapter: {FAST_LORA})")
     parser.add_argument("--peer", type=json.loads, default={}, help="settings of TRL over the comparison's, as JSON")
     args = parser.parse_args()
     python, our_python = own_python("trl", PEER), own_python("tuner", ["-e", "."])
@@ -67,6 +70,7 @@ def main() -> None:
             if name not in args.only:
                 continue
             rows = prepare_rows(Path(work) / name, count)
+            fast = args.flags or (FAST_LORA if "lora" in settings else FAST)
             pairs = []
             for number in range(args.rounds):
                 theirs = measure(
@@ -80,7 +84,7 @@ def main() -> None:
                     ]
                 )
                 ours = run_ours(
-                    our_python, model, rows, steps, [*flags, *args.flags.split()], Path(work) / f"{name}-{number}"
+                    our_python, model, rows, steps, [*flags, *fast.split()], Path(work) / f"{name}-{number}"
                 )
                 pairs.append((ours, theirs))
                 print(
@@ -95,7 +99,15 @@ def main() -> None:
                 side: [step["loss"] for step in pairs[0][i].data["steps"]] for i, side in ((0, "ours"), (1, "TRL"))
             }
             trl = pairs[0][1].data["trl"]
-    finish("sft", ratios, losses=losses, flags=args.flags, peer=args.peer, rounds=args.rounds, versions={"trl": trl})
+    finish(
+        "sft",
+        ratios,
+        losses=losses,
+        flags=args.flags or [FAST, FAST_LORA],
+        peer=args.peer,
+        rounds=args.rounds,
+        versions={"trl": trl},
+    )
 
 
 def prepare_model(folder: Path) -> Path:

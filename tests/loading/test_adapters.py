@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -12,11 +13,13 @@ from tests.text.test_load_tokenizer import bare_tokenizer
 from tuner.config.adapters import AdapterArguments
 from tuner.config.arguments import parse_arguments
 from tuner.errors import ArgumentError, ModelError
-from tuner.loading.adapters import add_adapter, save_merged
+from tuner.estimate.model import Operations, parameters_by_component
+from tuner.loading.adapters import add_adapter, quantise, save_merged, start_from_data
 from tuner.loading.chat_model import load_chat_model
 from tuner.loading.checkpoints import difference, load_pretrained, pretrained_decoder, with_adapter
 from tuner.model import TunerDecoderConfig
 from tuner.text.load_tokenizer import load_pretrained_tokenizer
+from tuner.train.adapters import LowerHalf
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 FAMILIES = pytest.mark.parametrize("family", [TunerDecoderConfig, LlamaConfig])
@@ -137,6 +140,146 @@ def test_adapters_are_switched(tmp_path):
 def test_what_has_no_effect_is_refused(flags, reason):
     with pytest.raises(ArgumentError, match=reason):
         AdapterArguments(**flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (
+            {"load_in_4bit": True, "init_lora_weights": "pissa"},
+            "--load_in_4bit: --init_lora_weights pissa computes with",
+        ),
+        ({"eos_token": "<|stop|>", "init_lora_weights": "eva"}, "--eos_token: .* --init_lora_weights eva cannot be"),
+        ({"eos_token": "<|stop|>", "lora_layers": "upper"}, "--eos_token: .* --lora_layers upper cannot be"),
+        ({"frozen_states_gib": 1.0}, "--frozen_states_gib: --peft_type lora has no use"),
+        ({"peft_type": "ia3", "lora_layers": "upper"}, "--lora_layers: --peft_type ia3 has no use"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(flags, reason):
+    with pytest.raises(ArgumentError, match=reason):
+        AdapterArguments(use_peft=True, model_name_or_path="x", **flags)
+
+
+@FAMILIES
+def test_the_upper_half_alone(family, tmp_path):
+    model, _ = adapted(base(tmp_path, family), lora_layers="upper")
+    learnt = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert learnt and all(".layers.1." in name for name in learnt)
+    assert {name.split(".")[-4] for name in learnt} >= {"q_proj", "down_proj"}
+
+
+@FAMILIES
+def test_the_lower_half_is_taken_from_what_is_given(family, tmp_path):
+    """Another lower half's output gives another result, its own the very same, in the backward pass too."""
+    model, _ = adapted(base(tmp_path, family), lora_layers="upper", lora_r=2)
+    half = LowerHalf(trained(model).eval())
+    ids = torch.tensor([[5, 6, 7, 8], [4, 3, 2, 1]])
+    with torch.no_grad():
+        assert half.why_not({"input_ids": ids}) is None
+        states = half({"input_ids": ids})
+    gradients = []
+    for given in ({}, {"frozen_states": states}, {"frozen_states": states.roll(1, 0)}):
+        model.zero_grad()
+        model(input_ids=ids, labels=ids, **given).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+    assert all(map(torch.equal, gradients[0], gradients[1])) and not all(map(torch.equal, gradients[0], gradients[2]))
+    with torch.no_grad():  # nothing is left of what was given
+        assert torch.equal(half({"input_ids": ids}), states)
+
+
+def test_a_lower_half_that_changes_is_not_kept(tmp_path):
+    inputs = {"input_ids": torch.tensor([[5, 6, 7]])}
+    model, _ = adapted(base(tmp_path), lora_layers="upper", lora_modules_to_save=["embed_tokens"])
+    assert LowerHalf(model).why_not(inputs) == "something below the upper half is trained"
+    model, _ = adapted(base(tmp_path), lora_layers="upper")
+    model.config.attention_dropout = 0.1
+    assert "attention_dropout" in LowerHalf(model).why_not(inputs)
+
+
+def eva(folder, checkpoint=None, label=5, rank=4, rows=4):
+    model, tokenizer = adapted(folder, init_lora_weights="eva", lora_r=rank, half=True)
+    ids = torch.randint(1, 50, (3, rows, 16), generator=torch.Generator().manual_seed(0))
+    batches = ({"input_ids": one, "labels": torch.full_like(one, label)} for one in ids)
+    start_from_data(model, batches, checkpoint)
+    return model, tokenizer
+
+
+@FAMILIES
+def test_a_start_from_data(family, tmp_path):
+    """It changes nothing yet, is a function of the data, and a run that is continued takes its shapes from the
+    checkpoint; saved it comes back."""
+    folder = base(tmp_path, family)
+    (model, tokenizer), (again, _) = eva(folder), eva(folder)
+    start = peft.get_peft_model_state_dict(model)
+    assert all(map(torch.equal, start.values(), peft.get_peft_model_state_dict(again).values()))
+    ranks = {weight.shape[0] for name, weight in start.items() if "lora_A" in name}
+    assert len(ranks) > 1 and all(not w.any() for name, w in start.items() if "lora_B" in name)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    trained(model).save_pretrained(tmp_path / "run")
+    tokenizer.save_pretrained(tmp_path / "run")
+    continued, _ = eva(folder, tmp_path / "run", label=-100)
+    loaded = peft.get_peft_model_state_dict(continued)
+    assert {name: w.shape for name, w in loaded.items()} == {name: w.shape for name, w in start.items()}
+    assert continued.peft_config["default"].alpha_pattern == model.peft_config["default"].alpha_pattern
+    assert save_merged(tmp_path / "run") < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"label": -100}, "no batch has the 8 tokens"),
+        ({"rank": 20, "rows": 8}, "n_components=40 invalid"),
+    ],
+)
+def test_a_start_that_the_data_does_not_give(how, reason, tmp_path):
+    with pytest.raises(ModelError, match=f"--init_lora_weights eva: {reason}"):
+        eva(base(tmp_path), **how)
+
+
+def test_four_bits_without_their_package(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="--load_in_4bit true needs a package: pip install bitsandbytes"):
+        quantise(torch.nn.Linear(2, 2), [], torch.float32)
+
+
+@FAMILIES
+@pytest.mark.parametrize("flags", [{}, {"use_dora": True}, {"peft_type": "ia3"}, {"lora_layers": "upper"}], ids=str)
+def test_four_bits(family, flags, tmp_path):
+    """The layers' weights, of any model; the adapter over them learns, is saved alone, and merges with all the bits."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    folder = base(tmp_path, family)
+    model, tokenizer = adapted(folder, load_in_4bit=True, **flags)
+    plain = load_pretrained(AutoModelForCausalLM, folder, torch.float32)
+    packed = {
+        name.removeprefix("base_model.model.").removesuffix(".base_layer"): m.weight
+        for name, m in model.named_modules()
+        if isinstance(m, bitsandbytes.nn.Linear4bit)
+    }
+    assert len(packed) == 14 and "lm_head" not in packed
+    for name, weight in packed.items():
+        whole = plain.get_submodule(name).weight
+        error = bitsandbytes.functional.dequantize_4bit(weight, weight.quant_state) - whole
+        assert 0 < error.norm() / whole.norm() < 0.12  # NF4 of normal numbers: 0.09
+    assert model.num_parameters() == adapted(folder, **flags)[0].num_parameters()
+    assert sum(parameters_by_component(model).values()) == model.num_parameters()
+    assert Operations.of(model) == Operations.of(adapted(folder, **flags)[0])
+    ids, losses = torch.tensor([[5, 6, 7, 8, 9]]), []
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-2)
+    for step in range(8):
+        if step == 4:
+            model.eval()(ids)  # an evaluation in between leaves the gradient as it is
+        loss = model.train()(input_ids=ids, labels=ids).loss
+        loss.backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.1
+    model.save_pretrained(tmp_path / "run")
+    tokenizer.save_pretrained(tmp_path / "run")
+    assert save_merged(tmp_path / "run") < 1e-4
+    merged = load_pretrained(AutoModelForCausalLM, str(tmp_path / "run" / "merged"), torch.float32)
+    assert not any(p.dtype == torch.uint8 for p in merged.parameters())
 
 
 def test_layers_that_are_not_there(tmp_path):

@@ -8,6 +8,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -23,7 +24,6 @@ from tuner.data.sources import load_splits
 from tuner.errors import ArgumentError, DataError
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
 from tuner.objectives.arguments import PreferenceArguments
-from tuner.objectives.base import use_objective
 from tuner.objectives.dpo import DPO
 from tuner.objectives.records import Layout
 
@@ -166,17 +166,22 @@ def test_what_fills_a_batch_does_not_count(loss_type):
         torch.testing.assert_close(found[name], value, msg=name)
 
 
-def test_under_an_adapter_the_reference_is_the_model_without_it():
-    from peft import LoraConfig, get_peft_model
+@pytest.mark.parametrize("start", [True, "pissa", "prompt"], ids=str)
+def test_under_a_new_adapter_the_reference_is_the_model_without_it(start):
+    """Some adapters begin with a part of the weights, which then lack it: those alone are no reference. A prompt that
+    is to be learnt is something from its beginning."""
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
     objective, base = objective_of(), model_of()
     examples, _ = objective.examples(pairs(), "pairs")
     plain = objective.reference(base, examples, 4)
-    adapted = get_peft_model(copy.deepcopy(base), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
-    assert objective.reference(adapted, examples, 4) == plain
-    use_objective(adapted.get_base_model(), objective)
-    rows = examples_of(objective)
-    assert abs(float(mean_loss(objective, adapted.get_base_model(), rows[:4]).detach()) - 0.6931) > 1e-4
+    lora = LoraConfig(target_modules=["q_proj"], init_lora_weights=start)
+    prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    adapted = get_peft_model(copy.deepcopy(base), prompt if start == "prompt" else lora)
+    if start == "pissa":
+        with adapted.disable_adapter():
+            assert not np.allclose(objective.reference(adapted, examples, 4), plain, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(objective.reference(adapted, examples, 4), plain, rtol=1e-4, atol=1e-3)
 
 
 def test_smoothing_of_tokens_labels_is_refused():

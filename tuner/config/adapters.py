@@ -18,12 +18,15 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
             **LAYERS,
             **{"r": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"},
             **{name: name for name in ("use_rslora", "use_dora", "init_lora_weights")},
+            "layers_to_transform": "lora_layers",
         },
     ),
     "ia3": ("IA3Config", LAYERS),
     "prompt_tuning": ("PromptTuningConfig", LENGTH),
     "prefix_tuning": ("PrefixTuningConfig", LENGTH),
 }
+# Starts that compute with the weights that stay.
+FROM_WEIGHTS = ("pissa", "olora", "orthogonal")
 
 
 @dataclass
@@ -45,8 +48,21 @@ class AdapterArguments(RecipeArguments):
     lora_modules_to_save: list[str] = flag([], "Layers that are trained whole and saved with the adapter.")
     use_rslora: bool = flag(False, "Divide by the root of the rank (Kalajdzievski 2023).")
     use_dora: bool = flag(False, "Train magnitude and direction apart (Liu et al. 2024).")
-    init_lora_weights: Literal["default", "gaussian", "pissa", "olora", "orthogonal"] = flag(
-        "default", "How lora begins: as nothing, or from the weights themselves (pissa: Meng et al. 2024)."
+    init_lora_weights: Literal["default", "gaussian", "pissa", "olora", "orthogonal", "eva"] = flag(
+        "default",
+        "How lora begins: as nothing; from the weights themselves (pissa: Meng et al. 2024); or from what the layers "
+        "are given on the training examples (eva: Paischer et al. 2024).",
+    )
+    lora_layers: Literal["all", "upper"] = flag(
+        "all", "upper: lora in the upper half of the layers alone; the lower half is the same in every epoch."
+    )
+    frozen_states_gib: float = flag(
+        8,
+        "Most that lora_layers upper keeps on disk to compute the lower half once; beyond, it is in every epoch.",
+        least=0,
+    )
+    load_in_4bit: bool = flag(
+        False, "Hold the frozen weights in 4 bits, NF4 (QLoRA, Dettmers et al. 2023); pip install bitsandbytes."
     )
     num_virtual_tokens: int = flag(20, "Length of the prompt or prefix that is trained.", least=1)
     merge: bool = flag(False, "Also save the model with the adapter merged into its weights, in output_dir/merged.")
@@ -55,13 +71,24 @@ class AdapterArguments(RecipeArguments):
         if self.use_peft and self.learning_rate is None:
             self.learning_rate = self.ADAPTER_RATE
         super().__post_init__()
-        of_kind = set(KINDS[self.peft_type][1].values()) | {"peft_type", "merge"} if self.use_peft else set()
+        of_kind = (
+            set(KINDS[self.peft_type][1].values()) | {"peft_type", "merge", "load_in_4bit"} if self.use_peft else set()
+        )
+        if self.use_peft and self.lora_layers == "upper":
+            of_kind |= {"frozen_states_gib"}
         for item in fields(AdapterArguments):
             ours = item.name in AdapterArguments.__annotations__ and item.name not in ("use_peft", *of_kind)
             default = item.default_factory() if callable(item.default_factory) else item.default
             if ours and getattr(self, item.name) != default:
                 where = f"--peft_type {self.peft_type} has no use for it" if self.use_peft else "it is for --use_peft"
                 raise ArgumentError(f"--{item.name}: {where}.")
+        if self.load_in_4bit and self.init_lora_weights in FROM_WEIGHTS:
+            raise ArgumentError(
+                f"--load_in_4bit: --init_lora_weights {self.init_lora_weights} computes with whole weights."
+            )
+        if self.eos_token and (self.init_lora_weights == "eva" or self.lora_layers == "upper"):
+            flag = "--init_lora_weights eva" if self.init_lora_weights == "eva" else "--lora_layers upper"
+            raise ArgumentError(f"--eos_token: its embedding is trained too, with which {flag} cannot be.")
         if self.merge and "tuning" in self.peft_type:
             raise ArgumentError(f"--merge: a {self.peft_type} is no change of weights that could be merged.")
         # What is saved is the adapter alone: it must find its model again, with the same names.

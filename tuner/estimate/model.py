@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -45,8 +46,13 @@ def parameters_by_component(model: nn.Module) -> dict[str, int]:
     sizes = dict.fromkeys([*COMPONENTS, "other"], 0)
     for name, parameter in model.named_parameters():
         ends = {c: [found.end() for found in re.finditer(mark, name)][-1:] for c, mark in COMPONENTS.items()}
-        sizes[max((end[0], c) for c, end in {**ends, "other": [0]}.items() if end)[1]] += parameter.numel()
+        sizes[max((end[0], c) for c, end in {**ends, "other": [0]}.items() if end)[1]] += _numbers(parameter)
     return {name: count for name, count in sizes.items() if count}
+
+
+def _numbers(parameter: torch.Tensor) -> int:
+    """Numbers in a parameter; of 4 bits, two are in a byte (bitsandbytes)."""
+    return parameter.numel() * (2 if parameter.dtype == torch.uint8 else 1)
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def _modules(module: nn.Module, config: Any = None, name: str = "") -> Iterator[
 def _met(module: nn.Module, config: Any) -> int:
     """Weights of a module itself that a token meets in products."""
     if isinstance(module, nn.Linear | Conv1D):
-        return module.weight.numel()
+        return _numbers(module.weight)
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     if not experts or isinstance(module, nn.Embedding):
         return 0
@@ -156,7 +162,11 @@ def _met(module: nn.Module, config: Any) -> int:
 def _attention(module: Any, config: Any, decodes: bool, cross: bool) -> list[AttentionLayer]:
     """A module's own attention, if it is one: it then has projections of queries and keys."""
     parts = dict(module.named_children())
-    widths = [parts[name].weight.shape[0] for name in (*QUERIES, *KEYS) if name in parts]
+    widths = [
+        getattr(parts[name], "out_features", 0) or parts[name].weight.shape[0]
+        for name in (*QUERIES, *KEYS)
+        if name in parts
+    ]
     if any(name in parts for name in FUSED):
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         widths = [head * config.num_attention_heads] * 2
@@ -185,8 +195,9 @@ def state_bytes(model: PreTrainedModel, size: int, mixed: bool) -> dict[str, int
         mixed: mixed precision over float32 weights.
     """
     parameters, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
+    packed = sum(parameter.numel() for parameter in model.parameters() if parameter.dtype == torch.uint8)
     return {
-        "weights": size * parameters,
+        "weights": size * (parameters - 2 * packed) + packed,
         "half-precision copy": 2 * parameters if mixed else 0,
         "gradients": size * trainable,
         "optimizer": (4 if size == 2 else 8) * trainable,

@@ -6,6 +6,7 @@ it, so that DDP, FSDP, autocast and compilation work as with a model's own loss.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -243,6 +244,7 @@ def use_objective(model: PreTrainedModel, objective: Objective[Any]) -> None:
     """
     kind = type(model)
 
+    @functools.wraps(kind.forward)  # generation looks for the names of its inputs
     def forward(
         self: PreTrainedModel, *args: Any, labels: Any = None, num_items_in_batch: Any = None, **inputs: Any
     ) -> Any:

@@ -4,7 +4,6 @@ computed once and kept; under an adapter it is the same weights without the adap
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,8 @@ class DPO(NextToken[PreferenceArguments]):
         found: list[list[float]] = []
         bare = model.get_base_model() if hasattr(model, "get_base_model") else model
         model.eval()
-        with torch.no_grad(), model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
+        # An adapter that has learnt nothing is on: some begin with a part of the weights, which lack it without them.
+        with torch.no_grad():
             for batch in self.held_out(Examples(None, rows), batch_size):
                 inputs = {k: v.to(bare.device) for k, v in batch.items() if k not in NO_INPUTS}
                 found += self._ratios(bare, **inputs)[0].T.tolist()

@@ -32,6 +32,7 @@ from tuner.objectives.records import Examples
 from tuner.optim.check import schedule_kwargs
 from tuner.optim.layerwise import decay_by_layer
 from tuner.optim.split_adamw import own_optimizer
+from tuner.train.adapters import prepare_adapter
 from tuner.train.callbacks import Guarded, SpikeGuard, StepSeed, StopOnRequest, Throughput
 from tuner.train.checkpoint import last_checkpoint, last_saved
 from tuner.train.order import EpochOrder
@@ -64,6 +65,8 @@ class Trainer(SavingTrainer):
         if not self._streams:
             train, self.eval_dataset = map(self._with_reference, (examples.train, examples.eval))
             self.examples, self.train_dataset = replace(examples, train=train, eval=self.eval_dataset), Draws(train)
+        if run.args.values().get("use_peft"):
+            prepare_adapter(self)
         self.model_accepts_loss_kwargs = True  # the objective's loss divides by the global batch's count
         self._throughput = Throughput(Operations.of(self.model), product_dtype(self.args, self.model))
         self.stop = StopOnRequest(run.args.max_minutes)

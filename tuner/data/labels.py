@@ -51,7 +51,7 @@ class Labels:
 
     Attributes:
         names: the classes, in the order of the model's outputs; of a regression, none.
-        counts: training rows (of tags, tokens) that have each.
+        counts: training rows (of tags, tokens) that have each; of questions those with an answer, and those without.
         problem: a key of `PROBLEMS`.
     """
 
@@ -162,6 +162,9 @@ def labels_of(rows: Dataset, kind: str) -> Labels:
     """The classes of canonical rows, sorted by name, numbers by size."""
     problem = next(problem for problem, kinds in PROBLEMS.items() if kind in kinds)
     column = {"class": "label", "classes": "labels", "tags": "tags"}.get(kind)
+    if kind == "question":
+        known = sum(bool(answers) for answers in rows["answers"])
+        return Labels((), (known, len(rows) - known), problem)
     if column is None:
         return Labels(problem=problem)
     counts: Counter[str] = Counter()
@@ -183,7 +186,15 @@ def check_labels(train: Dataset, held_out: Dataset, kind: str, name: str, said: 
                 f"{name}: column 'label' holds the floats {', '.join(f'{v:g}' for v in sorted(set(values))[:5])}, ..., "
                 "which look like classes. Write them as integers or names, or pass --problem_type regression."
             )
-    if not labels.names and kind in ("score", "question"):
+    if kind == "question":
+        if not labels.counts[0]:
+            raise DataError(f"{name}: no training question has an answer: there is nothing to learn.")
+        if labels_of(held_out, kind).counts[1] and not labels.counts[1]:
+            raise DataError(
+                f"{name}: validation questions lack an answer, and no training question does. Give training rows such "
+                "questions, or drop them."
+            )
+    if kind in ("score", "question"):
         return labels
     if len(labels.names) < (1 if kind == "classes" else 2):
         there = f"only the class {labels.names[0]!r}" if labels.names else "no class at all"

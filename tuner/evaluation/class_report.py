@@ -1,7 +1,8 @@
-"""What a classifier does on validation rows: figures with intervals, each class, calibration, the worst mistakes."""
+"""What a model says of validation rows with labels: figures with intervals, each class, calibration, worst mistakes."""
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import numpy as np
 from tuner.errors import DataError
 from tuner.evaluation.calibration import MULTI, crossed, fit_temperature, fit_thresholds, log_loss, probabilities
 from tuner.evaluation.metrics import load_metric
-from tuner.evaluation.statistics import bootstrap, proportion
+from tuner.evaluation.metrics.tags import entities, marks_entities
+from tuner.evaluation.statistics import bootstrap, mean, proportion
 from tuner.objectives.records import Predictions
 
-# Mistakes that are shown, characters of a text, classes of a picture.
-MISTAKES, SHOWN, MOST = 20, 160, 40
+# Mistakes that are shown, characters of a text, classes of a picture, words around one.
+MISTAKES, SHOWN, MOST, AROUND = 20, 160, 40, 8
 # Draws of a bootstrap.
 ROUNDS = 500
 
@@ -26,7 +28,7 @@ def write_class_report(found: Predictions, folder: Path, seed: int = 0) -> dict[
     Returns:
         The figures, for `metrics.json`: {"accuracy": {"value", "low", "high", "n", "method"}, ...}
     """
-    kinds = {"regression": _regression, MULTI: _several}
+    kinds = {"regression": _regression, MULTI: _several, "question_answering": _answers}
     figures, parts = kinds.get(found.problem, _single)(found, folder, seed)
     lines = ["| figure | value | 95 % interval | n | by |", "|---|---|---|---|---|"]
     for name, each in figures.items():
@@ -37,12 +39,18 @@ def write_class_report(found: Predictions, folder: Path, seed: int = 0) -> dict[
             lines.append(f"| {name} | {each['value']:.4f} | {interval} | {each['n']} | {each['method']} |")
         else:
             lines.append(f"| {name} | {each:.4f} | | {len(found.logits)} | |")
-    text = "\n\n".join([f"# On {len(found.logits):,} validation rows", "\n".join(lines), *parts])
+    rows = f"{len(found.logits):,} validation rows"
+    if found.clusters is not None:
+        what = ("questions", "texts") if found.said is not None else ("words", "rows")
+        rows = f"{len(found.logits):,} {what[0]} of {len(np.unique(found.clusters)):,} validation {what[1]}"
+    text = "\n\n".join([f"# On {rows}", *found.notes, "\n".join(lines), *parts])
     (folder / "classes.md").write_text(text + "\n", encoding="utf-8")
     return figures
 
 
-def _estimates(name: str, predictions: Any, references: Any, seed: int, **options: Any) -> dict[str, Any]:
+def _estimates(
+    name: str, predictions: Any, references: Any, seed: int, clusters: Any = None, **options: Any
+) -> dict[str, Any]:
     """Every figure of a metric, with its interval."""
     of_rows, n = load_metric(name, **options).on_rows(predictions=predictions, references=references), len(references)
     try:
@@ -53,7 +61,7 @@ def _estimates(name: str, predictions: Any, references: Any, seed: int, **option
     def figure(key: str, rows: np.ndarray) -> float:
         return of_rows(rows)[key]
 
-    return {key: vars(bootstrap(partial(figure, key), n, seed=seed, rounds=ROUNDS)) for key in keys}
+    return {key: vars(bootstrap(partial(figure, key), n, clusters, seed, ROUNDS)) for key in keys}
 
 
 def _single(found: Predictions, folder: Path, seed: int) -> tuple[dict[str, Any], list[str]]:
@@ -61,12 +69,14 @@ def _single(found: Predictions, folder: Path, seed: int) -> tuple[dict[str, Any]
     chances, said = probabilities(found.logits, found.problem), found.logits.argmax(axis=1)
     pairs = [[names[number] for number in numbers] for numbers in (said, targets)]
     hits = said == targets
-    figures: dict[str, Any] = {
-        "accuracy": vars(proportion(int(hits.sum()), len(hits))),
-        **_estimates("f1", pairs[0], pairs[1], seed, labels=names),
-        **_estimates("matthews_correlation", pairs[0], pairs[1], seed, labels=names),
-    }
-    del figures["f1_micro"]  # of one class a row it is the accuracy
+    figures, parts = dict[str, Any](), list[str]()
+    if marks_entities(names):
+        figures, parts = _entities(found, pairs, seed)
+    figures["accuracy"] = vars(mean(hits.astype(float), found.clusters, seed))
+    if not parts:
+        for metric in ("f1", "matthews_correlation"):
+            figures |= _estimates(metric, pairs[0], pairs[1], seed, found.clusters, labels=names)
+        del figures["f1_micro"]  # of one class a row it is the accuracy
     scaled = crossed(
         lambda rows: fit_temperature(found.logits[rows], targets[rows], found.problem),
         lambda rows, heat: found.logits[rows] / heat,
@@ -90,7 +100,39 @@ def _single(found: Predictions, folder: Path, seed: int) -> tuple[dict[str, Any]
     worst = [row for row in np.argsort(-chances.max(axis=1), kind="stable") if not hits[row]][:MISTAKES]
     listed = [f"{chances[row].max():.3f} for {names[said[row]]}, which is {names[targets[row]]}" for row in worst]
     picture = ["![confusion](confusion.png)"] if len(names) <= MOST else []
-    return figures, ["\n".join(lines), *picture, _mistakes(found, worst, listed)]
+    return figures, [*parts, "\n".join(lines), *picture, _mistakes(found, worst, listed)]
+
+
+def _entities(found: Predictions, pairs: list[list[str]], seed: int) -> tuple[dict[str, Any], list[str]]:
+    """Of tagged words, predicted and true ones, the figures of entities, and a table of their types."""
+    ends = np.flatnonzero(np.diff(found.clusters)) + 1
+    said, true = ([list(row) for row in np.split(np.array(tags), ends)] for tags in pairs)
+    of_all = load_metric("entity_f1").on_rows(predictions=said, references=true)
+    whole = of_all(np.arange(len(said)))
+    figures = {
+        key: vars(bootstrap(lambda rows, key=key: of_all(rows)[key], len(said), None, seed, ROUNDS))
+        for key in whole
+        if key == "f1" or key.endswith("_f1")
+    }
+    counts = Counter(kind for row in true for kind, *_ in entities(row))
+    lines = ["| type | entities | precision | recall | F1 | 95 % interval |", "|---|---|---|---|---|---|"]
+    for kind in ("", *sorted({key[: -len("_f1")] for key in whole if key.endswith("_f1")})):
+        start, f1 = f"{kind}_" if kind else "", figures[f"{kind}_f1" if kind else "f1"]
+        shares = " | ".join(f"{whole[start + key]:.3f}" for key in ("precision", "recall", "f1"))
+        number = counts[kind] if kind else counts.total()
+        lines.append(f"| {kind or 'all'} | {number} | {shares} | {f1['low']:.3f} to {f1['high']:.3f} |")
+    return {"f1": figures["f1"]}, ["\n".join(lines)]
+
+
+def _answers(found: Predictions, folder: Path, seed: int) -> tuple[dict[str, Any], list[str]]:
+    said, answers = found.said or [], found.targets
+    figures = _estimates("squad", said, answers, seed, found.clusters)
+    right = load_metric("squad").on_rows(predictions=said, references=answers)
+    f1 = np.array([right(np.array([row]))["f1"] for row in range(len(said))])
+    worst = [row for row in np.lexsort((-found.logits, f1)) if f1[row] < 1][:MISTAKES]
+    wanted = [" or ".join(dict.fromkeys(each)) or "not answered" for each in answers]
+    shown = [f"{found.logits[row]:.3f} for {said[row] or 'no answer'}, which is {wanted[row]}" for row in worst]
+    return figures, [_mistakes(found, worst, shown)]
 
 
 def _several(found: Predictions, folder: Path, seed: int) -> tuple[dict[str, Any], list[str]]:
@@ -155,10 +197,21 @@ def _mistakes(found: Predictions, rows: list[Any], said: list[str]) -> str:
         return "No mistakes."
     lines = [f"## The {len(rows)} most confident mistakes"]
     for row, what in zip(rows, said, strict=True):
-        text = " ".join(found.shown[row].split())
+        text = " ".join(_read(found, row).split())
         text = (text if len(text) <= SHOWN else f"{text[:SHOWN]}...").replace("`", "'")
         lines.append(f"- {what}: `{text}`")
     return "\n".join(lines)
+
+
+def _read(found: Predictions, row: int) -> str:
+    """What a person reads of a row; of a tagged word those around it too."""
+    if found.clusters is None or found.said is not None:
+        return found.shown[row]
+    near = range(max(row - AROUND, 0), min(row + AROUND + 1, len(found.shown)))
+    words = (
+        f"[{found.shown[n]}]" if n == row else found.shown[n] for n in near if found.clusters[n] == found.clusters[row]
+    )
+    return " ".join(words)
 
 
 def _draw(path: Path, table: np.ndarray, names: list[str]) -> None:

@@ -64,7 +64,7 @@ def write_report(trainer: Trainer, rows: Rows) -> dict[str, Any]:
 
     def classes() -> None:
         if predictions := objective.predict(outcome):
-            metrics["classes"] = write_class_report(predictions, folder)
+            metrics["classes"] = outcome.figures = write_class_report(predictions, folder)
             _write(folder, metrics)
 
     _write(folder, metrics)

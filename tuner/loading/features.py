@@ -67,11 +67,11 @@ def replayed(model: PreTrainedModel, states: torch.Tensor) -> Iterator[dict[str,
 
 
 @torch.no_grad()
-def pooling_of(model: PreTrainedModel, forward: Forward) -> str:
-    """What a classification head looks at: `cls`, `last` or `mean` of a text's tokens; found by trying.
+def pooling_of(model: PreTrainedModel, forward: Forward, poolings: Sequence[str] = ("mean", "cls", "last")) -> str:
+    """What a head looks at: the `cls`, `last` or `mean` of a text's tokens, or all `tokens`; found by trying, in order.
 
     Raises:
-        ModelError: one that looks at more than one vector.
+        ModelError: a head that looks at anything else.
     """
     vocabulary, device = model.config.get_text_config().vocab_size, model.device
     pad = model.config.pad_token_id or 0
@@ -81,18 +81,18 @@ def pooling_of(model: PreTrainedModel, forward: Forward) -> str:
     mask, was_training = mask.to(device), model.training
     model.eval()
     try:
-        wanted = forward(model, input_ids=ids, attention_mask=mask).logits.float()
+        wanted = forward(model, input_ids=ids, attention_mask=mask)[0].float()
         states = model.base_model(input_ids=ids, attention_mask=mask)[0]
-        for pooling in ("mean", "cls", "last"):
+        for pooling in poolings:
             with replayed(model, pool(states, mask, pooling)) as inputs:
-                found = forward(model, **inputs).logits.float()
+                found = forward(model, **inputs)[0].float()
             if found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-3, atol=1e-3):
                 return pooling
     except (ValueError, TypeError, RuntimeError, AttributeError, IndexError):
         pass  # a head that wants more than hidden states
     finally:
         model.train(was_training)
-    raise ModelError(f"--strategy head: the head of {type(model).__name__} needs more than one vector a text.")
+    raise ModelError(f"--strategy head: the head of {type(model).__name__} needs more than the vectors of a text.")
 
 
 @torch.no_grad()

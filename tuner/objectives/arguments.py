@@ -127,6 +127,13 @@ class ClassifyArguments(AdapterArguments):
     classifier_pooling: Literal["cls", "mean"] | None = flag(
         None, "What a head of our encoder (or ModernBERT) reads of a text: its first token, or the mean of all."
     )
+    doc_stride: int | None = flag(
+        None, "Tokens that two windows of a long context share (questions). Without it 128.", least=0
+    )
+    max_answer_length: int | None = flag(None, "Longest answer given, in tokens (questions). Without it 30.", least=1)
+    null_score_diff_threshold: float | None = flag(
+        None, "By how much no answer must score higher than the best one to be given (questions). Without it 0."
+    )
     split_seed: int = flag(0, "Which rows are set aside for validation, where there are none.", least=0)
     layerwise_lr_decay: float = flag(
         1.0, "What the learning rate is multiplied with at each layer below the last.", least=0, most=1
@@ -135,7 +142,9 @@ class ClassifyArguments(AdapterArguments):
     num_train_epochs: float | None = flag(  # type: ignore[assignment]
         None, "Passes over the training data. Without it 3; lora 5, head 30, the head of fewshot 100.", least=0
     )
-    max_length: int = flag(256, "Longest text, in tokens; what is longer is cut.", least=2)
+    max_length: int = flag(
+        256, "Longest text, in tokens; what is longer is cut, the context of a question into windows.", least=2
+    )
     truncation_mode: Literal["keep_start", "error"] = flag("keep_start", "Longer texts are cut, or refused.")
     per_device_train_batch_size: int | None = flag(  # type: ignore[assignment]
         None, "Texts a device computes at once in training. Without it 16; head 128, fewshot 32.", least=1

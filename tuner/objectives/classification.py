@@ -9,21 +9,18 @@ import torch
 from datasets import Dataset
 from rich.table import Table
 from rich.text import Text
-from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from tuner.data.cache_key import map_batches
 from tuner.data.collate import IGNORED
 from tuner.data.draws import FILLER
 from tuner.data.labels import Labels
 from tuner.data.sources import SOURCE_ROW
-from tuner.errors import ArgumentError, DataError, ModelError
+from tuner.errors import DataError
 from tuner.evaluation.baselines.tfidf import tfidf_classes
-from tuner.evaluation.calibration import fit_temperature
-from tuner.loading.features import pooling_of
 from tuner.objectives.arguments import ClassifyArguments
-from tuner.objectives.base import Batch, Row, Sums, own_class
+from tuner.objectives.base import Batch, Row, Sums
 from tuner.objectives.heads import WithHead
 from tuner.objectives.records import Comparison, Examples, Layout, Outcome, Predictions, Rows
 
@@ -36,6 +33,8 @@ class Classification(WithHead):
     kinds = ("class", "classes", "score")
     model = "classifier"
     loss_unit = "nats a text"  # or the squared error
+    poolings = ("mean", "cls", "last")
+    needs_offsets = False
 
     def __init__(
         self,
@@ -45,26 +44,8 @@ class Classification(WithHead):
         labels: Labels | None = None,
     ):
         super().__init__(args, tokenizer, layout, labels)
-        self.problem = self.labels.problem
         if self.problem == "regression":
             self.loss_unit = "squared error"
-        if self.args.calibrate and self.problem == "regression":
-            raise ArgumentError("--calibrate is for classes: a regression has no probabilities.")
-        if self.problem != "single_label_classification":
-            for flag in ("label_smoothing_factor", "class_weights"):
-                if args.values().get(flag) not in (None, 0, "none"):
-                    raise ArgumentError(f"--{flag} is for texts of one class each.")
-
-    def pooling_of(self, model: PreTrainedModel) -> str:
-        return pooling_of(model, own_class(model).forward)
-
-    @property
-    def weights(self) -> torch.Tensor | None:
-        """Of each class its weight: so that all together count as much as each other (scikit-learn's `balanced`)."""
-        if self.args.class_weights == "none":
-            return None
-        counts = torch.tensor(self.labels.counts, dtype=torch.float32)
-        return counts.sum() / (len(counts) * counts)
 
     # ---- data ----
 
@@ -86,13 +67,17 @@ class Classification(WithHead):
 
     # ---- loss and evaluation ----
 
+    def counted(self, labels: torch.Tensor) -> torch.Tensor:
+        first = labels if labels.dim() == 1 else labels[:, 0]
+        return first != IGNORED if first.dtype == torch.int64 else ~first.isnan()
+
     def counts(self, batch: Batch) -> torch.Tensor:
         labels, weights = batch["labels"], self.weights
-        real = labels[_real(labels)]
+        real = labels[self.counted(labels)]
         return torch.tensor(real.numel()) if weights is None else weights.to(real.device)[real].sum()
 
     def sums(self, model: Any, labels: torch.Tensor, *, training: bool = False, **inputs: Any) -> Sums:
-        real = _real(labels)
+        real = self.counted(labels)
         logits, targets = self.outputs(model, **inputs).logits.float()[real], labels[real]
         count = targets.new_tensor(targets.numel())
         if self.problem == "regression":
@@ -129,47 +114,14 @@ class Classification(WithHead):
     def compare(self, outcome: Outcome) -> Comparison:
         """Beside the most frequent class (or the mean), and TF-IDF under a linear SVM (or ridge regression)."""
         main = {"regression": "rmse", "multi_label_classification": "f1_micro"}.get(self.problem, "accuracy")
-        rows = outcome.rows
-        known, trained = tfidf_classes(rows.train, rows.eval, main), outcome.before_and_after(main)
-        cheap, best = list(known.items())[-1]
-        loses = trained["trained"] > best if main == "rmse" else trained["trained"] < best
-        if loses:
-            print(f"The model loses to {cheap}: {main} {trained['trained']:.4f}, and {best:.4f} by words alone.")
-        return {main: known | trained, self.loss_unit: outcome.before_and_after("loss")}
+        known = tfidf_classes(outcome.rows.train, outcome.rows.eval, main)
+        return self.beside(outcome, known, outcome.before_and_after(main), main)
 
     def predict(self, outcome: Outcome) -> Predictions:
         """The logits of every validation row."""
         shown = [" / ".join(filter(None, (row["text"], row["text_pair"]))) for row in outcome.rows.eval]
         logits, targets = self.held_out_logits(outcome.model, outcome.examples)
         return Predictions(shown, logits, targets, self.labels.names, self.problem)
-
-    @torch.no_grad()
-    def held_out_logits(self, model: Any, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-        """Of every validation row the logits `(rows, outputs)`, and the labels as numbers."""
-        bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-        found, was_training = [], model.training
-        model.eval()
-        for batch in self.held_out(examples, self.args.per_device_eval_batch_size):
-            inputs = {k: v.to(model.device) for k, v in batch.items() if k not in ("labels", "tokens", "rows")}
-            found.append(self.outputs(bare, **inputs).logits.float().cpu())
-        model.train(was_training)
-        return torch.cat(found).numpy(), np.stack(examples.eval.with_format("numpy")["labels"])
-
-    def finish(self, model: Any, examples: Examples) -> str | None:
-        """With `--calibrate`, the layer that gives the logits is divided by a temperature, with which every tool that
-        loads the model then has calibrated probabilities."""
-        if not self.args.calibrate:
-            return None
-        heat = fit_temperature(*self.held_out_logits(model, examples), self.problem)
-        size = max(len(self.labels.names), 1)
-        heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == size]
-        trained = [head for head in heads if head.weight.requires_grad]
-        if not trained:
-            raise ModelError(f"--calibrate: {type(model).__name__} has no linear layer that gives the logits.")
-        with torch.no_grad():
-            for parameter in trained[-1].parameters():
-                parameter.div_(heat)
-        return f"Calibrated: the head is divided by the temperature {heat:.3f}."
 
     # ---- the dry run ----
 
@@ -195,12 +147,6 @@ class Classification(WithHead):
             else:
                 said = self.labels.names[int(value)]
             yield text.append(f"\nis to give\n{said}\n", style="not bold green")
-
-
-def _real(labels: torch.Tensor) -> torch.Tensor:
-    """Which rows `(batch,)` count: not those that only fill a batch."""
-    first = labels if labels.dim() == 1 else labels[:, 0]
-    return first != IGNORED if first.dtype == torch.int64 else ~first.isnan()
 
 
 def _encode(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -71,18 +71,26 @@ class Predictions:
     """What a model says of rows with labels, and what they are.
 
     Attributes:
-        shown: of each row what a person reads of it.
-        logits: `(rows, outputs)` in float32; of tags one entry a token.
-        targets: of each row its class by number, its classes as zeros and ones, or its number.
+        shown: of each row what a person reads of it; of tags each token, in order.
+        logits: `(rows, outputs)` in float32; of tags `(tokens, tags)`, of questions `(rows,)` how likely the model took
+            what it said.
+        targets: of each row its class by number, its classes as zeros and ones, or its number; of tags each token's,
+            of questions a list of answers each.
         names: the classes.
         problem: the `problem_type`.
+        clusters: what several have in common: of tokens the number of their row, of questions their context.
+        said: of questions the answers, empty for none.
+        notes: sentences for the report.
     """
 
     shown: list[str]
     logits: np.ndarray
-    targets: np.ndarray
+    targets: Any
     names: tuple[str, ...]
     problem: str
+    clusters: np.ndarray | None = None
+    said: list[str] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,7 @@ class Outcome:
     after: dict[str, float]  # metrics of the saved model's evaluation
     before: dict[str, float]  # and of that before the first step, if there was one
     untrained: Callable[[], PreTrainedModel]  # makes the model that the run began with
+    figures: dict[str, Any] = field(default_factory=dict)  # of its predictions of rows with labels, with intervals
 
     def before_and_after(self, name: str) -> dict[str, float]:
         """A metric of the untrained and of the trained model, those that were measured."""

@@ -11,9 +11,13 @@ from tuner.objectives.contrastive import Contrastive
 from tuner.objectives.denoise import Denoise
 from tuner.objectives.electra import ReplacedTokens
 from tuner.objectives.masked_lm import MaskedLM, NextSentence
+from tuner.objectives.question_answering import QuestionAnswering
+from tuner.objectives.tagging import Tagging
 
 PRETRAINING: dict[str, type[Objective[Any]]] = {
     kind.name: kind for kind in (CausalLM, MaskedLM, NextSentence, ReplacedTokens, Denoise, Contrastive)
 }
 # The methods for rows with labels, by the kind of rows.
-METHODS: dict[str, type[Objective[Any]]] = {kind: method for method in (Classification,) for kind in method.kinds}
+METHODS: dict[str, type[Objective[Any]]] = {
+    kind: method for method in (Classification, Tagging, QuestionAnswering) for kind in method.kinds
+}

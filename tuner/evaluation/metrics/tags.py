@@ -5,6 +5,7 @@ Own code: seqeval's last release, of 2020, is a source package that has to be bu
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,12 @@ def split_tag(tag: str) -> tuple[str, str]:
     if prefix in PREFIXES and (dash or not kind):
         return PREFIXES[prefix], kind or "_"
     return "I", tag
+
+
+def marks_entities(names: Collection[str]) -> bool:
+    """Whether tags are IOB or BIOES: `O`, and others with such a prefix; without `O` each has one and a dash."""
+    others, has_outside = set(names) - {"O"}, "O" in names
+    return bool(others) and all(tag.partition("-")[0] in PREFIXES and ("-" in tag or has_outside) for tag in others)
 
 
 class EntityF1(SummedMetric):

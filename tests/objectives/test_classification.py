@@ -152,9 +152,9 @@ def test_figures_of_several_classes_are_scikit_learns():
 
 
 def test_flags_of_one_class_are_refused_elsewhere():
-    with pytest.raises(ArgumentError, match="--class_weights is for texts of one class each"):
+    with pytest.raises(ArgumentError, match="--class_weights is for texts with a class or tokens with tags; these are texts with any"):
         objective_of("classes", class_weights="balanced")
-    with pytest.raises(ArgumentError, match="--calibrate is for classes"):
+    with pytest.raises(ArgumentError, match="--calibrate is for texts with a class or .* tags; these are texts with a number"):
         objective_of("score", calibrate=True)
 
 
@@ -207,7 +207,7 @@ def test_a_head_that_reads_more_is_refused():
         decoder_attention_heads=2, pad_token_id=1,
     )  # fmt: skip
     model = AutoModelForSequenceClassification.from_config(config)
-    with pytest.raises(ModelError, match="the head of BartForSequenceClassification needs more than one vector"):
+    with pytest.raises(ModelError, match="the head of BartForSequenceClassification needs more than the vectors"):
         pooling_of(model, type(model).forward)
 
 

@@ -18,12 +18,21 @@ import peft
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 from tuner.config.adapters import KINDS, AdapterArguments
 from tuner.data.collate import IGNORED
 from tuner.errors import ModelError, one_line
 from tuner.loading.checkpoints import adapter_base, difference, load_pretrained, set_ends, with_adapter
+from tuner.loading.classifiers import HEADS, auto_suffix
 
 # PEFT's `task_type` by the end of a class's name.
 TASKS = {
@@ -32,6 +41,8 @@ TASKS = {
     "ForQuestionAnswering": "QUESTION_ANS",
     "ForConditionalGeneration": "SEQ_2_SEQ_LM",
 }
+# What loads a model with a head, by PEFT's `task_type`.
+AUTO = {TASKS[auto_suffix(auto)]: auto for auto, _ in HEADS.values()}
 # What EVA's batches give a model; so many are taken, again and again, until it has settled, or was not after so many.
 INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 EVA_BATCHES, EVA_PASSES = 64, 512
@@ -64,6 +75,10 @@ def add_adapter(
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(torch.bfloat16)
+    task = task_of(model)
+    if options.get("target_modules") == "all-linear" and task in ("TOKEN_CLS", "QUESTION_ANS"):
+        # These heads PEFT trains whole, and still counts among the layers that get an adapter.
+        options["exclude_modules"] = ["classifier", "score", "qa_outputs"]
     set_seed(args.seed)
     # PEFT asks transformers under an old name, and looks for a folder where a built-in is named.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -71,7 +86,7 @@ def add_adapter(
     warnings.filterwarnings("ignore", "Position ids are not supported", UserWarning)  # a prompt goes before them
     warnings.filterwarnings("ignore", "lora with eva initialization", UserWarning)  # to save memory of an adapter
     try:
-        adapted = peft.get_peft_model(model, getattr(peft, name)(task_type=task_of(model), **options))
+        adapted = peft.get_peft_model(model, getattr(peft, name)(task_type=task, **options))
     except (ValueError, TypeError, AttributeError, NotImplementedError, ImportError) as error:
         raise ModelError(f"--peft_type {args.peft_type}: {one_line(error)}") from error
     # Where to find it again: a built-in is no path.
@@ -85,6 +100,7 @@ def task_of(model: PreTrainedModel) -> str:
     return next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), "CAUSAL_LM")
 
 
+def save_merged(folder: Path, trust_remote_code: bool = False, config: PreTrainedConfig | None = None) -> float:
 def _upper(model: PreTrainedModel, targets: Any) -> dict[str, Any]:
     """PEFT's options for an adapter in the upper half of the layers: it takes no "all-linear" with them."""
     if targets == "all-linear":
@@ -175,15 +191,23 @@ def start_from_data(model: peft.PeftModel, batches: Iterator[dict[str, torch.Ten
 def save_merged(folder: Path, trust_remote_code: bool = False) -> float:
     """Write the model with a folder's adapter merged into its weights, in float32, to `merged` in the folder.
 
+    Args:
+        config: of the trained model: only that knows the classes of a head that was trained beside the adapter.
+
     Returns:
         The greatest difference of its logits on random tokens, as a share of the greatest logit.
     """
-    options = {"trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     name, revision = adapter_base(str(folder)) or ("", "")
-    base = load_pretrained(AutoModelForCausalLM, name, torch.float32, revision=revision, **options)
-    merged = load_pretrained(AutoModelForCausalLM, str(folder), torch.float32, **options)
+    task = peft.PeftConfig.from_pretrained(str(folder)).task_type
+    kind = {**AUTO, "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM}.get(task, AutoModelForCausalLM)
+    if task in AUTO:
+        options |= {"config": config, "new": [], "ignore_mismatched_sizes": True}
+    base = load_pretrained(kind, name, torch.float32, revision=revision, **options)
+    merged = load_pretrained(kind, str(folder), torch.float32, **options)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    set_ends(merged, tokenizer)
+    if kind is AutoModelForCausalLM:
+        set_ends(merged, tokenizer)
     merged.save_pretrained(folder / "merged")
     tokenizer.save_pretrained(folder / "merged")
     return difference(with_adapter(base, str(folder)), merged)

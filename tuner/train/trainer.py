@@ -274,7 +274,8 @@ class Trainer(SavingTrainer):
             from tuner.loading.adapters import save_merged  # peft takes seconds to import
 
             def merge() -> None:
-                found = save_merged(self.folder, self.run.args.trust_remote_code)
+                config = self.accelerator.unwrap_model(self.model).config
+                found = save_merged(self.folder, self.run.args.trust_remote_code, config)
                 say(f"Merged in {self.folder / 'merged'}; its logits differ by at most {found:.1e} of the greatest.")
 
             survive(merge, "The merged model")

@@ -91,8 +91,8 @@ def _bbc_news(folder: Path) -> Rows:
 def _bbc_names(folder: Path) -> Rows:
     """Names in the first paragraphs of those articles, by rule: the words in lower case, and tags where capitals were.
     A sentence's first word, which always has one, is left out. Days, months and nations are names too."""
-    for row in _bbc_news(folder):
-        for sentence in SENTENCE_END.split(_paragraphs(row["text"])[1]):
+    for paragraph in dict.fromkeys(_paragraphs(row["text"])[1] for row in _bbc_news(folder)):
+        for sentence in SENTENCE_END.split(paragraph):
             words = WORD.findall(sentence)
             capital = [False, *(word[0].isupper() for word in words[1:])]
             tags = [("I-NAME" if before else "B-NAME") if now else "O" for before, now in pairwise(capital)]
@@ -103,14 +103,10 @@ def _bbc_names(folder: Path) -> Rows:
 def _bbc_quotes(folder: Path, words: int = 8) -> Rows:
     """Who said it? The first words of a quotation as the question, its paragraph as the context and the name behind
     "said" as the answer, by rule. Every third paragraph is asked for the quotation before, which it does not have."""
-    found = [
-        (paragraph, said)
-        for row in _bbc_news(folder)
-        for paragraph in _paragraphs(row["text"])
-        for said in islice(QUOTATION.finditer(paragraph), 1)
-    ]
+    paragraphs = dict.fromkeys(part for row in _bbc_news(folder) for part in _paragraphs(row["text"]))
+    found = [(paragraph, said) for paragraph in paragraphs if (said := QUOTATION.search(paragraph))]
     for number, (paragraph, said) in enumerate(found):
-        wrong = number % 3 == 2 and found[number - 1][0] != paragraph
+        wrong = number % 3 == 2
         begins = " ".join((found[number - 1][1] if wrong else said)[1].split()[:words])
         answers = [] if wrong else [(said[2], said.start(2))]
         yield {

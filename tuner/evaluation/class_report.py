@@ -89,7 +89,8 @@ def _single(found: Predictions, folder: Path, seed: int) -> tuple[dict[str, Any]
     np.add.at(table, (targets, said), 1)
     if len(names) <= MOST:
         _draw(folder / "confusion.png", table, names)
-    lines = ["| class | rows | precision | recall | F1 | most often taken for |", "|---|---|---|---|---|---|"]
+    what = ("class", "rows") if found.clusters is None else ("tag", "words")
+    lines = [f"| {what[0]} | {what[1]} | precision | recall | F1 | most often taken for |", "|---|---|---|---|---|---|"]
     for number, name in enumerate(names):
         wrong = table[number].copy()
         wrong[number] = 0
@@ -105,15 +106,16 @@ def _single(found: Predictions, folder: Path, seed: int) -> tuple[dict[str, Any]
 
 def _entities(found: Predictions, pairs: list[list[str]], seed: int) -> tuple[dict[str, Any], list[str]]:
     """Of tagged words, predicted and true ones, the figures of entities, and a table of their types."""
-    ends = np.flatnonzero(np.diff(found.clusters)) + 1
+    ends = np.flatnonzero(np.diff(np.asarray(found.clusters))) + 1
     said, true = ([list(row) for row in np.split(np.array(tags), ends)] for tags in pairs)
     of_all = load_metric("entity_f1").on_rows(predictions=said, references=true)
     whole = of_all(np.arange(len(said)))
-    figures = {
-        key: vars(bootstrap(lambda rows, key=key: of_all(rows)[key], len(said), None, seed, ROUNDS))
-        for key in whole
-        if key == "f1" or key.endswith("_f1")
-    }
+
+    def figure(key: str, rows: np.ndarray) -> float:
+        return of_all(rows)[key]
+
+    kept = [key for key in whole if key == "f1" or key.endswith("_f1")]
+    figures = {key: vars(bootstrap(partial(figure, key), len(said), None, seed, ROUNDS)) for key in kept}
     counts = Counter(kind for row in true for kind, *_ in entities(row))
     lines = ["| type | entities | precision | recall | F1 | 95 % interval |", "|---|---|---|---|---|---|"]
     for kind in ("", *sorted({key[: -len("_f1")] for key in whole if key.endswith("_f1")})):
@@ -127,6 +129,9 @@ def _entities(found: Predictions, pairs: list[list[str]], seed: int) -> tuple[di
 def _answers(found: Predictions, folder: Path, seed: int) -> tuple[dict[str, Any], list[str]]:
     said, answers = found.said or [], found.targets
     figures = _estimates("squad", said, answers, seed, found.clusters)
+    known = sum(map(bool, answers))
+    for name, figure in figures.items():
+        figure["n"] = {"has": known, "no": len(answers) - known}.get(name.partition("_")[0], len(answers))
     right = load_metric("squad").on_rows(predictions=said, references=answers)
     f1 = np.array([right(np.array([row]))["f1"] for row in range(len(said))])
     worst = [row for row in np.lexsort((-found.logits, f1)) if f1[row] < 1][:MISTAKES]

@@ -107,9 +107,8 @@ class QuestionAnswering(WithHead):
         padding = torch.arange(both.shape[-1], device=both.device) >= lengths.to(both.device)[:, None]
         return both.masked_fill(padding[:, None], -torch.inf)
 
-    def sums(
-        self, model: Any, labels: torch.Tensor, *, lengths: torch.Tensor, training: bool = False, **inputs: Any
-    ) -> Sums:
+    def sums(self, model: Any, labels: torch.Tensor, *, training: bool = False, **inputs: Any) -> Sums:
+        lengths = inputs.pop("lengths")
         real = labels[:, 0] != IGNORED
         scores, targets = self.scores(self.outputs(model, **inputs), lengths)[real], labels[real]
         loss = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="sum")

@@ -91,13 +91,13 @@ def _bbc_news(folder: Path) -> Rows:
 def _bbc_names(folder: Path) -> Rows:
     """Names in the first paragraphs of those articles, by rule: the words in lower case, and tags where capitals were.
     A sentence's first word, which always has one, is left out. Days, months and nations are names too."""
-    for paragraph in dict.fromkeys(_paragraphs(row["text"])[1] for row in _bbc_news(folder)):
-        for sentence in SENTENCE_END.split(paragraph):
-            words = WORD.findall(sentence)
-            capital = [False, *(word[0].isupper() for word in words[1:])]
-            tags = [("I-NAME" if before else "B-NAME") if now else "O" for before, now in pairwise(capital)]
-            if tags:
-                yield {"tokens": [word.lower() for word in words[1:]], "tags": tags}
+    first = (_paragraphs(row["text"])[1] for row in _bbc_news(folder))
+    for sentence in dict.fromkeys(sentence for paragraph in first for sentence in SENTENCE_END.split(paragraph)):
+        words = WORD.findall(sentence)
+        capital = [False, *(word[0].isupper() for word in words[1:])]
+        tags = [("I-NAME" if before else "B-NAME") if now else "O" for before, now in pairwise(capital)]
+        if tags:
+            yield {"tokens": [word.lower() for word in words[1:]], "tags": tags}
 
 
 def _bbc_quotes(folder: Path, words: int = 8) -> Rows:

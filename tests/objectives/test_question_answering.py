@@ -28,7 +28,7 @@ from tuner.objectives import heads
 from tuner.objectives.arguments import ClassifyArguments
 from tuner.objectives.base import use_objective
 from tuner.objectives.question_answering import NOWHERE, QuestionAnswering, _best_spans
-from tuner.objectives.records import Examples, Outcome, Rows
+from tuner.objectives.records import Examples, Outcome, Predictions, Rows
 from tuner.text.train_tokenizer import train_tokenizer
 
 SHAPE = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,num_key_value_heads=2,intermediate_size=48"
@@ -323,3 +323,14 @@ def test_flags_without_a_meaning_are_refused(flags, labels, message):
 def test_what_is_saved_names_no_classes(tmp_path):
     model_of(objective_of()).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["TunerEncoderForQuestionAnswering"]
+
+
+def test_a_few_questions_have_figures_too(tmp_path):
+    """Of which a bootstrap draws none of one kind now and then."""
+    found = Predictions(
+        ["a", "b", "c"], np.array([0.5, 0.6, 0.7]), [["x"], [], ["y"]], (), "question_answering", np.array(list("123")),
+        said=["x", "", "z"],
+    )  # fmt: skip
+    figures = write_class_report(found, tmp_path)
+    assert figures["has_answer_f1"]["value"] == 0.5 and "undefined in" in figures["no_answer_f1"]["method"]
+    assert "0.700 for z, which is y: `c`" in (tmp_path / "classes.md").read_text()

@@ -59,7 +59,7 @@ def _estimates(
         return {}
 
     def figure(key: str, rows: np.ndarray) -> float:
-        return of_rows(rows)[key]
+        return of_rows(rows).get(key, np.nan)  # such as of answerable questions, where none was drawn
 
     return {key: vars(bootstrap(partial(figure, key), n, clusters, seed, ROUNDS)) for key in keys}
 

@@ -100,7 +100,6 @@ def task_of(model: PreTrainedModel) -> str:
     return next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), "CAUSAL_LM")
 
 
-def save_merged(folder: Path, trust_remote_code: bool = False, config: PreTrainedConfig | None = None) -> float:
 def _upper(model: PreTrainedModel, targets: Any) -> dict[str, Any]:
     """PEFT's options for an adapter in the upper half of the layers: it takes no "all-linear" with them."""
     if targets == "all-linear":
@@ -189,6 +188,9 @@ def start_from_data(model: peft.PeftModel, batches: Iterator[dict[str, torch.Ten
 
 
 def save_merged(folder: Path, trust_remote_code: bool = False) -> float:
+
+
+def save_merged(folder: Path, trust_remote_code: bool = False, config: PreTrainedConfig | None = None) -> float:
     """Write the model with a folder's adapter merged into its weights, in float32, to `merged` in the folder.
 
     Args:

@@ -187,9 +187,6 @@ def start_from_data(model: peft.PeftModel, batches: Iterator[dict[str, torch.Ten
             parameter.data = parameter.data.float()
 
 
-def save_merged(folder: Path, trust_remote_code: bool = False) -> float:
-
-
 def save_merged(folder: Path, trust_remote_code: bool = False, config: PreTrainedConfig | None = None) -> float:
     """Write the model with a folder's adapter merged into its weights, in float32, to `merged` in the folder.
 

@@ -76,12 +76,13 @@ def test_the_dry_run_names_the_task(full: Any, tmp_path: Path) -> None:
     assert all(line in done.stdout for line in known) and not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("strategy", ["full", "head", "lora"])
+@pytest.mark.parametrize("strategy", ["full", "head", "lora", "upper"])
 def test_killed_it_goes_on_to_the_same_bits(strategy: str, full: Any, tmp_path: Path) -> None:
     _, base, flags, _ = full
+    upper, strategy = strategy == "upper", "lora" if strategy == "upper" else strategy
     flags = [*flags, "--model_name_or_path", base, "--strategy", strategy]
     if strategy == "lora":
-        flags += ["--merge", "true"]
+        flags += ["--merge", "true", "--lora_layers", "upper" if upper else "all"]
     classify(*flags, "--output_dir", tmp_path / "whole")
     again = [*flags, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "true"]
     assert classify(*again, kill_at="step:6").returncode == -9

@@ -103,8 +103,9 @@ def task_of(model: PreTrainedModel) -> str:
 def _upper(model: PreTrainedModel, targets: Any) -> dict[str, Any]:
     """PEFT's options for an adapter in the upper half of the layers: it takes no "all-linear" with them."""
     if targets == "all-linear":
-        head, linear = model.get_output_embeddings(), (n for n, m in model.named_modules() if isinstance(m, nn.Linear))
-        targets = sorted({name.rpartition(".")[2] for name in linear if model.get_submodule(name) is not head})
+        head, body = model.get_output_embeddings(), model.base_model.named_modules()  # other heads are not in it
+        linear = (name for name, module in body if isinstance(module, nn.Linear) and module is not head)
+        targets = sorted({name.rpartition(".")[2] for name in linear})
     count = model.config.get_text_config().num_hidden_layers
     return {"target_modules": targets, "layers_to_transform": list(range(count // 2, count))}
 

@@ -164,7 +164,7 @@ def test_an_adapter_by_dpo_whose_reference_is_without_it(base, pairs, tmp_path):
             *flags, "--model_name_or_path", model, "--learning_rate", "1e-2", "--output_dir", folder, recipe="dpo.py"
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        assert losses_of(folder)[0] == pytest.approx(0.6931, abs=1e-3) and losses_of(folder)[-1] < 0.6
+        assert losses_of(folder)[0] == pytest.approx(0.6931, abs=1e-3) and losses_of(folder)[-1] < 0.65
     assert json.loads((second / "adapter_config.json").read_text())["base_model_name_or_path"] == str(first)
 
 

@@ -78,6 +78,14 @@ def test_imports_point_down(path):
         assert floor_of(name) <= here, f"{module_of(path)} imports {name} from a floor above"
 
 
+def test_no_recipe_waits_for_the_library_evaluate():
+    """It takes a second to import, and what trains needs it at its end if at all."""
+    modules = "tuner.train.prepare, tuner.train.trainer, tuner.evaluation.report, tuner.objectives.seq2seq"
+    code = f"import sys, {modules}; print('evaluate' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), cwd=ROOT)
+    assert done.stdout.strip() == "False", done.stderr
+
+
 def test_no_circles():
     graph = {module_of(p): imports_of(p) for p in SOURCES}
 

@@ -116,7 +116,8 @@ def test_every_kind_learns_and_goes_on_to_the_same_bits(kind, recipe, base, chat
     if kind == "upper half":
         once = "The frozen half of the layers is computed once" if recipe == "lora.py" else "computed in every epoch"
         assert once in done.stdout and not list(whole.glob(".frozen*"))
-    assert run_recipe(*killed, recipe=recipe, kill_at="step:6", **extra).returncode == -9
+    done = run_recipe(*killed, recipe=recipe, kill_at="step:6", **extra)
+    assert done.returncode == -9, done.stderr[-2000:]
     done = run_recipe(*killed, recipe=recipe, **extra)
     assert done.returncode == 0, done.stderr[-2000:]
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (whole, tmp_path / "killed"))

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from tests.processes import ROOT, run_together
+from tuner.data.entities import entities
 from tuner.errors import ArgumentError, DataError
 from tuner.evaluation.metrics import METRICS, SummedMetric, load_metric, text_sizes
-from tuner.evaluation.metrics.tags import entities
 from tuner.evaluation.metrics.texts import words
 
 RNG = np.random.default_rng(0)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from tests.model.helpers import scramble
 from tuner.data.collate import IGNORED
 from tuner.data.draws import FILLER, Draws
+from tuner.data.entities import marks_entities
 from tuner.data.labels import labels_of
 from tuner.data.schema import canonicalize
 from tuner.data.sources import load_splits
@@ -26,7 +27,6 @@ from tuner.errors import ArgumentError, DataError, ModelError
 from tuner.evaluation.baselines.words import word_tags
 from tuner.evaluation.class_report import write_class_report
 from tuner.evaluation.metrics import load_metric
-from tuner.evaluation.metrics.tags import marks_entities
 from tuner.loading.models import build_model
 from tuner.objectives import heads
 from tuner.objectives.arguments import ClassifyArguments

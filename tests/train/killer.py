@@ -53,7 +53,7 @@ def arm(point: str) -> None:
 
 
 if __name__ == "__main__":
-    arm(sys.argv[1])
-    sys.argv = sys.argv[2:]
-    sys.path.insert(0, os.path.dirname(sys.argv[0]))
+    point, *sys.argv = sys.argv[1:]
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))  # before anything of tuner is imported, as Python itself has it
+    arm(point)
     runpy.run_path(sys.argv[0], run_name="__main__")

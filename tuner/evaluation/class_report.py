@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from tuner.data.entities import entities, marks_entities
 from tuner.errors import DataError
 from tuner.evaluation.calibration import MULTI, crossed, fit_temperature, fit_thresholds, log_loss, probabilities
 from tuner.evaluation.metrics import load_metric
-from tuner.evaluation.metrics.tags import entities, marks_entities
 from tuner.evaluation.statistics import bootstrap, mean, proportion
 from tuner.objectives.records import Predictions
 

@@ -17,7 +17,6 @@ from typing import Any
 from rich.console import Console
 
 from tuner.errors import survive
-from tuner.evaluation.class_report import write_class_report
 from tuner.evaluation.samples import SampleCallback
 from tuner.loading.models import build_model
 from tuner.objectives.records import Comparison, Outcome, Rows
@@ -64,6 +63,8 @@ def write_report(trainer: Trainer, rows: Rows) -> dict[str, Any]:
 
     def classes() -> None:
         if predictions := objective.predict(outcome):
+            from tuner.evaluation.class_report import write_class_report  # and with it the library evaluate
+
             metrics["classes"] = outcome.figures = write_class_report(predictions, folder)
             _write(folder, metrics)
 

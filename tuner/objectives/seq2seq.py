@@ -15,7 +15,6 @@ from tuner.data.encoding_report import EncodingReport
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import ArgumentError, DataError, ModelError
 from tuner.evaluation.baselines.pairs import lead_length, lead_sentences
-from tuner.evaluation.metrics import load_metric
 from tuner.loading.generation import generate_texts
 from tuner.model import TunerPreTrainedModel
 from tuner.objectives.arguments import Seq2SeqArguments
@@ -151,6 +150,8 @@ class Seq2Seq(Objective[Seq2SeqArguments]):
 
 
 def _scores(texts: list[str], targets: list[str], language: str | None) -> dict[str, float]:
+    from tuner.evaluation.metrics import load_metric  # the library evaluate takes a second to import
+
     tokenize = UNSPACED.get((language or "").lower()[:2], "13a")
     found: dict[str, float] = {}
     for metric in (load_metric("bleu", tokenize=tokenize), load_metric("chrf"), load_metric("rouge")):

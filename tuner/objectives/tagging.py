@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerBase
 from tuner.data.cache_key import map_batches
 from tuner.data.collate import IGNORED, pad
 from tuner.data.draws import FILLER
+from tuner.data.entities import entities, marks_entities
 from tuner.data.labels import Labels
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError, notice
 from tuner.evaluation.baselines.words import word_tags
-from tuner.evaluation.metrics.tags import entities, marks_entities
 from tuner.objectives.arguments import ClassifyArguments
 from tuner.objectives.base import SHOWN_TOKENS, Batch, Row, Sums
 from tuner.objectives.heads import WithHead

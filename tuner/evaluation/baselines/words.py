@@ -9,8 +9,6 @@ from typing import Any
 
 from datasets import Dataset
 
-from tuner.evaluation.metrics import load_metric
-
 WORD = re.compile(r"\w+")
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
@@ -30,6 +28,8 @@ def word_tags(train: Dataset, words: Sequence[list[str]], tags: Sequence[list[st
         "most frequent of the word": [[best.get(w, best.get(w.lower(), always)) for w in row] for row in words],
     }
     if metric == "f1":
+        from tuner.evaluation.metrics import load_metric  # the library evaluate takes a second to import
+
         scorer = load_metric("entity_f1")
         return {who: scorer.compute(predictions=guess, references=list(tags))["f1"] for who, guess in said.items()}
     right = {
@@ -46,6 +46,8 @@ def nearest_sentences(rows: Dataset, has_unanswerable: bool) -> dict[str, dict[s
     Returns:
         {"exact_match": {who: value}, "f1": {who: value}}
     """
+    from tuner.evaluation.metrics import load_metric  # the library evaluate takes a second to import
+
     said = {"no answer": [""] * len(rows)} if has_unanswerable else {}
     said["sentence with most words"] = [_nearest(row) for row in rows]
     references = [[answer["text"] for answer in answers] for answers in rows["answers"]]

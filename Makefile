@@ -29,7 +29,7 @@ EVAL = recipes/evaluate.py --model_name_or_path $(MODEL) $(if $(DATA),--dataset_
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft lora classify dpo seq2seq pretrain dry-run chat test test-slow test-quantised test-long test-suites test-vllm test-newest test-trl-newest lint format eval eval-all eval-perplexity eval-generation eval-classification eval-qa eval-preference eval-safety eval-harness eval-pretrain bench-sft bench-lora bench-classify bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
+.PHONY: help install sft lora classify dpo seq2seq pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest test-trl-newest lint format eval eval-all eval-perplexity eval-generation eval-classification eval-qa eval-preference eval-safety eval-harness eval-pretrain bench-sft bench-lora bench-classify bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,12 +76,10 @@ chat: install ## Chat with the model of `make sft`
 test: install ## Run the fast tests
 	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "not slow and not long" $(ARGS)
 
-test-slow: install $(TORCHAO) ## Run whole recipes: kills, resumes, two processes (minutes)
+test-slow: install $(TORCHAO) $(BITSANDBYTES) ## Run whole recipes: kills, resumes, two processes (minutes)
 	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "slow and not long" $(ARGS)
 	@$(RUN) PYTHONPATH=$(abspath $(TORCHAO)) python -m pytest tests/model/test_adapters.py -k eight_bits
-
-test-quantised: install $(BITSANDBYTES) ## Run what 4 bits need bitsandbytes for
-	@$(RUN) PYTHONPATH=$(abspath $(BITSANDBYTES)) OMP_NUM_THREADS=1 python -m pytest tests/loading/test_adapters.py tests/test_lora.py -k "four_bits or bits-"
+	@$(RUN) PYTHONPATH=$(abspath $(BITSANDBYTES)) OMP_NUM_THREADS=1 python -m pytest -n auto tests/loading/test_adapters.py tests/test_lora.py -k "four_bits or bits-"
 
 test-long: install ## Run what no change waits for: compiled kernels, published checkpoints
 	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "long and not suite" $(ARGS)

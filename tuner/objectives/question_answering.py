@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class QuestionAnswering(WithHead):
             **{"tokenizer": self.tokenizer, "max_length": self.args.max_length, "name": name, "stride": self.stride},
         }
         how = {"num_proc": self.args.dataset_num_proc, "remove_columns": rows.column_names, "desc": "Tokenizing"}
-        examples = map_batches(rows, _encode, [__file__], arguments, with_indices=True, **how)
+        examples = map_batches(rows, encode_windows, [__file__], arguments, with_indices=True, **how)
         if note := self.unreachable(rows, examples):
             notice(f"{name}: {note}")
         self.reckon(examples)
@@ -101,16 +102,10 @@ class QuestionAnswering(WithHead):
     def counts(self, batch: Batch) -> torch.Tensor:
         return (batch["labels"][:, 0] != IGNORED).sum()
 
-    def scores(self, output: Any, lengths: torch.Tensor) -> torch.Tensor:
-        """Of each token the logits of being the answer's first and last: `(windows, 2, time)`, none for padding."""
-        both = torch.stack([output.start_logits, output.end_logits], dim=1).float()
-        padding = torch.arange(both.shape[-1], device=both.device) >= lengths.to(both.device)[:, None]
-        return both.masked_fill(padding[:, None], -torch.inf)
-
     def sums(self, model: Any, labels: torch.Tensor, *, training: bool = False, **inputs: Any) -> Sums:
         lengths = inputs.pop("lengths")
         real = labels[:, 0] != IGNORED
-        scores, targets = self.scores(self.outputs(model, **inputs), lengths)[real], labels[real]
+        scores, targets = span_scores(self.outputs(model, **inputs), lengths)[real], labels[real]
         loss = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="sum")
         if training:
             return {"loss": loss}
@@ -134,19 +129,15 @@ class QuestionAnswering(WithHead):
         """The best answer of all windows of each validation question, and how likely the model took it."""
         rows, examples = outcome.rows.eval, outcome.examples.eval.with_format(None)
         contexts, questions = rows["context"], rows["question"]
-        best = [(-np.inf, 0.0, "")] * len(rows)
-        none = [(np.inf, 0.0)] * len(rows)
-        seen = 0
-        for output, batch in self.held_out_outputs(outcome.model, outcome.examples):
-            windows = examples[seen : seen + len(batch["lengths"])]
-            seen += len(batch["lengths"])
-            scores = self.scores(output, batch["lengths"]).cpu().numpy()
-            for number, found in enumerate(_best_spans(scores, windows, self.longest_answer)):
-                question, null, (score, chance, first, last) = windows["question"][number], *found
-                none[question] = min(none[question], null)
-                if score > best[question][0]:
-                    span = contexts[question][windows["starts"][number][first] : windows["ends"][number][last]].strip()
-                    best[question] = (score, chance, span)
+
+        def scored() -> Iterator[tuple[np.ndarray, dict[str, list[Any]]]]:
+            seen = 0
+            for output, batch in self.held_out_outputs(outcome.model, outcome.examples):
+                windows = examples[seen : seen + len(batch["lengths"])]
+                seen += len(batch["lengths"])
+                yield span_scores(output, batch["lengths"]).cpu().numpy(), windows
+
+        best, none = best_answers(scored(), contexts, self.longest_answer)
         gives = [
             (score, chance, text) if not self.has_unanswerable or null[0] - score <= self.threshold else (*null, "")
             for (score, chance, text), null in zip(best, none, strict=True)
@@ -182,6 +173,35 @@ class QuestionAnswering(WithHead):
             yield text.append(f"{said}\n", style="not bold green")
 
 
+def span_scores(output: Any, lengths: torch.Tensor) -> torch.Tensor:
+    """Of each token the logits of being the answer's first and last: `(windows, 2, time)`, none for padding."""
+    both = torch.stack([output.start_logits, output.end_logits], dim=1).float()
+    padding = torch.arange(both.shape[-1], device=both.device) >= lengths.to(both.device)[:, None]
+    return both.masked_fill(padding[:, None], -torch.inf)
+
+
+def best_answers(
+    scored: Iterable[tuple[np.ndarray, dict[str, list[Any]]]], contexts: Sequence[str], longest: int
+) -> tuple[list[tuple[float, float, str]], list[tuple[float, float]]]:
+    """Of each question the best span of at most `longest` tokens over all windows, and no answer in any of them.
+
+    Args:
+        scored: `span_scores` of some windows, and these windows as `encode_windows` gives them.
+
+    Returns:
+        The score, its probability in its window, and the text; the score and the probability.
+    """
+    best, none = [(-np.inf, 0.0, "")] * len(contexts), [(np.inf, 0.0)] * len(contexts)
+    for scores, windows in scored:
+        for number, found in enumerate(_best_spans(scores, windows, longest)):
+            question, null, (score, chance, first, last) = windows["question"][number], *found
+            none[question] = min(none[question], null)
+            if score > best[question][0]:
+                span = contexts[question][windows["starts"][number][first] : windows["ends"][number][last]].strip()
+                best[question] = (score, chance, span)
+    return best, none
+
+
 def _best_spans(scores: np.ndarray, windows: dict[str, list[Any]], longest: int) -> list[tuple[Any, Any]]:
     """Of each window the score and the probability of no answer, and those of the best of all spans of the context
     that have at most `longest` tokens, with its first and last token."""
@@ -204,7 +224,7 @@ def _best_spans(scores: np.ndarray, windows: dict[str, list[Any]], longest: int)
     return [((a, p), (b, q, *span)) for a, b, p, q, span in found]
 
 
-def _encode(
+def encode_windows(
     batch: dict[str, list[Any]],
     indices: list[int],
     tokenizer: PreTrainedTokenizerBase,

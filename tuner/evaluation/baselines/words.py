@@ -49,14 +49,15 @@ def nearest_sentences(rows: Dataset, has_unanswerable: bool) -> dict[str, dict[s
     from tuner.evaluation.metrics import load_metric  # the library evaluate takes a second to import
 
     said = {"no answer": [""] * len(rows)} if has_unanswerable else {}
-    said["sentence with most words"] = [_nearest(row) for row in rows]
+    said["sentence with most words"] = [nearest_sentence(row) for row in rows]
     references = [[answer["text"] for answer in answers] for answers in rows["answers"]]
     scorer = load_metric("squad")
     found = {who: scorer.compute(predictions=guess, references=references) for who, guess in said.items()}
     return {name: {who: figures[name] for who, figures in found.items()} for name in ("exact_match", "f1")}
 
 
-def _nearest(row: dict[str, Any]) -> str:
+def nearest_sentence(row: dict[str, Any]) -> str:
+    """The sentence of a row's context that shares most words with its question."""
     asked = set(WORD.findall(row["question"].lower()))
     sentences = SENTENCE.split(row["context"])
     return max(sentences, key=lambda sentence: len(asked & set(WORD.findall(sentence.lower()))))

@@ -51,8 +51,8 @@ class Preference(Task):
                 sums, means = other.sum() - one.sum(), other.mean() - one.mean()
                 sample["log_likelihoods"] = {"chosen": -float(one.sum()), "rejected": -float(other.sum())}
                 sample["scores"] = {
-                    "pair_accuracy": _right(sums), "pair_accuracy_per_token": _right(means), "margin": float(means),
-                    "longer": _right(len(one) - len(other)),
+                    "pair_accuracy": float(sums > 0), "pair_accuracy_per_token": float(means > 0),
+                    "margin": float(means), "longer": float(len(one) > len(other)),
                 }  # fmt: skip
             samples.append(sample)
         return samples
@@ -66,10 +66,6 @@ class Preference(Task):
 
     def notes(self) -> list[str]:
         return [
-            "pair_accuracy compares sums over an answer's tokens, which favours short answers; per_token compares "
-            "means, and margin is their difference in nats a token."
+            "A tie is wrong. pair_accuracy compares sums over an answer's tokens, which favours short answers; "
+            "per_token compares means, and margin is their difference in nats a token."
         ]
-
-
-def _right(difference: float) -> float:
-    return 1.0 if difference > 0 else 0.5 if difference == 0 else 0.0

@@ -7,21 +7,22 @@ have such questions, as transformers' `--version_2_with_negative`; a causal mode
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
+from tuner.data.sources import SOURCE_ROW
+from tuner.evaluation.baselines.words import nearest_sentence
 from tuner.evaluation.subject import Subject
 from tuner.evaluation.tasks.base import Baselines, Figures, Row, Samples, Task
 from tuner.loading.generation import generate_texts, room
+from tuner.objectives.question_answering import best_answers, encode_windows, span_scores
 from tuner.text.chat import generation_prompt
 
 NOTHING = "unanswerable"
 ASKED = "{context}\n\n{question}\nAnswer with a few words of the text, or with: unanswerable."
-# Of a reader: starts and ends that are tried, as transformers' and SQuAD's scripts do.
-TRIED = 20
 
 
 class QA(Task):
@@ -73,45 +74,25 @@ class QA(Task):
 
     @torch.no_grad()
     def _read(self, subject: Subject, rows: list[Row]) -> list[str | None]:
-        tokenizer, size = subject.tokenizer, self.args.per_device_eval_batch_size
-        questions, contexts = [row["question"].strip() for row in rows], [row["context"] for row in rows]
-        given = tokenizer(
-            questions, contexts, truncation="only_second", max_length=self.length, stride=self.stride,
-            return_overflowing_tokens=True, return_offsets_mapping=True, padding=True, return_tensors="pt",
-        )  # fmt: skip
-        best: list[tuple[float, str]] = [(-np.inf, "")] * len(rows)
-        refusals = [np.inf] * len(rows)
-        for start in range(0, len(given["input_ids"]), size):
-            part = slice(start, start + size)
-            known = {k: given[k][part].to(subject.device) for k in tokenizer.model_input_names if k in given}
-            output = subject.model(**known)
-            begins, ends = (logits.float().cpu().numpy() for logits in (output.start_logits, output.end_logits))
-            for place in range(len(begins)):
-                window = start + place
-                row = int(given["overflow_to_sample_mapping"][window])
-                inside = np.array([number == 1 for number in given.sequence_ids(window)])
-                ids = given["input_ids"][window].tolist()
-                first = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
-                refusals[row] = min(refusals[row], float(begins[place, first] + ends[place, first]))
-                offsets = given["offset_mapping"][window].numpy()
-                found = self._span(begins[place], ends[place], inside, offsets, contexts[row])
-                best[row] = max(best[row], found)
-        refuses = [self.may_refuse and refusal > score for refusal, (score, _) in zip(refusals, best, strict=True)]
-        return ["" if refused else text for refused, (_, text) in zip(refuses, best, strict=True)]
+        tokenizer, size, contexts = (
+            subject.tokenizer,
+            self.args.per_device_eval_batch_size,
+            [r["context"] for r in rows],
+        )
+        asked = {"question": [row["question"] for row in rows], "context": contexts, "answers": [[]] * len(rows)}
+        asked[SOURCE_ROW] = [row.get(SOURCE_ROW, number) for number, row in enumerate(rows)]
+        every = encode_windows(asked, [*range(len(rows))], tokenizer, self.length, self.stride, self.data.name)
 
-    def _span(
-        self, begins: np.ndarray, ends: np.ndarray, inside: np.ndarray, offsets: np.ndarray, context: str
-    ) -> tuple[float, str]:
-        """The best span of a window: the sum of its logits, and its text."""
-        starts, stops = (np.where(inside, logits, -np.inf) for logits in (begins, ends))
-        some, others = (np.argsort(-logits)[:TRIED] for logits in (starts, stops))
-        scores = starts[some][:, None] + stops[others][None]
-        lengths = others[None] - some[:, None]
-        scores = np.where((lengths >= 0) & (lengths < self.args.max_new_tokens), scores, -np.inf)
-        start, stop = np.unravel_index(scores.argmax(), scores.shape)
-        if not np.isfinite(scores[start, stop]):
-            return -np.inf, ""
-        return float(scores[start, stop]), context[offsets[some[start]][0] : offsets[others[stop]][1]]
+        def scored() -> Iterator[tuple[np.ndarray, dict[str, list[Any]]]]:
+            for start in range(0, len(every["question"]), size):
+                windows = {name: column[start : start + size] for name, column in every.items()}
+                inputs = {name: windows[name] for name in ("input_ids", "token_type_ids") if name in windows}
+                given = tokenizer.pad(inputs, return_tensors="pt", padding_side="right").to(subject.device)
+                yield span_scores(subject.model(**given), given["attention_mask"].sum(dim=1)).cpu().numpy(), windows
+
+        best, none = best_answers(scored(), contexts, self.args.max_new_tokens)
+        refuses = [self.may_refuse and null > score for (score, *_), (null, _) in zip(best, none, strict=True)]
+        return ["" if refused else text for refused, (*_, text) in zip(refuses, best, strict=True)]
 
     def score_rows(self, samples: Samples) -> None:
         samples.by_row(samples.of_metric("squad", _columns), "f1", "exact_match")
@@ -130,7 +111,7 @@ class QA(Task):
     def baselines(self, samples: Samples) -> Baselines:
         """No answer at all, and the sentence that has most of the question's words."""
         found: Baselines = {}
-        for who, answer in (("no answer", lambda sample: ""), ("the likest sentence", _likest)):
+        for who, answer in (("no answer", lambda sample: ""), ("the likest sentence", nearest_sentence)):
 
             def columns(sample: Row, answer: Any = answer) -> Row:
                 return {"predictions": answer(sample), "references": sample["reference"]}
@@ -148,9 +129,3 @@ class QA(Task):
 
 def _columns(sample: Row) -> Row:
     return {"predictions": sample["prediction"], "references": sample["reference"]}
-
-
-def _likest(sample: Row) -> str:
-    asked = set(re.findall(r"\w+", sample["question"].lower()))
-    sentences = re.split(r"(?<=[.!?])\s+", sample["context"])
-    return max(sentences, key=lambda sentence: len(asked & set(re.findall(r"\w+", sentence.lower()))))

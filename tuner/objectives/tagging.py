@@ -61,7 +61,7 @@ class Tagging(WithHead):
             **{"refuse": self.args.truncation_mode == "error", "names": self.labels.names},
         }
         how = {"num_proc": self.args.dataset_num_proc, "remove_columns": rows.column_names, "desc": "Tokenizing"}
-        examples = map_batches(rows, _encode, [__file__], arguments, with_indices=True, **how)
+        examples = map_batches(rows, encode_words, [__file__], arguments, with_indices=True, **how)
         if note := _without_tag(examples):
             if not any(examples["words"]):
                 raise DataError(f"{name}: {note} Nothing is left.")
@@ -175,7 +175,7 @@ def _without_tag(examples: Dataset) -> str | None:
     )
 
 
-def _encode(
+def encode_words(
     batch: dict[str, list[Any]],
     indices: list[int],
     tokenizer: PreTrainedTokenizerBase,

@@ -22,6 +22,7 @@ from tuner.evaluation.baselines.tfidf import tfidf_classes
 from tuner.evaluation.statistics import Estimate
 from tuner.evaluation.subject import Subject
 from tuner.evaluation.tasks.base import Baselines, Figures, Row, Samples, Task
+from tuner.objectives.tagging import encode_words
 from tuner.text.chat import generation_prompt
 
 OF_KIND: dict[str, dict[str, str]] = {
@@ -109,15 +110,14 @@ class Classification(Task):
         order = sorted(range(len(rows)), key=lambda number: -len(rows[number].get("text") or rows[number]["tokens"]))
         return [order[start : start + size] for start in range(0, len(order), size)]
 
-    def _logits(self, subject: Subject, *texts: Any, **options: Any) -> Any:
+    def _logits(self, subject: Subject, *texts: Any) -> torch.Tensor:
         """The model's output of a batch, float32 on the CPU."""
         tokenizer = subject.tokenizer
         given = tokenizer(
-            *texts, truncation=True, max_length=self.length, padding=True, return_tensors="pt", verbose=False, **options
+            *texts, truncation=True, max_length=self.length, padding=True, return_tensors="pt", verbose=False
         )
         known = {k: v.to(subject.device) for k, v in given.items() if k in tokenizer.model_input_names}
-        logits = subject.model(**known).logits.float().cpu()
-        return (logits, given) if options else logits
+        return subject.model(**known).logits.float().cpu()
 
     def _judged(self, row: Row, logits: torch.Tensor) -> Row:
         """What the logits of a text say, and whether that is right."""
@@ -135,21 +135,23 @@ class Classification(Task):
         return {"prediction": best, "reference": row["label"], "probabilities": chances, "scores": scores}
 
     def _tag(self, subject: Subject, rows: list[Row]) -> list[Row]:
-        """Each token has the tag of its first piece; one that is cut off has O."""
+        """Each word has the tag of its first token, as in training; one that is cut off has O."""
         samples: list[Row] = [{} for _ in rows]
         for batch in self._batches(rows):
-            words = [rows[number]["tokens"] for number in batch]
-            logits, given = self._logits(subject, words, is_split_into_words=True)
+            columns = {name: [rows[number][name] for number in batch] for name in ("tokens", "tags")}
+            encoded = encode_words(columns, batch, subject.tokenizer, self.length, self.data.name, False, self.names)
+            inputs = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+            given = subject.tokenizer.pad(inputs, return_tensors="pt", padding_side="right").to(subject.device)
+            numbers = subject.model(**given).logits.argmax(-1).tolist()
             for place, number in enumerate(batch):
-                said, tags = ["O"] * len(words[place]), rows[number]["tags"]
-                seen: set[int] = set()
-                for piece, word in enumerate(given.word_ids(place)):
-                    if word is not None and word not in seen:
-                        seen.add(word)
-                        said[word] = self.names[int(logits[place, piece].argmax())]
+                words, tags = columns["tokens"][place], columns["tags"][place]
+                firsts = [token for token, label in enumerate(encoded["labels"][place]) if label != IGNORED]
+                said = ["O"] * len(words)
+                for word, token in zip(encoded["words"][place], firsts, strict=True):
+                    said[word] = self.names[numbers[place][token]]
                 right = float(np.mean([one == other for one, other in zip(said, tags, strict=True)]))
                 samples[number] = {
-                    "tokens": words[place], "prediction": said, "reference": tags, "scores": {"token_accuracy": right}
+                    "tokens": words, "prediction": said, "reference": tags, "scores": {"token_accuracy": right}
                 }  # fmt: skip
         return samples
 

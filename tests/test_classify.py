@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import transformers
+import yaml
 from safetensors.torch import load_file
 
 import tuner.model  # noqa: F401
@@ -98,6 +99,17 @@ def test_killed_it_goes_on_to_the_same_bits(name: str, full: Any, news: Path, tm
     file = "adapter_model.safetensors" if name == "lora" else "model.safetensors"
     assert equal(load_file(folder / file), load_file(tmp_path / "killed" / file))
     assert metrics_of(folder)["comparison"] == metrics_of(tmp_path / "killed")["comparison"]
+
+
+def test_fewshot_goes_on_from_a_checkpoint_by_name(full: Any, news: Path, tmp_path: Path) -> None:
+    """It is the head's; the encoder's own is in its folder."""
+    flags = [*strategy("fewshot", full[0], news), "--output_dir", tmp_path, "--adam_beta2", "0.9"]
+    classify(*flags)
+    saved = load_file(tmp_path / "model.safetensors")
+    stage = yaml.safe_load((tmp_path / "encoder" / "run.yaml").read_text(encoding="utf-8"))
+    assert stage["adam_beta2"] == 0.9, "what is given holds for both"
+    classify(*flags, "--resume_from_checkpoint", tmp_path / "checkpoint-9")
+    assert equal(saved, load_file(tmp_path / "model.safetensors"))
 
 
 def test_a_frozen_backbone_stays_and_the_head_moves(full: Any, news: Path, tmp_path: Path) -> None:

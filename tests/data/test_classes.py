@@ -171,6 +171,7 @@ def test_a_class_that_only_validation_has_is_refused():
     [
         ({"use_peft": True}, "--use_peft: here it is --strategy lora"),
         ({"strategy": "head", "layerwise_lr_decay": 0.9}, "--layerwise_lr_decay is for --strategy full"),
+        ({"strategy": "fewshot", "max_minutes": 1.0}, "--max_minutes: a head cannot be trained on half"),
         ({"strategy": "full", "lora_r": 4}, "--lora_r: it is for --use_peft"),
     ],
 )

@@ -165,3 +165,5 @@ class ClassifyArguments(AdapterArguments):
             self.learning_rate = rate
         if self.strategy != "full" and self.layerwise_lr_decay != 1:
             raise ArgumentError("--layerwise_lr_decay is for --strategy full.")
+        if self.strategy == "fewshot" and self.max_minutes is not None:
+            raise ArgumentError("--max_minutes: a head cannot be trained on half of --strategy fewshot's encoder.")

@@ -13,11 +13,13 @@ from tuner.objectives.arguments import ClassifyArguments
 from tuner.objectives.classification import Classification
 from tuner.objectives.fewshot import ClassContrast
 from tuner.objectives.records import Examples
-from tuner.train.run import Run, find_checkpoint, prepare_folder, resolved, say
+from tuner.train.run import Run, find_checkpoint, prepare_folder, resolved, resumes, say
 from tuner.train.trainer import Trainer
 
 # Passes over the few texts, texts of a batch, and the peak learning rate.
 EPOCHS, BATCH, RATE = 20, 16, 5e-5
+# Flags of a choice among evaluations, of which it has none.
+BEST = ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")
 
 
 def tune_encoder(
@@ -30,8 +32,11 @@ def tune_encoder(
     changed: dict[str, Any] = {
         **{"num_train_epochs": EPOCHS, "learning_rate": RATE, "per_device_train_batch_size": BATCH, "max_steps": -1},
         **{"eval_strategy": "no", "eval_on_start": False, "early_stopping_patience": None, "save_strategy": "epoch"},
+        # A checkpoint that is named is the head's.
+        **{"push_to_hub": False, "resume_from_checkpoint": "true" if resumes(run.args) else "false"},
     }
     args = replace(run.args, output_dir=str(run.folder / "encoder"), **changed)
+    args.extra = {name: value for name, value in run.args.extra.items() if name not in BEST}
     with PartialState().main_process_first():
         if PartialState().is_main_process:
             prepare_folder(args)

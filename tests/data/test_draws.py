@@ -33,6 +33,33 @@ def test_integers_come_wide_enough_for_tensors():
     assert item["input_ids"].dtype == np.int64 and item["input_ids"].tolist() == [3, 4]
 
 
+@pytest.mark.parametrize("size", [1, 4, 23])
+def test_a_batch_is_read_at_once_and_is_the_rows_one_by_one(size, monkeypatch):
+    wide = ROWS.map(lambda row: {"rows": [[len(row["input_ids"])]], "reference": [0.5] * 3, "label": 7})
+    wide = wide.cast_column("input_ids", List(Value("int32")))
+    draws, numbers = Draws(wide, 25), [*range(20, 20 + size)]
+    single = [draws[number] for number in numbers]
+    reads = []
+    monkeypatch.setattr(draws, "rows", Reads(draws.rows, reads))
+    for one, other in zip(draws.__getitems__(numbers), single, strict=True):
+        assert list(one) == list(other)
+        for name, value in other.items():
+            assert np.asarray(one[name]).dtype == np.asarray(value).dtype and np.array_equal(one[name], value)
+    assert len(reads) == 1
+
+
+class Reads:
+    def __init__(self, rows, reads):
+        self.rows, self.reads = rows, reads
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, numbers):
+        self.reads.append(numbers)
+        return self.rows[numbers]
+
+
 @pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length"])
 @pytest.mark.parametrize("epoch", [0, 1, 7])
 def test_an_epoch_draws_every_row_once_under_numbers_of_its_own(strategy, epoch):

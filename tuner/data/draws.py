@@ -28,9 +28,20 @@ class Draws(TorchDataset[dict[str, Any]]):
         return self.length
 
     def __getitem__(self, number: int) -> dict[str, Any]:
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
+        """A batch, read at once: row by row, small rows take longer to read than a head takes to learn from them."""
         size = len(self.rows)
-        draw = FILLER if self.fills and number >= size else number
-        return {**self.rows[number % size], "row": number % size, "draw": draw}
+        columns = self.rows[[number % size for number in numbers]]
+        return [
+            {
+                **{name: column[place] for name, column in columns.items()},
+                "row": number % size,
+                "draw": FILLER if self.fills and number >= size else number,
+            }
+            for place, number in enumerate(numbers)
+        ]
 
 
 def generator(seed: int, draw: int) -> np.random.Generator:

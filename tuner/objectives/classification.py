@@ -15,14 +15,13 @@ from transformers import PreTrainedTokenizerBase
 from tuner.data.cache_key import map_batches
 from tuner.data.collate import IGNORED
 from tuner.data.draws import FILLER
-from tuner.data.labels import Labels
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
 from tuner.evaluation.baselines.tfidf import tfidf_classes
 from tuner.objectives.arguments import ClassifyArguments
 from tuner.objectives.base import Batch, Row, Sums
 from tuner.objectives.heads import WithHead
-from tuner.objectives.records import Comparison, Examples, Layout, Outcome, Predictions, Rows
+from tuner.objectives.records import Comparison, Examples, Outcome, Predictions, Rows
 
 
 class Classification(WithHead):
@@ -36,14 +35,8 @@ class Classification(WithHead):
     poolings = ("mean", "cls", "last")
     needs_offsets = False
 
-    def __init__(
-        self,
-        args: ClassifyArguments,
-        tokenizer: PreTrainedTokenizerBase,
-        layout: Layout | None = None,
-        labels: Labels | None = None,
-    ):
-        super().__init__(args, tokenizer, layout, labels)
+    def __init__(self, args: ClassifyArguments, tokenizer: PreTrainedTokenizerBase, *more: Any, **named: Any):
+        super().__init__(args, tokenizer, *more, **named)
         if self.problem == "regression":
             self.loss_unit = "squared error"
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.data.labels import CALLED, PROBLEMS, Labels
@@ -20,7 +21,7 @@ from tuner.hardware import memory_bytes
 from tuner.loading.features import freeze, kept_features, pooling_of, replayed
 from tuner.objectives.arguments import ClassifyArguments
 from tuner.objectives.base import Batch, Objective, Row, own_class
-from tuner.objectives.records import Comparison, Examples, Layout, Outcome
+from tuner.objectives.records import Comparison, Examples, Outcome
 
 # Strategies that train a head over features.
 FROZEN = ("head", "fewshot")
@@ -48,14 +49,8 @@ class WithHead(Objective[ClassifyArguments]):
     poolings: ClassVar[tuple[str, ...]] = ("tokens",)
     needs_offsets: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        args: ClassifyArguments,
-        tokenizer: PreTrainedTokenizerBase,
-        layout: Layout | None = None,
-        labels: Labels | None = None,
-    ):
-        super().__init__(args, tokenizer, layout, labels)
+    def __init__(self, args: ClassifyArguments, tokenizer: PreTrainedTokenizerBase, *more: Any, **named: Any):
+        super().__init__(args, tokenizer, *more, **named)
         self.problem = self.labels.problem
         kind, values = PROBLEMS[self.problem][0], args.values()
         unset = {field.name: field.default for field in fields(args)} | {"label_smoothing_factor": 0}
@@ -114,16 +109,16 @@ class WithHead(Objective[ClassifyArguments]):
 
     def inputs(self, rows: list[Row]) -> Batch:
         """What the head reads of rows: their tokens, or `states` `(batch, 1 or time, hidden_size)`."""
-        names = [name for name in ("input_ids", "token_type_ids") if name in rows[0]]
-        batch = self.padded([{name: row[name] for name in names} for row in rows], rows)
         if "reference" not in rows[0]:
-            return batch
-        counts = [len(row["input_ids"]) if self.pooling == "tokens" else 1 for row in rows]
-        states = [np.asarray(row["reference"], np.float32).reshape(n, -1) for n, row in zip(counts, rows, strict=True)]
-        held = torch.zeros(len(rows), max(counts), states[0].shape[1])
-        for line, each in zip(held, states, strict=True):
-            line[: len(each)] = torch.from_numpy(each)
-        return {"states": held, "tokens": batch["tokens"] * 0, "rows": batch["rows"]}
+            names = [name for name in ("input_ids", "token_type_ids") if name in rows[0]]
+            return self.padded([{name: row[name] for name in names} for row in rows], rows)
+        states = [torch.from_numpy(np.asarray(row["reference"], np.float32)).view(-1, self.width) for row in rows]
+        numbers = torch.tensor([[row["row"]] for row in rows])
+        return {
+            "states": pad_sequence(states, batch_first=True),
+            "tokens": torch.zeros(len(rows), dtype=torch.long),
+            "rows": numbers,
+        }
 
     def outputs(self, model: Any, **inputs: Any) -> Any:
         """The model's output, of tokens or of the `states` that stand for them."""

@@ -16,14 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from tuner.data.cache_key import map_batches
 from tuner.data.collate import IGNORED
 from tuner.data.draws import FILLER
-from tuner.data.labels import Labels
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import ArgumentError, DataError, notice
 from tuner.evaluation.baselines.words import nearest_sentences
 from tuner.objectives.arguments import ClassifyArguments
 from tuner.objectives.base import Batch, Row, Sums
 from tuner.objectives.heads import WithHead
-from tuner.objectives.records import Comparison, Examples, Layout, Outcome, Predictions, Rows
+from tuner.objectives.records import Comparison, Examples, Outcome, Predictions, Rows
 
 # As transformers' run_qa.py has them.
 DOC_STRIDE, MAX_ANSWER_LENGTH = 128, 30
@@ -45,14 +44,8 @@ class QuestionAnswering(WithHead):
     model = "reader"
     loss_unit = "nats a window"
 
-    def __init__(
-        self,
-        args: ClassifyArguments,
-        tokenizer: PreTrainedTokenizerBase,
-        layout: Layout | None = None,
-        labels: Labels | None = None,
-    ):
-        super().__init__(args, tokenizer, layout, labels)
+    def __init__(self, args: ClassifyArguments, tokenizer: PreTrainedTokenizerBase, *more: Any, **named: Any):
+        super().__init__(args, tokenizer, *more, **named)
         self.has_unanswerable = self.labels.counts[1] > 0
         if args.null_score_diff_threshold is not None and not self.has_unanswerable:
             raise ArgumentError("--null_score_diff_threshold: every training question has an answer, so one is given.")

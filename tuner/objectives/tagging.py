@@ -18,14 +18,13 @@ from tuner.data.cache_key import map_batches
 from tuner.data.collate import IGNORED, pad
 from tuner.data.draws import FILLER
 from tuner.data.entities import entities, marks_entities
-from tuner.data.labels import Labels
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError, notice
 from tuner.evaluation.baselines.words import word_tags
 from tuner.objectives.arguments import ClassifyArguments
 from tuner.objectives.base import SHOWN_TOKENS, Batch, Row, Sums
 from tuner.objectives.heads import WithHead
-from tuner.objectives.records import Comparison, Examples, Layout, Outcome, Predictions, Rows
+from tuner.objectives.records import Comparison, Examples, Outcome, Predictions, Rows
 
 
 class Tagging(WithHead):
@@ -42,14 +41,8 @@ class Tagging(WithHead):
     model = "tagger"
     loss_unit = "nats a word"
 
-    def __init__(
-        self,
-        args: ClassifyArguments,
-        tokenizer: PreTrainedTokenizerBase,
-        layout: Layout | None = None,
-        labels: Labels | None = None,
-    ):
-        super().__init__(args, tokenizer, layout, labels)
+    def __init__(self, args: ClassifyArguments, tokenizer: PreTrainedTokenizerBase, *more: Any, **named: Any):
+        super().__init__(args, tokenizer, *more, **named)
         self.marks_entities = marks_entities(self.labels.names)
         self.main = "f1" if self.marks_entities else "accuracy"
 

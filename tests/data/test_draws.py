@@ -45,6 +45,7 @@ def test_a_batch_is_read_at_once_and_is_the_rows_one_by_one(size, monkeypatch):
         assert list(one) == list(other)
         for name, value in other.items():
             assert np.asarray(one[name]).dtype == np.asarray(value).dtype and np.array_equal(one[name], value)
+            assert not isinstance(value, np.ndarray) or (one[name].flags.writeable and one[name].base is None)
     assert len(reads) == 1
 
 

@@ -36,12 +36,17 @@ class Draws(TorchDataset[dict[str, Any]]):
         columns = self.rows[[number % size for number in numbers]]
         return [
             {
-                **{name: column[place] for name, column in columns.items()},
+                **{name: _own(column[place]) for name, column in columns.items()},
                 "row": number % size,
                 "draw": FILLER if self.fills and number >= size else number,
             }
             for place, number in enumerate(numbers)
         ]
+
+
+def _own(value: Any) -> Any:
+    """What a batch of rows holds of one, to be written to: Arrow's memory may not be."""
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def generator(seed: int, draw: int) -> np.random.Generator:

@@ -28,13 +28,11 @@ from benchmarks.harness import Measured, finish, measure, own_python, spread
 PEER = ["torch", "transformers", "datasets", "accelerate"]
 LENGTH, EACH = 512, 8
 OWN = "--own_model true --classifier_pooling mean --model_name_or_path {minilm}"
-# Our flags of each strategy. All weights go on from the head's run: cheaper than a new head, and safer (Kumar et al.
-# 2022, https://arxiv.org/abs/2202.10054). An adapter names a checkpoint that PEFT finds again, so it is trained in
-# transformers' class.
+# Our flags of each strategy. An adapter names a checkpoint that PEFT finds again, so it is trained in transformers'
+# class.
 STRATEGIES = {
     "head": f"--strategy head {OWN}",
-    "full": "--strategy full --num_train_epochs 1 --train_sampling_strategy group_by_length "
-    "--model_name_or_path {head}",
+    "full": f"--strategy full {OWN} --learning_rate 1e-4 --train_sampling_strategy group_by_length",
     "lora": "--strategy lora --learning_rate 1e-3 --model_name_or_path {minilm}",
 }
 FEWSHOT = f"--strategy fewshot {OWN}"
@@ -95,28 +93,22 @@ def minilm() -> str:
     return resolve("builtin:minilm-l6")[0]
 
 
-def classify(
-    args: Any, work: Path, rows: Path, seed: int, flags: str, head: Path | None = None
-) -> tuple[Measured, dict[str, float], Path]:
-    """Our recipe in a process, the accuracies that it compares, and its folder."""
+def classify(args: Any, work: Path, rows: Path, seed: int, flags: str) -> tuple[Measured, dict[str, float]]:
+    """Our recipe in a process, and the accuracies that it compares."""
     output = Path(tempfile.mkdtemp(dir=work))
     fixed = f"--dataset_name {rows} --max_length {LENGTH} --seed {seed} --save_strategy no --output_dir {output}"
     python = own_python("tuner-eval", ["-e", ".[demo,eval]"])
-    given = flags.format(minilm=minilm(), head=head).split()
+    given = flags.format(minilm=minilm()).split()
     # Features of an earlier run would be found: each has a cache of its own.
     run = measure([python, "recipes/classify.py", *fixed.split(), *given, *args.flags.split()], HF_HOME=str(output))
-    return run, json.loads((output / "metrics.json").read_text(encoding="utf-8"))["comparison"]["accuracy"], output
+    return run, json.loads((output / "metrics.json").read_text(encoding="utf-8"))["comparison"]["accuracy"]
 
 
 def accuracy(args: Any, work: Path, found: dict[str, Any], ratios: dict[str, dict[str, float]]) -> None:
     """Each strategy on each split."""
-    for seed in args.splits:
-        head = None
-        for name in STRATEGIES:
-            if name != "head" and name not in args.strategies:
-                continue
-            run, known, folder = classify(args, work, write_split(work, seed), seed, STRATEGIES[name], head)
-            head = head or folder
+    for name in args.strategies:
+        for seed in args.splits:
+            run, known = classify(args, work, write_split(work, seed), seed, STRATEGIES[name])
             found.setdefault("TF-IDF + SVM", {})[seed] = known["TF-IDF + SVM"]
             found.setdefault(name, {})[seed] = known["trained"]
             print(f"{name}, split {seed}: {known['trained']:.4f} in {run.seconds:.0f} s; {known}", flush=True)
@@ -130,7 +122,7 @@ def speed(args: Any, work: Path, found: dict[str, Any], ratios: dict[str, dict[s
     python = own_python("transformers", PEER)
     for seed in args.splits:
         rows = write_split(work, seed)
-        ours, known, _ = classify(args, work, rows, seed, STRATEGIES["head"])
+        ours, known = classify(args, work, rows, seed, STRATEGIES["head"])
         script = ["benchmarks/peers/trainer_classify.py", str(rows), minilm(), str(work / f"trainer-{seed}")]
         theirs = measure([python, *script, str(args.target), json.dumps({**TRAINER, "seed": seed})])
         reached = list(theirs.data["accuracy"].values())[-1]
@@ -146,7 +138,7 @@ def fewshot(args: Any, work: Path, found: dict[str, Any], ratios: dict[str, dict
     """Eight texts a class."""
     found["fewshot"] = []
     for seed in args.splits:
-        run, known, _ = classify(args, work, write_split(work, seed, EACH), seed, FEWSHOT)
+        run, known = classify(args, work, write_split(work, seed, EACH), seed, FEWSHOT)
         found["fewshot"].append(known)
         print(f"fewshot, split {seed}: {known} in {run.seconds:.0f} s", flush=True)
 
@@ -159,8 +151,8 @@ def pretraining(args: Any, work: Path, found: dict[str, Any], ratios: dict[str, 
         rows, encoder = write_split(work, seed), work / f"encoder-{seed}"
         flags = [*PRETRAIN.split(), "--dataset_name", str(rows), "--output_dir", str(encoder), "--seed", str(seed)]
         measure([python, "recipes/pretrain.py", *flags])
-        _, after, _ = classify(args, work, rows, seed, f"{NEW} --model_name_or_path {encoder}")
-        _, before, _ = classify(args, work, rows, seed, f"{NEW} --preset tiny --tokenizer_name_or_path {encoder}")
+        _, after = classify(args, work, rows, seed, f"{NEW} --model_name_or_path {encoder}")
+        _, before = classify(args, work, rows, seed, f"{NEW} --preset tiny --tokenizer_name_or_path {encoder}")
         found["pretraining"].append({"pretrained": after["trained"], **before})
         print(f"own encoder, split {seed}: pretrained {after['trained']:.4f}; {before}", flush=True)
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import Measured, finish, measure, own_python, spread
 
 PEER = ["torch", "transformers", "datasets", "accelerate"]
-LENGTH, EACH = 512, 8
+EACH = 8
 OWN = "--own_model true --classifier_pooling mean --model_name_or_path {minilm}"
 # Our flags of each strategy. An adapter names a checkpoint that PEFT finds again, so it is trained in transformers'
 # class.
@@ -43,7 +43,7 @@ PRETRAIN = (
     "--eval_strategy no --eval_on_start false --save_strategy no"
 )
 # What an informed user sets: dynamic padding is the Trainer's own.
-TRAINER = {"max_length": LENGTH, "per_device_train_batch_size": 16, "learning_rate": 5e-5, "num_train_epochs": 4}
+TRAINER = {"per_device_train_batch_size": 16, "learning_rate": 5e-5, "num_train_epochs": 4}
 
 
 def main() -> None:
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="which parts (default: all)")
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), help="of `accuracy`")
     parser.add_argument("--splits", type=int, nargs="+", default=[0, 1, 2], help="splits, by seed (default: 0 1 2)")
+    parser.add_argument("--max_length", type=int, default=512, help="tokens of a text, on both sides (default: 512)")
     parser.add_argument("--target", type=float, default=0.97, help="accuracy of `speed` (default: 0.97)")
     parser.add_argument("--flags", default="", help="flags of ours beside the strategy's")
     args = parser.parse_args()
@@ -60,7 +61,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         for part in args.only:
             PARTS[part](args, Path(work), found, ratios)
-    finish("classify", ratios, found=found, splits=args.splits, flags=args.flags)
+    finish("classify", ratios, found=found, splits=args.splits, max_length=args.max_length, flags=args.flags)
 
 
 def write_split(work: Path, seed: int, each: int | None = None) -> Path:
@@ -96,7 +97,9 @@ def minilm() -> str:
 def classify(args: Any, work: Path, rows: Path, seed: int, flags: str) -> tuple[Measured, dict[str, float]]:
     """Our recipe in a process, and the accuracies that it compares."""
     output = Path(tempfile.mkdtemp(dir=work))
-    fixed = f"--dataset_name {rows} --max_length {LENGTH} --seed {seed} --save_strategy no --output_dir {output}"
+    fixed = (
+        f"--dataset_name {rows} --max_length {args.max_length} --seed {seed} --save_strategy no --output_dir {output}"
+    )
     python = own_python("tuner-eval", ["-e", ".[demo,eval]"])
     given = flags.format(minilm=minilm()).split()
     # Features of an earlier run would be found: each has a cache of its own.
@@ -112,8 +115,8 @@ def accuracy(args: Any, work: Path, found: dict[str, Any], ratios: dict[str, dic
             found.setdefault("TF-IDF + SVM", {})[seed] = known["TF-IDF + SVM"]
             found.setdefault(name, {})[seed] = known["trained"]
             print(f"{name}, split {seed}: {known['trained']:.4f} in {run.seconds:.0f} s; {known}", flush=True)
-    for name, figures in found.items():
-        print(f"{name}: mean accuracy {statistics.fmean(figures.values()):.4f}", flush=True)
+    for name in ("TF-IDF + SVM", *args.strategies):
+        print(f"{name}: mean accuracy {statistics.fmean(found[name].values()):.4f}", flush=True)
 
 
 def speed(args: Any, work: Path, found: dict[str, Any], ratios: dict[str, dict[str, float]]) -> None:
@@ -124,7 +127,8 @@ def speed(args: Any, work: Path, found: dict[str, Any], ratios: dict[str, dict[s
         rows = write_split(work, seed)
         ours, known = classify(args, work, rows, seed, STRATEGIES["head"])
         script = ["benchmarks/peers/trainer_classify.py", str(rows), minilm(), str(work / f"trainer-{seed}")]
-        theirs = measure([python, *script, str(args.target), json.dumps({**TRAINER, "seed": seed})])
+        settings = {**TRAINER, "max_length": args.max_length, "seed": seed}
+        theirs = measure([python, *script, str(args.target), json.dumps(settings)])
         reached = list(theirs.data["accuracy"].values())[-1]
         seconds = theirs.seconds - theirs.data["evaluating"]
         print(f"split {seed}: ours {known['trained']:.4f} in {ours.seconds:.0f} s", end="; ")

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -21,11 +22,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def same_environment() -> Iterator[None]:
     """What a library that a test imports sets in the environment is not there in the next."""
-    before = dict(os.environ)
-    yield
-    if os.environ != before:
-        os.environ.clear()
-        os.environ.update(before)
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -158,14 +158,14 @@ def test_over_bfloat16_weights(base, chats, tmp_path):
 
 def test_an_adapter_by_dpo_whose_reference_is_without_it(base, pairs, tmp_path):
     """The first loss is log 2, the reference being the model as it is; and the next adapter begins from the first."""
-    flags = ["--use_peft", "--dataset_name", pairs, *SMALL[2:], "--max_steps", "4", "--logging_steps", "1"]
+    flags = ["--use_peft", "--dataset_name", pairs, *SMALL[2:], "--max_steps", "8", "--logging_steps", "1"]
     first, second = tmp_path / "first", tmp_path / "second"
     for model, folder in ((base, first), (first, second)):
         done = run_recipe(
             *flags, "--model_name_or_path", model, "--learning_rate", "1e-2", "--output_dir", folder, recipe="dpo.py"
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        assert losses_of(folder)[0] == pytest.approx(0.6931, abs=1e-3) and losses_of(folder)[-1] < 0.65
+        assert losses_of(folder)[0] == pytest.approx(0.6931, abs=1e-3) and losses_of(folder)[-1] < 0.6
     assert json.loads((second / "adapter_config.json").read_text())["base_model_name_or_path"] == str(first)
 
 

@@ -31,7 +31,7 @@ OWN = "--own_model true --classifier_pooling mean --model_name_or_path {minilm}"
 # Our flags of each strategy. An adapter names a checkpoint that PEFT finds again, so it is trained in transformers'
 # class.
 STRATEGIES = {
-    "head": f"--strategy head {OWN}",
+    "head": f"--strategy head {OWN} --learning_rate 2e-2",
     "full": f"--strategy full {OWN} --learning_rate 1e-4 --train_sampling_strategy group_by_length",
     "lora": "--strategy lora --learning_rate 1e-3 --model_name_or_path {minilm}",
 }

@@ -105,7 +105,7 @@ class ClassifyArguments(AdapterArguments):
 
     # Epochs, peak learning rate and batch of each strategy where nothing is said.
     STRATEGIES: ClassVar[dict[str, tuple[float, float, int]]] = {
-        **{"full": (3, 5e-5, 16), "lora": (5, 5e-4, 16), "head": (30, 2e-2, 128), "fewshot": (100, 1e-2, 32)},
+        **{"full": (3, 5e-5, 16), "lora": (5, 5e-4, 16), "head": (30, 5e-3, 128), "fewshot": (100, 1e-2, 32)},
     }
 
     strategy: Literal["full", "head", "lora", "fewshot"] = flag(

@@ -1,0 +1,85 @@
+"""The flags of PPO, under TRL's names where it has one. Light: nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tuner.config.arguments import flag
+from tuner.errors import ArgumentError
+
+# Completions of a prompt that a group has, where nothing is said.
+GROUP = 4
+
+
+@dataclass
+class PPOFields:
+    """What `PPOConfig` and the recipe's arguments have in common."""
+
+    learning_rate: float | None = flag(3e-6, "Peak learning rate of the policy.", least=0)
+    total_episodes: int | None = flag(None, "Completions to learn from. Without it, num_train_epochs decides.", least=1)
+    num_ppo_epochs: int = flag(4, "Passes over the completions of an update.", least=1)
+    num_mini_batches: int = flag(1, "Optimizer steps in a pass.", least=1)
+    local_rollout_forward_batch_size: int = flag(64, "Completions that a device samples or scores at once.", least=1)
+    response_length: int = flag(53, "Most tokens of a completion.", least=1)
+    max_prompt_length: int | None = flag(None, "Longer prompts are left out, and said. Without it, refused.", least=1)
+    stop_token: Literal["eos"] | None = flag("eos", "Token that ends a completion: the tokenizer's end token.")
+    stop_token_id: int | None = flag(None, "Another token that ends a completion, by its number.", least=0)
+    temperature: float = flag(0.7, "What logits are divided by, in sampling and in training.", least=1e-3)
+    missing_eos_penalty: float | None = flag(None, "Taken off the score of a completion that does not end.", least=0)
+    advantage: Literal["gae", "rloo", "grpo"] = flag(
+        "gae", "How good a token was: by a value function; or a completion, beside the others of its prompt."
+    )
+    num_generations: int | None = flag(None, "Completions of a prompt. Without it 1; rloo and grpo 4.", least=1)
+    scale_rewards: bool = flag(True, "grpo: divide by the standard deviation of the prompt's scores.")
+    value: Literal["shared", "separate"] | None = flag(
+        None, "The value function (gae): a head on the policy's trunk, the default, or a model of its own."
+    )
+    value_learning_rate: float | None = flag(
+        None, "Peak learning rate of the value. Without it, the policy's.", least=0
+    )
+    value_warmup_steps: int = flag(0, "First updates in which the value alone learns.", least=0)
+    kl_coef: float = flag(0.05, "Weight of the divergence from the reference.", least=0)
+    kl_estimator: Literal["k1", "k3"] = flag("k1", "How it is estimated: without bias, or with less variance.")
+    kl_target: float | None = flag(
+        None, "Divergence of a completion, in nats, that kl_coef is led towards.", least=1e-6
+    )
+    kl_horizon: int = flag(10_000, "Episodes in which kl_coef changes by 20 % on the way to kl_target.", least=1)
+    kl_in_loss: bool = flag(False, "The divergence (k3) in the loss instead of the rewards, as GRPO has it.")
+    max_kl: float | None = flag(None, "Stop once the divergence of a completion is beyond so many nats.", least=0)
+    cliprange: float = flag(0.2, "How far a ratio of probabilities goes from 1 before it is clipped.", least=0)
+    cliprange_high: float | None = flag(None, "The same upwards; without it, cliprange.", least=0)
+    dual_clip: float | None = flag(None, "Most of a loss, in advantages, where the advantage is negative.", least=1)
+    cliprange_value: float = flag(0.2, "How far a value goes in an update before it is clipped.", least=0)
+    vf_coef: float = flag(0.1, "Weight of the value's loss.", least=0)
+    entropy_coef: float = flag(0.0, "Weight of the entropy, which is then sought.", least=0)
+    gamma: float = flag(1.0, "Discount of what comes later.", least=0, most=1)
+    lam: float = flag(0.95, "Lambda of generalised advantage estimation.", least=0, most=1)
+    whiten_rewards: bool = flag(False, "Divide the tokens' rewards by their standard deviation.")
+    reward_clip: float | None = flag(None, "Scores are clipped to this in size.", least=0)
+    normalize_rewards: bool = flag(False, "Scores of mean 0 and variance 1, by those of the run so far.")
+    reward_model_path: list[str] = flag([], "Reward models: folders or Hub ids.")
+    reward_funcs: list[str] = flag([], "Reward functions: file.py:function, or module.function.")
+    reward_weights: list[float] = flag([], "Weight of each reward, models first. Without it 1.")
+    judge: str | None = flag(
+        None, "A reward that is only looked at (a model, or a function): it warns of a hacked one."
+    )
+    num_sample_generations: int = flag(10, "How often samples are shown in a run.", least=0)
+
+    def check_ppo(self) -> None:
+        """Fill in what follows from other flags; an ArgumentError for those that do not go together."""
+        grouped = self.advantage != "gae"
+        self.num_generations = self.num_generations or (GROUP if grouped else 1)
+        if grouped and self.num_generations < 2:
+            raise ArgumentError(f"--advantage {self.advantage} compares completions: --num_generations 2 or more.")
+        for name in ("value", "value_learning_rate") if grouped else ():
+            if getattr(self, name) is not None:
+                raise ArgumentError(f"--{name}: --advantage {self.advantage} has no value function.")
+        if grouped and self.value_warmup_steps:
+            raise ArgumentError(f"--value_warmup_steps: --advantage {self.advantage} has no value function.")
+        if grouped and self.whiten_rewards:
+            raise ArgumentError(f"--whiten_rewards: --advantage {self.advantage} has no rewards of tokens.")
+        if self.stop_token_id is not None:
+            self.stop_token = None
+        if self.kl_target is not None and (self.kl_in_loss or not self.kl_coef):
+            raise ArgumentError("--kl_target leads --kl_coef, which must be above 0 and in the rewards.")

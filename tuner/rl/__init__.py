@@ -1,0 +1,1 @@
+"""Reinforcement learning from rewards: rollouts, rewards, advantages, and the trainer over them."""

@@ -1,0 +1,180 @@
+"""The run around the updates: callbacks, log, evaluation, checkpoints, signals, and the sums over all processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
+
+from tuner.errors import ArgumentError, CheckpointError, Interrupted
+from tuner.hardware import release_unused_memory
+from tuner.rl.actor import ActorCritic
+from tuner.rl.evaluation import evaluate_policy
+from tuner.rl.losses import KLController, RunningScale
+from tuner.rl.state import load_checkpoint, save_checkpoint, save_policy
+from tuner.rl.trl_ppo import PPOConfig, TRLTrainer
+from tuner.train.callbacks import Guarded, StopOnRequest
+from tuner.train.checkpoint import last_checkpoint
+from tuner.train.run import locked, say
+
+
+class UpdateLoop(TRLTrainer):
+    """A run of updates; what an update is, a subclass says."""
+
+    args: PPOConfig
+    processing_class: PreTrainedTokenizerBase
+    accelerator: Accelerator
+    actor: ActorCritic
+    eval_dataset: Dataset | None
+    optimizer: Any
+    lr_scheduler: Any
+    kl: KLController
+    scale: RunningScale
+    is_deepspeed_enabled = is_fsdp_enabled = False  # transformers' loading asks
+
+    def start_loop(self, callbacks: Any, max_minutes: float | None) -> None:
+        """Make what the loop is made of, once models and optimizer are there."""
+        self.first_evaluation: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
+        self.norms: list[float] = []
+        self.stop = StopOnRequest(max_minutes)
+        trackers = [Guarded(callback()) for callback in get_reporting_integration_callbacks(self.args.report_to)]
+        every = [DefaultFlowCallback(), *trackers, self.stop, *(callbacks or [])]
+        parts = (self.actor.policy, self.processing_class, self.optimizer, self.lr_scheduler)
+        self.callback_handler = CallbackHandler(every, *parts)
+        self.state, self.control = TrainerState(), TrainerControl()
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(str(self.args.output_dir))
+
+    def train(self, resume_from_checkpoint: str | Path | None = None) -> None:
+        """Train, or continue from a checkpoint to the same bits.
+
+        Raises:
+            Interrupted: a signal came; the state is saved. NonFiniteError: a gradient was NaN or infinite.
+            CheckpointError: a checkpoint could not be written or read, or another process trains in the folder.
+            DataError: a reward that cannot be used.
+        """
+        args, handler = self.args, self.callback_handler
+        if resume_from_checkpoint is not None:
+            load_checkpoint(self, Path(resume_from_checkpoint))
+        state = self.state
+        state.max_steps, state.num_train_epochs = args.num_total_batches, args.num_train_epochs
+        state.is_world_process_zero, state.is_local_process_zero = (
+            args.process_index == 0,
+            args.local_process_index == 0,
+        )
+        state.compute_steps(args, state.max_steps)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        release_unused_memory()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.control = handler.on_train_begin(args, state, self.control)
+        try:
+            with locked(self.folder) if args.should_save else nullcontext():
+                if args.eval_on_start and not state.global_step and self.eval_dataset is not None:
+                    self.evaluate()
+                while state.global_step < state.max_steps and not self.control.should_training_stop:
+                    self._update()
+                self.control = handler.on_train_end(args, state, self.control)
+        finally:
+            self.stop.restore_handlers()
+        self._report_stop()
+
+    def _update(self) -> None:
+        args, handler, state = self.args, self.callback_handler, self.state
+        self.control = handler.on_step_begin(args, state, self.control)
+        self.seconds, self.norms = {}, []
+        logged = self.one_update(state.global_step)
+        self.lr_scheduler.step()
+        state.global_step += 1
+        state.epoch = state.global_step * args.num_train_epochs / state.max_steps
+        if args.world_size > 1:  # all stop at the same update
+            wanted = self.stop.wanted().to(self.accelerator.device)
+            self.stop.agreed = self.accelerator.gather(wanted[None]).amax(dim=0).cpu()
+        self.control = handler.on_step_end(args, state, self.control)
+        if args.max_kl is not None and logged["objective/kl"] > args.max_kl:
+            say(f"Stopped: the divergence {logged['objective/kl']:.3g} is beyond --max_kl {args.max_kl:g}.")
+            self.control.should_training_stop = self.control.should_log = True
+        if self.control.should_log:
+            self.log(logged)
+        if self.control.should_evaluate and self.eval_dataset is not None:
+            self.evaluate()
+        if self.control.should_save:
+            save_checkpoint(self)
+            self.control = handler.on_save(args, state, self.control)
+
+    def one_update(self, update: int) -> dict[str, float]:
+        """The phases of an update, and what is to be logged."""
+        raise NotImplementedError
+
+    def _report_stop(self) -> None:
+        stop, step, most = self.stop, self.state.global_step, self.state.max_steps
+        if not stop.received and not (stop.out_of_time and step < most):
+            return
+        where = last_checkpoint(self.folder)
+        goes_on = f"Saved {where}. The same command with --resume_from_checkpoint true continues."
+        rest = f"at update {step:,} of {most:,}. {goes_on if where else 'Nothing was saved (--save_strategy no).'}"
+        if stop.received:
+            raise Interrupted(f"Stopped by a signal {rest}", stop.received)
+        say(f"Stopped by --max_minutes {stop.minutes:g} {rest}")
+
+    # ---- of all processes ----
+
+    def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor, summed over all processes."""
+        if self.args.world_size == 1:
+            return tensor
+        found: torch.Tensor = self.accelerator.reduce(tensor, "sum")
+        return found
+
+    def everyone(self, values: torch.Tensor) -> torch.Tensor:
+        """A value for each completion, of all processes in the batch's order, on the CPU."""
+        return torch.tensor(gather_object(values.tolist()))
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add what it takes to the seconds of a phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    # ---- what transformers' Trainer has too ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """A line of the log: into `state.log_history`, and to the trackers."""
+        entry = {**logs, "epoch": round(self.state.epoch or 0, 4), "step": self.state.global_step}
+        self.state.log_history.append(entry)
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Sample the validation prompts and measure: reward, divergence, length, perplexity (`tuner.rl.evaluation`)."""
+        if self.eval_dataset is None:
+            raise ArgumentError("There are no validation prompts (eval_dataset).")
+        metrics = evaluate_policy(self)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the policy and its tokenizer: a model, or an adapter."""
+        if self.args.should_save:
+            save_policy(self, Path(output_dir or self.folder))
+        self.accelerator.wait_for_everyone()
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        tied = getattr(self.actor.bare, "_tied_weights_keys", None) or {}
+        wrong = [name for name in load_result.missing_keys if name not in tied] + load_result.unexpected_keys
+        if wrong:
+            raise CheckpointError(f"The checkpoint is another model's: {', '.join(wrong[:5])}.")

@@ -1,0 +1,83 @@
+"""What is logged of an update, under the names of TRL's PPO where it has one; means over all processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from tuner.rl.losses import divergence
+from tuner.rl.update import Experience
+
+if TYPE_CHECKING:
+    from tuner.rl.loop import UpdateLoop
+
+
+def measures(
+    loop: UpdateLoop,
+    experience: Experience,
+    sampled: torch.Tensor,
+    scores: torch.Tensor,
+    by_name: dict[str, torch.Tensor],
+    learnt: dict[str, float],
+    lengths: list[int],
+) -> dict[str, float]:
+    """A line of the log.
+
+    Args:
+        sampled: log-probabilities as the completions were sampled, `(n, t)`.
+        scores, by_name: of the completions, and each reward's.
+        learnt: means over tokens of what the update saw.
+        lengths: of the completions of all processes.
+    """
+    args, rollout, mask = loop.args, experience.rollout, experience.rollout.mask
+    count, tokens = len(lengths), sum(lengths)
+    kl = {kind: divergence(sampled, experience.reference, kind) * mask for kind in ("k1", "k3")}
+    wanted = [*kl.values(), -sampled, scores, rollout.ended]
+    known = (loop.add_up(torch.stack([each.double().sum() for each in wanted])) / count).tolist()
+    divergences = dict(zip(kl, known, strict=False))
+    penalty = 0.0 if args.kl_in_loss else -loop.kl.coefficient * divergences[args.kl_estimator]
+    found = {
+        "objective/kl": divergences["k1"],
+        "objective/kl_k3": divergences["k3"],
+        "objective/kl_coef": loop.kl.coefficient,
+        "objective/entropy": known[2],
+        "objective/scores": known[3],
+        "objective/non_score_reward": penalty,
+        "objective/rlhf_reward": known[3] + penalty,
+        "policy/entropy_avg": learnt["entropy"],
+        "response/length": tokens / count,
+        "response/ended": known[4],
+        "grad_norm": sum(loop.norms) / len(loop.norms),
+        "lr": loop.lr_scheduler.get_last_lr()[0],
+        "episode": (loop.state.global_step + 1) * count,
+        "eps": count / sum(loop.seconds.values()),
+    }
+    if loop.actor.value is not None:
+        found |= {"loss/value_avg": learnt["value"], "val/clipfrac_avg": learnt["value_clipped"]}
+        found["value/explained_variance"] = explained_variance(loop, rollout.values[mask], experience.returns[mask])
+    if loop.state.global_step >= args.value_warmup_steps:
+        found |= {
+            "loss/policy_avg": learnt["policy"],
+            "policy/approxkl_avg": learnt["kl_squared"],
+            "policy/clipfrac_avg": learnt["clipped"],
+            "val/ratio": learnt["ratio"],
+            "val/ratio_var": learnt["ratio_squared"] - learnt["ratio"] ** 2,
+        }
+    for name, values in by_name.items():
+        said = loop.add_up(torch.stack([values.nan_to_num().sum(), (~values.isnan()).sum()]).double().to(mask.device))
+        found[f"rewards/{name}"] = float(said[0] / said[1].clamp(min=1))
+    for phase, seconds in loop.seconds.items():
+        found |= {f"time/{phase}": seconds, f"tokens_per_second/{phase}": tokens / seconds}
+    return found
+
+
+def explained_variance(loop: UpdateLoop, values: torch.Tensor, returns: torch.Tensor) -> float:
+    """`1 - Var(returns - values) / Var(returns)` over the tokens of all processes."""
+    count = loop.add_up(torch.tensor(float(len(values)), dtype=torch.float64, device=values.device))
+
+    def spread(each: torch.Tensor) -> torch.Tensor:
+        mean = loop.add_up(each.double().sum()) / count
+        return loop.add_up(((each.double() - mean) ** 2).sum())
+
+    return float(1 - spread(returns - values) / spread(returns).clamp(min=1e-12))

@@ -1,0 +1,191 @@
+"""Scores of completions: by functions, by models, or by a weighted mixture of them.
+
+A function has TRL's signature: `reward(prompts, completions, completion_ids, **columns) -> list[float | None]`, where
+`columns` are the data set's own. Of prompts that are conversations, a completion is a list of one message. None means
+that the function has nothing to say of a completion; nothing else may be missing, infinite or too many.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tuner.errors import ArgumentError, DataError, one_line
+from tuner.rl.actor import score_head
+
+Function = Callable[..., Any]
+# What a function is told beside the data set's columns.
+TOLD = ("prompt", "input_ids")
+
+
+class Rewards:
+    """A weighted sum of rewards.
+
+    Args:
+        rewards: functions, and models with one output for a sequence.
+        weights: of each; 1 where None.
+        tokenizers: of each model its own; None for the policy's, whose tokens the model then reads as they are.
+        batch_size: completions that a model reads at once.
+
+    Attributes:
+        names: of each reward, as logs show it.
+    """
+
+    def __init__(
+        self,
+        rewards: Sequence[Function | PreTrainedModel],
+        weights: Sequence[float] | None,
+        tokenizers: Sequence[PreTrainedTokenizerBase | None],
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int,
+    ):
+        if not rewards:
+            raise ArgumentError("There is no reward: give a model (--reward_model_path) or functions (--reward_funcs).")
+        if weights is not None and len(weights) != len(rewards):
+            raise ArgumentError(f"--reward_weights: {len(weights)} weights for {len(rewards)} rewards.")
+        self.rewards, self.weights = list(rewards), list(weights or [1.0] * len(rewards))
+        self.tokenizers, self.tokenizer, self.batch_size = list(tokenizers), tokenizer, batch_size
+        self.names = [_name(reward) for reward in rewards]
+        for number, name in enumerate(self.names):
+            if name in self.names[:number]:
+                self.names[number] = f"{name}_{number}"
+
+    def __call__(
+        self, rows: Sequence[dict[str, Any]], prompts: Sequence[list[int]], completions: Sequence[list[int]]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The weighted sum of each completion `(n,)` float32, and by name each reward's, NaN where it said nothing.
+
+        Args:
+            rows: the data set's, with `prompt` as text or messages where there is one.
+            prompts, completions: tokens.
+
+        Raises:
+            DataError: a function raised, or returned something else than a number or None for each completion; or
+                nothing was said of a completion.
+        """
+        texts = [self.tokenizer.decode(c, skip_special_tokens=True) for c in completions]
+        asked = [row.get("prompt", None) for row in rows]
+        if any(prompt is None for prompt in asked):
+            asked = [self.tokenizer.decode(prompt, skip_special_tokens=True) for prompt in prompts]
+        chat = [isinstance(prompt, list) for prompt in asked]
+        said = [[{"role": "assistant", "content": t}] if is_chat else t for t, is_chat in zip(texts, chat, strict=True)]
+        found: dict[str, torch.Tensor] = {}
+        for name, reward, tokenizer in zip(self.names, self.rewards, self.tokenizers, strict=True):
+            if isinstance(reward, PreTrainedModel):
+                if tokenizer is None:
+                    sequences = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
+                else:
+                    sequences = [_tokens(tokenizer, p, t) for p, t in zip(asked, texts, strict=True)]
+                found[name] = score_sequences(reward, sequences, self.batch_size)
+                if not found[name].isfinite().all():
+                    raise DataError(f"The reward model {name} gave a score that is NaN or infinite.")
+            else:
+                columns = {key: [row[key] for row in rows] for key in rows[0] if key not in TOLD}
+                found[name] = _called(name, reward, asked, said, completions, columns)
+        each = torch.stack(list(found.values()))
+        silent = each.isnan().all(dim=0)
+        if silent.any():
+            raise DataError(
+                f"No reward said anything of completion {int(silent.nonzero()[0])} ({texts[int(silent.nonzero()[0])]!r}"
+                "): one of the functions must return a number for each."
+            )
+        weights = torch.tensor(self.weights)[:, None]
+        return (each.nan_to_num() * weights).sum(dim=0), found
+
+
+def _called(
+    name: str, function: Function, prompts: list[Any], said: list[Any], completions: Sequence[list[int]], columns: Any
+) -> torch.Tensor:
+    given = {"prompts": prompts, "completions": said, "completion_ids": list(completions), **columns}
+    parameters = inspect.signature(function).parameters.values()
+    if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+        given = {key: value for key, value in given.items() if key in [p.name for p in parameters]}
+    try:
+        values = function(**given)
+    except Exception as error:  # whatever a user's function raises
+        trace, where = error.__traceback__, ""
+        while trace is not None:
+            where = f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
+            trace = trace.tb_next
+        raise DataError(
+            f"The reward function {name} raised {type(error).__name__}: {one_line(error)}{where}"
+        ) from error
+    try:
+        found = [math.nan if value is None else float(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"The reward function {name} must return a list of numbers or None, not {values!r}.") from error
+    if len(found) != len(said):
+        raise DataError(f"The reward function {name} returned {len(found)} rewards for {len(said)} completions.")
+    for number, (value, is_number) in enumerate(zip(found, (v is not None for v in values), strict=True)):
+        if is_number and not math.isfinite(value):
+            raise DataError(f"The reward function {name} returned {value} for completion {number} ({said[number]!r}).")
+    return torch.tensor(found)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: Any, text: str) -> list[int]:
+    """A prompt and its completion as a reward model with a tokenizer of its own reads them."""
+    if isinstance(prompt, list):
+        whole = [*prompt, {"role": "assistant", "content": text}]
+        return list(tokenizer.apply_chat_template(whole, tokenize=True, return_dict=True)["input_ids"])
+    return list(tokenizer(prompt + text)["input_ids"])
+
+
+@torch.no_grad()
+def score_sequences(model: PreTrainedModel, sequences: Sequence[list[int]], batch_size: int) -> torch.Tensor:
+    """The score of each sequence, read from its last token, `(n,)` float32 on the CPU. Sequences of like length go
+    together; where a sequence ends is known, whatever token pads it."""
+    scores, head = torch.zeros(len(sequences)), score_head(model)
+    order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
+    was_training, body = model.training, getattr(model, model.base_model_prefix)
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        ids = pad_sequence([torch.tensor(sequences[row]) for row in rows], batch_first=True)
+        lengths = torch.tensor([len(sequences[row]) for row in rows])
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        hidden = body(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))[0]
+        last = hidden[torch.arange(len(rows)), (lengths - 1).to(hidden.device)]
+        scores[rows] = head(last).squeeze(-1).float().cpu()
+    model.train(was_training)
+    return scores
+
+
+def load_function(name: str) -> Function:
+    """A reward function by where it is: `folder/file.py:function`, or `package.module.function`.
+
+    Raises:
+        ArgumentError: there is no such file, module or function.
+    """
+    place, _, attribute = name.rpartition(":") if ":" in name else name.rpartition(".")
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(place).stem, Path(place).expanduser())
+            if spec is None or spec.loader is None or not Path(place).expanduser().is_file():
+                raise ImportError(f"there is no file {place}")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules.setdefault(spec.name, module)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+        function = getattr(module, attribute)
+    except Exception as error:  # whatever a user's file raises when it is read
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise ArgumentError(f"--reward_funcs {name}: not file.py:function or module.function ({what}).") from error
+    if not callable(function):
+        raise ArgumentError(f"--reward_funcs {name}: it is a {type(function).__name__}, not a function.")
+    return function
+
+
+def _name(reward: Any) -> str:
+    path = getattr(getattr(reward, "config", None), "_name_or_path", None)
+    return Path(path).name if path else getattr(reward, "__name__", type(reward).__name__)

@@ -1,0 +1,125 @@
+"""What a trainer is made of: sizes of batches, the value function, end tokens, the optimizer, the frozen lower half."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Trainer, get_scheduler
+
+from tuner.errors import ArgumentError, ModelError
+from tuner.optim.check import schedule_kwargs
+from tuner.optim.split_adamw import own_optimizer
+from tuner.rl.actor import ActorCritic, ValueHead, score_head
+from tuner.rl.trl_ppo import PPOConfig
+from tuner.train.adapters import LowerHalf
+from tuner.train.run import say
+
+
+def check_arguments(args: PPOConfig) -> None:
+    """An ArgumentError for what of transformers' arguments has no meaning here."""
+    if args.fp16:
+        raise ArgumentError("--fp16: log-probabilities would overflow its range. Take bf16 or float32.")
+    if args.deepspeed or args.fsdp:
+        raise ArgumentError("--fsdp, --deepspeed: in PPO here each process holds the whole model.")
+
+
+def set_batch_sizes(args: PPOConfig, prompts: int) -> None:
+    """Fill in TRL's fields: a batch is what an update learns from. An ArgumentError where it cannot be divided."""
+    args.local_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    args.micro_batch_size = args.per_device_train_batch_size * args.world_size
+    args.batch_size = args.local_batch_size * args.world_size
+    for flag, size in (("num_mini_batches", args.num_mini_batches), ("num_generations", args.num_generations or 1)):
+        if args.batch_size % size:
+            raise ArgumentError(f"--{flag} {size} does not divide the {args.batch_size} completions of an update.")
+    args.mini_batch_size = args.batch_size // args.num_mini_batches
+    args.local_mini_batch_size = args.mini_batch_size // args.world_size
+    episodes = math.ceil(args.num_train_epochs * prompts * (args.num_generations or 1))
+    args.total_episodes = args.total_episodes or episodes
+    args.num_total_batches = args.max_steps if args.max_steps > 0 else math.ceil(args.total_episodes / args.batch_size)
+    if not args.num_total_batches:
+        raise ArgumentError(f"There is no update to make: --num_train_epochs {args.num_train_epochs:g}.")
+
+
+def make_value(args: PPOConfig, model: Any, value_model: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The value head, or the model of its own, or None where completions are judged beside each other.
+
+    Raises:
+        ArgumentError: a value model where there is no use for it, or none where there is.
+        ModelError: one without a single output, or of another vocabulary.
+    """
+    if args.advantage != "gae":
+        if value_model is not None:
+            raise ArgumentError(f"value_model: --advantage {args.advantage} has no value function.")
+        return None
+    args.value = args.value or ("shared" if value_model is None else "separate")
+    if (args.value == "separate") != (value_model is not None):
+        raise ArgumentError("--value separate takes a value_model, and --value shared none.")
+    if value_model is None:
+        return ValueHead(model.config.get_text_config().hidden_size)
+    score_head(value_model)
+    if value_model.get_input_embeddings().num_embeddings < len(tokenizer):
+        raise ModelError("The value model's vocabulary is smaller than the tokenizer's: they must be the policy's.")
+    return value_model
+
+
+def end_tokens(args: PPOConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a completion; a ModelError where there is none and one is asked for."""
+    if args.stop_token_id is not None:
+        return [args.stop_token_id]
+    if args.stop_token is None:
+        return []
+    known = model.generation_config.eos_token_id if getattr(model, "generation_config", None) else None
+    ends = [*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id]
+    found = sorted({end for end in ends if end is not None})
+    if not found:
+        raise ModelError("--stop_token eos: neither model nor tokenizer has an end token.")
+    return found
+
+
+def without_dropout(*parts: Any) -> None:
+    """Dropout would give a token another probability in training than in sampling."""
+    for part in parts:
+        for module in part.modules() if isinstance(part, nn.Module) else ():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+
+
+def keep_lower_half(actor: ActorCritic, autocast: Any) -> None:
+    """Where adapters learn in the upper layers alone, have what the lower ones give computed once an update."""
+    half = LowerHalf(actor.policy.eval())
+    ids = actor.bare.config.get_text_config().vocab_size - 1
+    inputs = {"input_ids": torch.arange(1, 9, device=actor.bare.device)[None].clamp(max=ids)}
+    with torch.no_grad(), autocast:
+        reason = half.why_not(inputs)
+    if reason is None:
+        actor.lower = half
+    elif "is trained" not in reason:
+        say(f"The frozen half of the layers is computed in every pass: {reason}.")
+
+
+def make_optimizer(args: PPOConfig, actor: ActorCritic) -> torch.optim.Optimizer:
+    """The optimizer that `--optim` names, with a learning rate for the policy and one for the value; norms and biases
+    do not decay."""
+    parts = [(actor.policy, args.learning_rate)]
+    if actor.value is not None:
+        parts.append((actor.value, args.value_learning_rate or args.learning_rate))
+    groups = []
+    for part, rate in parts:
+        trained = [p for p in part.parameters() if p.requires_grad]
+        groups += [
+            {"params": [p for p in trained if p.dim() > 1], "lr": rate, "weight_decay": args.weight_decay},
+            {"params": [p for p in trained if p.dim() <= 1], "lr": rate, "weight_decay": 0.0},
+        ]
+    kind, how = own_optimizer(args, actor.policy) or Trainer.get_optimizer_cls_and_kwargs(args, actor.policy)
+    return kind([group for group in groups if group["params"]], **how)
+
+
+def make_schedule(args: PPOConfig, optimizer: torch.optim.Optimizer) -> Any:
+    """The schedule of the learning rates over all updates."""
+    steps = args.num_total_batches or 0
+    how = schedule_kwargs(args, steps)
+    warmup = args.get_warmup_steps(steps)
+    return get_scheduler(args.lr_scheduler_type, optimizer, warmup, steps, scheduler_specific_kwargs=how)

@@ -1,0 +1,80 @@
+"""Checkpoints of a PPO run: everything that the next update is a function of, whole or absent.
+
+The policy lies in a checkpoint as a model or an adapter that loads like any other. Random numbers are functions of
+(seed, episode) and (seed, update, epoch), and the place in the prompts of the update's number: neither is in it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import TrainerState
+from transformers.trainer_utils import rotate_checkpoints
+
+from tuner.errors import CheckpointError
+from tuner.rl.losses import KLController, RunningScale
+from tuner.train.checkpoint import STAGING, commit, discard_staging, reporting_failures
+from tuner.train.run import say
+
+if TYPE_CHECKING:
+    from tuner.rl.ppo import PPOTrainer
+
+VALUE, OPTIMIZER, PROGRESS, STATE = "value.safetensors", "optimizer.pt", "progress.json", "trainer_state.json"
+
+
+def save_policy(trainer: PPOTrainer, folder: Path) -> None:
+    """The policy alone, with its tokenizer: what outlives the training."""
+    trainer.actor.policy.save_pretrained(folder)
+    trainer.processing_class.save_pretrained(folder)
+
+
+def save_checkpoint(trainer: PPOTrainer) -> None:
+    """Write `checkpoint-<update>` into the run's folder: the main process alone, while the others wait.
+
+    Raises:
+        CheckpointError: it could not be written; what was saved before is still there.
+    """
+    if trainer.args.should_save:
+        folder, name = Path(str(trainer.args.output_dir)), f"checkpoint-{trainer.state.global_step}"
+        staged = folder / STAGING / name
+        discard_staging(folder)
+        with reporting_failures(folder, name):
+            staged.mkdir(parents=True)
+            save_policy(trainer, staged)
+            if trainer.actor.value is not None:
+                weights = {n: p.detach().contiguous() for n, p in trainer.actor.value.named_parameters()}
+                save_file(weights, staged / VALUE)
+            state = {"optimizer": trainer.optimizer.state_dict(), "scheduler": trainer.lr_scheduler.state_dict()}
+            torch.save(state, staged / OPTIMIZER)
+            trainer.state.save_to_json(str(staged / STATE))
+            progress = {"kl": asdict(trainer.kl), "scale": asdict(trainer.scale), "first": trainer.first_evaluation}
+            (staged / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
+            commit(staged, folder / name)
+            discard_staging(folder)
+            rotate_checkpoints(str(folder), trainer.args.save_total_limit, None)
+    trainer.accelerator.wait_for_everyone()
+
+
+def load_checkpoint(trainer: PPOTrainer, checkpoint: Path) -> None:
+    """Put back what `save_checkpoint` wrote; a CheckpointError where it is another kind of run's."""
+    if not (checkpoint / OPTIMIZER).is_file() or not (checkpoint / PROGRESS).is_file():
+        raise CheckpointError(f"{checkpoint} is no checkpoint of PPO: it has no {OPTIMIZER} or {PROGRESS}.")
+    trainer._load_from_checkpoint(str(checkpoint), trainer.actor.policy)
+    if trainer.actor.value is not None:
+        weights = load_file(checkpoint / VALUE)
+        with torch.no_grad():
+            for name, parameter in trainer.actor.value.named_parameters():
+                parameter.copy_(weights[name])
+    state: dict[str, Any] = torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.lr_scheduler.load_state_dict(state["scheduler"])
+    trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
+    progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+    trainer.kl, trainer.scale = KLController(**progress["kl"]), RunningScale(**progress["scale"])
+    trainer.first_evaluation = progress["first"]
+    say(f"Continuing after update {trainer.state.global_step:,}.")

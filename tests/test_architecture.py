@@ -24,6 +24,7 @@ FLOORS = [
     ["tuner.estimate", "tuner.hub"],
     ["tuner.train"],
     ["tuner.evaluation"],
+    ["tuner.rl"],
     ["tuner.commands"],
     ["tuner.cli"],
 ]

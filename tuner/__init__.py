@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # so that an editor finds what a recipe calls
     from tuner.config.adapters import AdapterArguments
     from tuner.config.arguments import RecipeArguments, flag, parse_arguments
     from tuner.config.evaluation import EvaluationArguments
+    from tuner.config.ppo import PPOArguments
     from tuner.errors import run
     from tuner.evaluation.eval_report import check_gates, write_evaluation
     from tuner.evaluation.plan import plan_evaluation
@@ -40,6 +41,9 @@ if TYPE_CHECKING:  # so that an editor finds what a recipe calls
     from tuner.objectives.dpo import DPO
     from tuner.objectives.registry import PRETRAINING
     from tuner.objectives.seq2seq import Seq2Seq
+    from tuner.rl.ppo import PPOTrainer
+    from tuner.rl.report import write_ppo_report
+    from tuner.rl.run import PPO, load_prompts, load_scorers, show_prompts_plan
     from tuner.train.fewshot import tune_encoder
     from tuner.train.plan import show_plan
     from tuner.train.prepare import (
@@ -59,6 +63,7 @@ _NAMES = {
     "config.adapters": "AdapterArguments",
     "config.arguments": "RecipeArguments flag parse_arguments",
     "config.evaluation": "EvaluationArguments",
+    "config.ppo": "PPOArguments",
     "errors": "run",
     "evaluation.eval_report": "check_gates write_evaluation",
     "evaluation.plan": "plan_evaluation",
@@ -74,6 +79,9 @@ _NAMES = {
     "objectives.dpo": "DPO",
     "objectives.registry": "PRETRAINING",
     "objectives.seq2seq": "Seq2Seq",
+    "rl.ppo": "PPOTrainer",
+    "rl.report": "write_ppo_report",
+    "rl.run": "PPO load_prompts load_scorers show_prompts_plan",
     "train.fewshot": "tune_encoder",
     "train.plan": "show_plan",
     "train.prepare": (

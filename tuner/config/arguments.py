@@ -183,15 +183,20 @@ class RecipeArguments(RunArguments, DataArguments, ModelArguments):
         """As `values`, with stars for a secret that is given: what may be printed."""
         return {k: "***" if SECRET.search(k) and v is not None else v for k, v in self.values().items()}
 
+    def training_class(self) -> type[TrainingArguments]:
+        """The class of transformers' arguments that the method's trainer takes."""
+        from transformers import TrainingArguments
+
+        return TrainingArguments
+
     def to_training_arguments(self, **overrides: Any) -> TrainingArguments:
         """transformers' own arguments object. `--hub_token` goes into HF_TOKEN instead, which is asked for as well.
 
         Raises:
             ArgumentError: a combination that transformers refuses.
         """
-        from transformers import TrainingArguments
-
-        known = {f.name for f in fields(TrainingArguments) if f.init}
+        kind = self.training_class()
+        known = {f.name for f in fields(kind) if f.init}
         chosen = {name: value for name, value in self.values().items() if name in known} | overrides
         if chosen.get("hub_token"):  # checkpoints hold these arguments, and are published
             os.environ["HF_TOKEN"] = chosen.pop("hub_token")
@@ -200,7 +205,7 @@ class RecipeArguments(RunArguments, DataArguments, ModelArguments):
                 raise ArgumentError("--optim muon takes no --optim_args.")
             chosen |= {"optim": "adamw_torch_fused", "optim_args": "muon=true"}
         try:
-            return TrainingArguments(**chosen)
+            return kind(**chosen)
         except (ValueError, ImportError, TypeError, LookupError, AttributeError, OSError) as error:
             raise ArgumentError(self._blamed(one_line(error))) from error
 

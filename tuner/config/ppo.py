@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+from tuner.config.adapters import AdapterArguments
 from tuner.config.arguments import flag
 from tuner.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 # Completions of a prompt that a group has, where nothing is said.
 GROUP = 4
@@ -16,7 +20,6 @@ GROUP = 4
 class PPOFields:
     """What `PPOConfig` and the recipe's arguments have in common."""
 
-    learning_rate: float | None = flag(3e-6, "Peak learning rate of the policy.", least=0)
     total_episodes: int | None = flag(None, "Completions to learn from. Without it, num_train_epochs decides.", least=1)
     num_ppo_epochs: int = flag(4, "Passes over the completions of an update.", least=1)
     num_mini_batches: int = flag(1, "Optimizer steps in a pass.", least=1)
@@ -83,3 +86,45 @@ class PPOFields:
             self.stop_token = None
         if self.kl_target is not None and (self.kl_in_loss or not self.kl_coef):
             raise ArgumentError("--kl_target leads --kl_coef, which must be above 0 and in the rewards.")
+
+
+@dataclass
+class PPOArguments(PPOFields, AdapterArguments):
+    """Reinforcement learning from rewards (PPO)."""
+
+    # TRL's of all weights; ten times that of an adapter.
+    RATES: ClassVar[tuple[float, float]] = (3e-6, 3e-6)
+    ADAPTER_RATE: ClassVar[float] = 3e-5
+
+    value_model_path: str | None = flag(
+        None, "The value model of --value separate. Without it, it begins as the first reward model."
+    )
+    per_device_train_batch_size: int = flag(16, "Completions whose gradients a device computes at once.", least=1)
+    gradient_accumulation_steps: int = flag(4, "Batches of completions that an update learns from.", least=1)
+    lr_scheduler_type: str = flag("linear", "Schedule of the learning rate: linear, cosine, constant_with_warmup, ...")
+    logging_steps: float = flag(1, "Updates between two lines of the log.", least=0)
+    eval_strategy: Literal["no", "steps", "epoch"] = flag("steps", "When to sample the validation prompts.")
+    eval_steps: float | None = flag(10, "Updates between two evaluations.", least=0)
+    save_steps: float = flag(10, "Updates between two checkpoints.", least=0)
+    test_split_size: float = flag(0.05, "Prompts set aside for validation: a share below 1, or a number.", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_ppo()
+        if not self.reward_model_path and not self.reward_funcs:
+            raise ArgumentError("There is no reward: --reward_model_path or --reward_funcs, or both.")
+        if self.value_model_path and self.value is None:
+            self.value = "separate"
+        if self.value_model_path and self.value != "separate":
+            raise ArgumentError("--value_model_path is for --value separate.")
+        if self.value == "separate" and not (self.value_model_path or self.reward_model_path):
+            raise ArgumentError("--value separate: name a model to begin as (--value_model_path).")
+        if self.model_name_or_path is None:
+            raise ArgumentError("PPO continues from a model that can write: pass --model_name_or_path.")
+        if self.use_peft and "tuning" in self.peft_type:
+            raise ArgumentError(f"--peft_type {self.peft_type} is no part of the layers: take lora or ia3.")
+
+    def training_class(self) -> type[TrainingArguments]:
+        from tuner.rl.trl_ppo import PPOConfig
+
+        return PPOConfig

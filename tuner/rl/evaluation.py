@@ -7,7 +7,7 @@ import json
 import math
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +20,6 @@ from tuner.rl.losses import divergence
 from tuner.rl.rollout import Rollout, sample, uniforms
 from tuner.rl.update import micro_batches
 
-if TYPE_CHECKING:
-    from tuner.rl.ppo import PPOTrainer
-
 # The first of the random numbers of validation prompts: no run has so many episodes.
 EVALUATION = 2**40
 # Rows and characters of the table of samples.
@@ -33,7 +30,7 @@ BELIEVED = 2.0
 
 
 @torch.no_grad()
-def evaluate_policy(trainer: PPOTrainer) -> dict[str, float]:
+def evaluate_policy(trainer: Any) -> dict[str, float]:
     """Metrics of the validation prompts, the same on every process; each sample goes into `completions.jsonl`.
 
     Returns:
@@ -61,7 +58,7 @@ def evaluate_policy(trainer: PPOTrainer) -> dict[str, float]:
         kl = (divergence(rollout.logprobs, sampled, "k1") * rollout.mask).sum(dim=1)
         for place, row in enumerate(share):
             found.append({
-                "row": row, "prompt": rows[place].get("prompt", None), "completion": texts[place],
+                "row": row, "prompt": rows[place].get("prompt", rows[place].get("text")), "completion": texts[place],
                 "reward": float(scores[place]), "kl": float(kl[place]), "length": int(rollout.lengths[place]),
                 "ended": bool(rollout.ended[place]), "nats": -float(plain[place].sum()),
                 **{f"reward/{name}": float(values[place]) for name, values in by_name.items()},
@@ -74,7 +71,7 @@ def evaluate_policy(trainer: PPOTrainer) -> dict[str, float]:
     return _metrics(trainer, found)
 
 
-def _reference(trainer: PPOTrainer, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
+def _reference(trainer: Any, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities under the reference, at the temperature of sampling and at 1, `(n, t)`."""
     actor, size = trainer.actor, trainer.args.local_rollout_forward_batch_size
     whole = rollout.whole_lengths()
@@ -89,7 +86,7 @@ def _reference(trainer: PPOTrainer, rollout: Rollout) -> tuple[torch.Tensor, tor
     return both[0], both[1]
 
 
-def _metrics(trainer: PPOTrainer, found: list[dict[str, Any]]) -> dict[str, float]:
+def _metrics(trainer: Any, found: list[dict[str, Any]]) -> dict[str, float]:
     names = [name for name in found[0] if name.startswith("reward")]
     means = {name: float(np.nanmean([one[name] for one in found])) for name in [*names, "kl", "length", "ended"]}
     nats, tokens = (sum(one[name] for one in found) for name in ("nats", "length"))
@@ -122,7 +119,7 @@ def _judged(gains: np.ndarray, judged: np.ndarray) -> float:
     return float(((judged > 0) + 0.5 * (judged == 0)).mean())
 
 
-def show_samples(trainer: PPOTrainer, rows: list[dict[str, Any]], rollout: Rollout, scores: torch.Tensor) -> None:
+def show_samples(trainer: Any, rows: list[dict[str, Any]], rollout: Rollout, scores: torch.Tensor) -> None:
     """Print a few completions of an update, on the main process."""
     if not trainer.args.should_save:
         return
@@ -131,7 +128,7 @@ def show_samples(trainer: PPOTrainer, rows: list[dict[str, Any]], rollout: Rollo
     for row, prompt, completion, score in list(
         zip(rows, rollout.prompts, rollout.completions(), scores.tolist(), strict=True)
     )[:SHOWN]:
-        asked = row.get("prompt") or decode(prompt, skip_special_tokens=True)
+        asked = row.get("prompt", row.get("text")) or decode(prompt, skip_special_tokens=True)
         text = asked if isinstance(asked, str) else asked[-1]["content"]
         table.add_row(escape(text[-LONGEST:]), escape(decode(completion)[:LONGEST]), f"{score:.3f}")
     Console(highlight=False).print(table)

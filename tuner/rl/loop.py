@@ -23,7 +23,7 @@ from tuner.rl.evaluation import evaluate_policy
 from tuner.rl.losses import KLController, RunningScale
 from tuner.rl.state import load_checkpoint, save_checkpoint, save_policy
 from tuner.rl.trl_ppo import PPOConfig, TRLTrainer
-from tuner.train.callbacks import Guarded, StopOnRequest
+from tuner.train.callbacks import Guarded, StepSeed, StopOnRequest
 from tuner.train.checkpoint import last_checkpoint
 from tuner.train.run import locked, say
 
@@ -49,7 +49,7 @@ class UpdateLoop(TRLTrainer):
         self.norms: list[float] = []
         self.stop = StopOnRequest(max_minutes)
         trackers = [Guarded(callback()) for callback in get_reporting_integration_callbacks(self.args.report_to)]
-        every = [DefaultFlowCallback(), *trackers, self.stop, *(callbacks or [])]
+        every = [DefaultFlowCallback(), StepSeed(), *trackers, self.stop, *(callbacks or [])]
         parts = (self.actor.policy, self.processing_class, self.optimizer, self.lr_scheduler)
         self.callback_handler = CallbackHandler(every, *parts)
         self.state, self.control = TrainerState(), TrainerControl()

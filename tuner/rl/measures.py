@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from tuner.rl.losses import divergence
 from tuner.rl.update import Experience
 
-if TYPE_CHECKING:
-    from tuner.rl.loop import UpdateLoop
-
 
 def measures(
-    loop: UpdateLoop,
+    loop: Any,
     experience: Experience,
     sampled: torch.Tensor,
     scores: torch.Tensor,
@@ -72,7 +69,7 @@ def measures(
     return found
 
 
-def explained_variance(loop: UpdateLoop, values: torch.Tensor, returns: torch.Tensor) -> float:
+def explained_variance(loop: Any, values: torch.Tensor, returns: torch.Tensor) -> float:
     """`1 - Var(returns - values) / Var(returns)` over the tokens of all processes."""
     count = loop.add_up(torch.tensor(float(len(values)), dtype=torch.float64, device=values.device))
 

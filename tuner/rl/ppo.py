@@ -32,7 +32,7 @@ from tuner.rl.evaluation import show_samples
 from tuner.rl.loop import UpdateLoop
 from tuner.rl.losses import KLController, RunningScale, divergence
 from tuner.rl.measures import measures
-from tuner.rl.prompts import EpisodeOrder, encode_prompts
+from tuner.rl.prompts import EpisodeOrder, encode_prompts, read_prompts
 from tuner.rl.rewards import Rewards
 from tuner.rl.rollout import Rollout, sample, uniforms
 from tuner.rl.trl_ppo import PPOConfig
@@ -114,6 +114,9 @@ class PPOTrainer(UpdateLoop):
         pad = processing_class.pad_token_id or 0  # which one is of no account: where a sequence ends is known
         self.actor = ActorCritic(model, value, args.temperature, layout, pad).to(self.accelerator.device)
         self.model = model
+        if args.activation_checkpointing:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable(args.activation_checkpointing_kwargs)
         if adapted:
             setup.keep_lower_half(self.actor, self.accelerator.autocast())
         self.ends = setup.end_tokens(args, bare, processing_class)
@@ -125,11 +128,14 @@ class PPOTrainer(UpdateLoop):
 
     def _read_prompts(self, train: Dataset, held_out: Dataset | None, most: int) -> None:
         longest, tokenizer = self.args.max_prompt_length, self.processing_class
-        self.train_dataset, left_out = encode_prompts(train, tokenizer, most, longest, "train_dataset")
-        self.eval_dataset = None
-        if held_out is not None:
-            self.eval_dataset, more = encode_prompts(held_out, tokenizer, most, longest, "eval_dataset")
-            left_out += more
+        left_out, found = 0, list[Any]()
+        for rows, name in ((train, "the training prompts"), (held_out, "the validation prompts")):
+            if rows is not None:
+                known = rows if "input_ids" in rows.column_names else read_prompts(rows, name)
+                rows, out = encode_prompts(known, tokenizer, most, longest, name)
+                left_out += out
+            found.append(rows)
+        self.train_dataset, self.eval_dataset = found
         if left_out:
             say(f"{left_out:,} prompts of more than {longest} tokens are left out (--max_prompt_length).")
 
@@ -206,6 +212,7 @@ class PPOTrainer(UpdateLoop):
     def update(self, experience: Experience, update: int, lengths: list[int]) -> dict[str, float]:
         """Learn from an update's completions; means over their tokens."""
         warming = update < self.args.value_warmup_steps
+        self.actor.train()  # dropout is off; activations are recomputed in this mode alone
         with self.accelerator.autocast():
             return learn(self.actor, experience, self.args, update, lengths, self._step, self.add_up, warming)
 

@@ -13,9 +13,9 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from tuner.data import turns
 from tuner.data.cache_key import map_batches
 from tuner.data.sources import SOURCE_ROW
-from tuner.data.turns import message, messages_of, text_of
 from tuner.errors import DataError
 from tuner.text.chat import generation_prompt, require_chat_template
 
@@ -24,79 +24,88 @@ COLUMNS = ("prompt", "messages", "conversations", "text", "query")
 RAW = ("text", "query")
 
 
+def read_prompts(rows: Dataset, name: str) -> Dataset:
+    """Rows with their own columns, and the prompt in one of two: `prompt`, messages that the assistant is to answer,
+    or `text`, which is to be continued. Rows that have these already stay as they are.
+
+    Args:
+        name: of the data set, for messages.
+
+    Raises:
+        DataError: no column with a prompt, or a row without one.
+    """
+    column = next((c for c in COLUMNS if c in rows.column_names), "")
+    if not column:
+        raise DataError(f"{name}: no column {', '.join(COLUMNS)}; there are {', '.join(rows.column_names)}.")
+    arguments = {"column": column, "name": name}
+    kept = "text" if column in RAW else "prompt"
+    gone = [column] if column != kept else []
+    options: dict[str, Any] = {"with_indices": True, "remove_columns": gone, "desc": "Reading prompts"}
+    return map_batches(rows, _read, [__file__, turns.__file__], arguments, **options)
+
+
+def _read(batch: dict[str, list[Any]], indices: list[int], column: str, name: str) -> dict[str, list[Any]]:
+    found = []
+    for number, value in zip(batch.get(SOURCE_ROW, indices), batch[column], strict=True):
+        try:
+            found.append(_prompt(value, column))
+        except DataError as error:
+            raise DataError(f"{name}, row {number}: {error}") from None
+    return {"text" if column in RAW else "prompt": found}
+
+
+def _prompt(value: Any, column: str) -> Any:
+    """A text, or the messages that the assistant is to answer: what it says last in a conversation is left out."""
+    if column in RAW or isinstance(turns.parsed(value), str):
+        if not turns.text_of(value, f"{column!r}").strip():
+            raise DataError(f"column {column!r} is empty.")
+        return value if column in RAW else [turns.message("user", value, f"{column!r}")]
+    messages = turns.messages_of(value, column, set(), answered=False)
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    if not messages or not messages[-1]["content"].strip():
+        raise DataError(f"column {column!r} has nothing that an assistant could answer.")
+    return messages
+
+
 def encode_prompts(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, room: int, longest: int | None, name: str
 ) -> tuple[Dataset, int]:
-    """Rows with `input_ids`, and `prompt` as text or messages, beside their own columns; and how many were left out
-    because they have more than `longest` tokens.
+    """Rows with `input_ids`, which those of `read_prompts` get; and how many were left out because they have more than
+    `longest` tokens.
 
     Args:
         room: tokens of a prompt that the model can read, and still write a completion.
         name: of the data set, for messages.
 
     Raises:
-        DataError: no column with a prompt; a row without one, or with one that is too long.
+        DataError: a prompt without tokens, or with too many.
+        ModelError: messages, and a tokenizer without a chat template.
     """
-    if "input_ids" in rows.column_names:
-        found, column = rows, "input_ids"
-    else:
-        column = next((c for c in COLUMNS if c in rows.column_names), "")
-        if not column:
-            raise DataError(f"{name}: no column {', '.join(COLUMNS)} or input_ids; there are {rows.column_names}.")
-        if column not in RAW:
+    if "input_ids" not in rows.column_names:
+        if "prompt" in rows.column_names:
             require_chat_template(tokenizer)
-        arguments = {"tokenizer": tokenizer, "column": column, "name": name}
-        found = map_batches(rows, _encode, [__file__], arguments, with_indices=True, desc="Reading prompts")
-    lengths = np.array([len(ids) for ids in found["input_ids"]], dtype=int)
-    numbers = found[SOURCE_ROW] if SOURCE_ROW in found.column_names else range(len(found))
-    if len(lengths) and not lengths.all():
-        raise DataError(f"{name}, row {numbers[int(lengths.argmin())]}: column {column!r} is empty.")
-    kept = np.flatnonzero(lengths <= (longest or lengths.max(initial=0)))
-    if len(kept) and lengths[kept].max() > room:
+        rows = map_batches(rows, _encode, [__file__], {"tokenizer": tokenizer}, desc="Encoding prompts")
+    lengths = np.array([len(ids) for ids in rows["input_ids"]], dtype=int)
+    numbers = rows[SOURCE_ROW] if SOURCE_ROW in rows.column_names else range(len(rows))
+    if not lengths.all():
+        raise DataError(f"{name}, row {numbers[int(lengths.argmin())]}: the prompt has no tokens.")
+    kept = np.flatnonzero(lengths <= (longest or lengths.max()))
+    if not len(kept):
+        raise DataError(f"{name}: no prompt has at most {longest} tokens (--max_prompt_length).")
+    if lengths[kept].max() > room:
         worst = int(kept[lengths[kept].argmax()])
         raise DataError(
             f"{name}, row {numbers[worst]}: the prompt has {lengths[worst]:,} tokens, and the model can read {room:,} "
             f"and still write a completion. --max_prompt_length {room} leaves such rows out."
         )
-    if not len(kept):
-        raise DataError(f"{name}: {len(rows):,} rows, and no prompt of at most {longest} tokens (--max_prompt_length).")
-    return found.select(kept), len(found) - len(kept)
+    return rows.select(kept), len(rows) - len(kept)
 
 
-def _encode(
-    batch: dict[str, list[Any]], indices: list[int], tokenizer: PreTrainedTokenizerBase, column: str, name: str
-) -> dict[str, list[Any]]:
-    prompts, encoded = [], []
-    for number, value in zip(batch.get(SOURCE_ROW, indices), batch[column], strict=True):
-        try:
-            prompt = _prompt(value, column)
-        except DataError as error:
-            raise DataError(f"{name}, row {number}: {error}") from None
-        if isinstance(prompt, str):
-            encoded.append(tokenizer(prompt)["input_ids"])
-        else:
-            encoded.append(generation_prompt(tokenizer, prompt)["input_ids"][0].tolist())
-        prompts.append(prompt)
-    return {"prompt": prompts, "input_ids": encoded}
-
-
-def _prompt(value: Any, column: str) -> Any:
-    """A text, or the messages that the assistant is to answer: what it says last in a conversation is left out."""
-    if column in RAW:
-        text = text_of(value, f"{column!r}")
-        if not text.strip():
-            raise DataError(f"column {column!r} is empty.")
-        return text
-    if column == "prompt" and isinstance(value, str):
-        if not value.strip():
-            raise DataError(f"column {column!r} is empty.")
-        return [message("user", value, f"{column!r}")]
-    messages = messages_of(value, column, set(), answered=False)
-    while messages and messages[-1]["role"] == "assistant":
-        messages.pop()
-    if not messages or not messages[-1]["content"].strip():
-        raise DataError(f"column {column!r} has nothing that an assistant could answer.")
-    return messages
+def _encode(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
+    if "prompt" in batch:
+        return {"input_ids": [generation_prompt(tokenizer, p)["input_ids"][0].tolist() for p in batch["prompt"]]}
+    return {"input_ids": tokenizer(batch["text"])["input_ids"]}
 
 
 class EpisodeOrder:

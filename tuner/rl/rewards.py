@@ -20,12 +20,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tuner.data.sources import SOURCE_ROW
 from tuner.errors import ArgumentError, DataError, one_line
 from tuner.rl.actor import score_head
 
 Function = Callable[..., Any]
 # What a function is told beside the data set's columns.
-TOLD = ("prompt", "input_ids")
+TOLD = ("prompt", "text", "input_ids", SOURCE_ROW)
 
 
 class Rewards:
@@ -74,7 +75,7 @@ class Rewards:
                 nothing was said of a completion.
         """
         texts = [self.tokenizer.decode(c, skip_special_tokens=True) for c in completions]
-        asked = [row.get("prompt", None) for row in rows]
+        asked: list[Any] = [row.get("prompt", row.get("text")) for row in rows]
         if any(prompt is None for prompt in asked):
             asked = [self.tokenizer.decode(prompt, skip_special_tokens=True) for prompt in prompts]
         chat = [isinstance(prompt, list) for prompt in asked]

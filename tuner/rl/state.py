@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,19 +21,17 @@ from tuner.rl.losses import KLController, RunningScale
 from tuner.train.checkpoint import STAGING, commit, discard_staging, reporting_failures
 from tuner.train.run import say
 
-if TYPE_CHECKING:
-    from tuner.rl.ppo import PPOTrainer
-
-VALUE, OPTIMIZER, PROGRESS, STATE = "value.safetensors", "optimizer.pt", "progress.json", "trainer_state.json"
+VALUE, OPTIMIZER, SCHEDULER = "value.safetensors", "optimizer.pt", "scheduler.pt"
+PROGRESS, STATE = "progress.json", "trainer_state.json"
 
 
-def save_policy(trainer: PPOTrainer, folder: Path) -> None:
+def save_policy(trainer: Any, folder: Path) -> None:
     """The policy alone, with its tokenizer: what outlives the training."""
     trainer.actor.policy.save_pretrained(folder)
     trainer.processing_class.save_pretrained(folder)
 
 
-def save_checkpoint(trainer: PPOTrainer) -> None:
+def save_checkpoint(trainer: Any) -> None:
     """Write `checkpoint-<update>` into the run's folder: the main process alone, while the others wait.
 
     Raises:
@@ -49,8 +47,8 @@ def save_checkpoint(trainer: PPOTrainer) -> None:
             if trainer.actor.value is not None:
                 weights = {n: p.detach().contiguous() for n, p in trainer.actor.value.named_parameters()}
                 save_file(weights, staged / VALUE)
-            state = {"optimizer": trainer.optimizer.state_dict(), "scheduler": trainer.lr_scheduler.state_dict()}
-            torch.save(state, staged / OPTIMIZER)
+            torch.save(trainer.optimizer.state_dict(), staged / OPTIMIZER)
+            torch.save(trainer.lr_scheduler.state_dict(), staged / SCHEDULER)
             trainer.state.save_to_json(str(staged / STATE))
             progress = {"kl": asdict(trainer.kl), "scale": asdict(trainer.scale), "first": trainer.first_evaluation}
             (staged / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
@@ -60,7 +58,7 @@ def save_checkpoint(trainer: PPOTrainer) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def load_checkpoint(trainer: PPOTrainer, checkpoint: Path) -> None:
+def load_checkpoint(trainer: Any, checkpoint: Path) -> None:
     """Put back what `save_checkpoint` wrote; a CheckpointError where it is another kind of run's."""
     if not (checkpoint / OPTIMIZER).is_file() or not (checkpoint / PROGRESS).is_file():
         raise CheckpointError(f"{checkpoint} is no checkpoint of PPO: it has no {OPTIMIZER} or {PROGRESS}.")
@@ -70,9 +68,8 @@ def load_checkpoint(trainer: PPOTrainer, checkpoint: Path) -> None:
         with torch.no_grad():
             for name, parameter in trainer.actor.value.named_parameters():
                 parameter.copy_(weights[name])
-    state: dict[str, Any] = torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
-    trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.lr_scheduler.load_state_dict(state["scheduler"])
+    for part, name in ((trainer.optimizer, OPTIMIZER), (trainer.lr_scheduler, SCHEDULER)):
+        part.load_state_dict(torch.load(checkpoint / name, map_location="cpu", weights_only=True))
     trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
     progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
     trainer.kl, trainer.scale = KLController(**progress["kl"]), RunningScale(**progress["scale"])

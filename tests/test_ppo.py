@@ -1,0 +1,168 @@
+"""`recipes/ppo.py` as its user runs it: killed and continued, on two processes, with rewards that fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.recipes import equal, launch_recipe, log_of, metrics_of, run_recipe
+from tests.rl.models import policy, tiny_tokenizer
+
+REWARDS = Path(__file__).parent / "rl" / "rewards_for_tests.py"
+FLAGS = (
+    "--response_length 8 --per_device_train_batch_size 4 --gradient_accumulation_steps 2 --learning_rate 1e-3 "
+    "--max_steps 6 --save_steps 2 --eval_steps 3 --test_split_size 4 --use_cpu true --temperature 1.0"
+).split()
+# Of a log line these depend on the clock.
+CLOCK = ("time/", "tokens_per_second/", "eps")
+SEPARATE = ["--value", "separate", "--value_model_path"]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, and prompts in a file."""
+    from tests.rl.models import scorer
+
+    folder = tmp_path_factory.mktemp("parts")
+    for name, model in (("model", policy(spread=0.05)), ("scorer", scorer())):
+        model.save_pretrained(folder / name)
+        tiny_tokenizer().save_pretrained(folder / name)
+    rows = [{"text": f"{a} + {b} =", "bonus": a / 10} for a in range(6) for b in range(4)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def flags(parts: Path, folder: Path, *more: Any, reward: str = "digits") -> list[Any]:
+    named = ["--model_name_or_path", parts / "model", "--dataset_name", parts / "prompts.jsonl"]
+    rewards = ["--reward_funcs", f"{REWARDS}:{reward}"] if reward else []
+    return [*FLAGS, *named, *rewards, "--output_dir", folder, *more]
+
+
+def ppo(parts: Path, folder: Path, *more: Any, reward: str = "digits", **how: Any) -> Any:
+    return run_recipe(*flags(parts, folder, *more, reward=reward), recipe="ppo.py", **how)
+
+
+def log(checkpoint: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in entry.items() if not k.startswith(CLOCK)} for entry in log_of(checkpoint)]
+
+
+def test_a_run(parts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = ppo(parts, folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    metrics = metrics_of(folder)
+    assert metrics["steps"] == 6 and set(metrics["comparison"]["reward"]) == {"untrained", "trained"}
+    for name in ("ppo.png", "samples.md", "completions.jsonl", "run.yaml", "model.safetensors"):
+        assert (folder / name).stat().st_size, name
+    assert "Reward functions are given the columns bonus." in done.stdout
+    assert AutoModelForCausalLM.from_pretrained(folder).config.vocab_size
+    before = {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
+    again = ppo(parts, folder)  # the folder holds a run
+    assert again.returncode == 2 and "already holds a run" in again.stderr
+    finished = ppo(parts, folder, "--resume_from_checkpoint", "true")
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert before == {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("point", "more"),
+    [
+        ("step:3", ["--kl_target", "1.0", "--normalize_rewards"]),
+        ("step:5", ["--advantage", "grpo", "--num_generations", "4"]),
+        ("rename@2", ["--use_peft", "--lora_r", "4"]),
+        ("step:4", ["--use_peft", "--lora_r", "4", "--lora_layers", "upper", "--dtype", "float32"]),
+        ("step:3", [*SEPARATE, "scorer"]),
+    ],
+    ids=["shared", "grpo", "adapter", "upper", "separate"],
+)
+def test_killed_it_goes_on_to_the_same_bits(point: str, more: list[str], parts: Path, tmp_path: Path) -> None:
+    more = [str(parts / "scorer") if flag == "scorer" else flag for flag in more]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = ppo(parts, whole, *more, reward="moody")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert ppo(parts, killed, *more, reward="moody", kill_at=point).returncode == -9
+    done = ppo(parts, killed, *more, "--resume_from_checkpoint", "true", reward="moody")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Continuing from" in done.stdout
+    last = "checkpoint-6"
+    for name in ("optimizer.pt", "scheduler.pt"):
+        assert equal(torch.load(whole / last / name), torch.load(killed / last / name)), name
+    for path in (whole / last).glob("*.safetensors"):
+        assert equal(load_file(path), load_file(killed / last / path.name)), path.name
+    assert log(whole / last) == log(killed / last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [["--num_mini_batches", "2"], ["--advantage", "rloo", "--num_generations", "4"], ["--use_peft", "--lora_r", "4"]],
+    ids=["gae", "rloo", "adapter"],
+)
+def test_two_processes_are_one(more: list[str], parts: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    done = ppo(parts, one, *more)
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = launch_recipe(2, *flags(parts, two, *more), "--gradient_accumulation_steps", "1", recipe="ppo.py")
+    assert done.returncode == 0, done.stderr[-2000:]
+    for entry, other in zip(log(one / "checkpoint-6"), log(two / "checkpoint-6"), strict=True):
+        assert entry.keys() == other.keys()
+        for name, value in entry.items():
+            assert other[name] == pytest.approx(value, abs=2e-4, rel=2e-3), (entry["step"], name)
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ("broken", "broken raised ZeroDivisionError: division by zero (rewards_for_tests.py, line 18)"),
+        ("too_few", "too_few returned 7 rewards for 8 completions"),
+        ("not_a_number", "not_a_number returned nan for completion 0"),
+        ("silent", "No reward said anything of completion 0"),
+        ("half_silent", "No reward said anything of completion 1"),
+        ("a_word", "must return a list of numbers or None"),
+        ("NOT_A_FUNCTION", "it is a int, not a function"),
+        ("nowhere", "has no attribute 'nowhere'"),
+    ],
+)
+def test_rewards_that_fail(reward: str, said: str, parts: Path, tmp_path: Path) -> None:
+    done = ppo(parts, tmp_path / "run", reward=reward)
+    assert done.returncode == 2 and said in done.stderr, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--value_model_path", "x", "--value", "shared"], "--value_model_path is for --value separate"),
+        (["--max_prompt_length", "1"], "no prompt has at most 1 tokens"),
+        (["--response_length", "60"], "--max_prompt_length"),
+        (["--num_mini_batches", "3"], "does not divide"),
+        (["--use_peft", "--peft_type", "prompt_tuning"], "take lora or ia3"),
+        (["--packing", "true"], "--packing has no meaning for ppo"),
+        (["--judge", "nowhere.py:f"], "nowhere.py"),
+    ],
+)
+def test_flags_that_do_not_go_together(more: list[str], said: str, parts: Path, tmp_path: Path) -> None:
+    done = ppo(parts, tmp_path / "run", *more)
+    assert done.returncode == 2 and said in done.stderr, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_reward(parts: Path, tmp_path: Path) -> None:
+    done = ppo(parts, tmp_path / "run", reward="")
+    assert done.returncode == 2 and "There is no reward" in done.stderr
+
+
+def test_the_dry_run_trains_nothing(parts: Path, tmp_path: Path) -> None:
+    done = ppo(
+        parts, tmp_path / "run", "--dry_run", "--reward_model_path", parts / "scorer", *SEPARATE, parts / "scorer"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "6 updates of 8 completions of up to 8 tokens" in done.stdout and "value model" in done.stdout
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,161 @@
+"""The steps of `recipes/ppo.py` that other recipes do not have: prompts, rewards, the value model, the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from rich.console import Console
+from rich.markup import escape
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from tuner.config.ppo import PPOArguments
+from tuner.data.sources import load_splits
+from tuner.estimate.model import parameters_by_component
+from tuner.loading.checkpoints import load_pretrained, resolve
+from tuner.loading.models import prepare_model
+from tuner.objectives.base import Objective
+from tuner.rl.prompts import encode_prompts, read_prompts
+from tuner.rl.rewards import load_function
+from tuner.text.load_tokenizer import load_pretrained_tokenizer
+from tuner.train.plan import table
+from tuner.train.run import Run, say
+
+# Prompts that the dry run shows.
+SHOWN = 2
+
+
+class PPO(Objective[PPOArguments]):
+    """What PPO asks of a model and its tokenizer. It has no loss of examples: it makes its own."""
+
+    arguments = PPOArguments
+    name = "ppo"
+    refused = ("packing", "padding_free", "z_loss", "label_smoothing_factor")
+
+
+@dataclass
+class Prompts:
+    """Prompts of both splits, with the data set's own columns."""
+
+    train: Dataset
+    eval: Dataset
+    cleaning: None = None
+
+    def texts(self) -> Iterator[str]:
+        """Every training prompt."""
+        return _texts(self.train)
+
+    def held_out_texts(self) -> Iterator[str]:
+        """Every validation prompt."""
+        return _texts(self.eval)
+
+
+def _texts(rows: Dataset) -> Iterator[str]:
+    if "text" in rows.column_names and "prompt" not in rows.column_names:
+        return iter(rows["text"])
+    return (turn["content"] for turn in chain.from_iterable(rows["prompt"]))
+
+
+def load_prompts(run: Run[PPOArguments]) -> Prompts:
+    """Load `--dataset_name` as prompts. Raises a `DataError` where a row has none."""
+    args = run.args
+    with PartialState().main_process_first():
+        splits = (args.dataset_train_split, args.dataset_test_split)
+        train, held_out = load_splits(args.dataset_name, args.dataset_config, *splits, args.test_split_size)
+        found = Prompts(read_prompts(train, args.dataset_name), read_prompts(held_out, args.dataset_name))
+    others = [name for name in found.train.column_names if name not in ("prompt", "text", "source_row")]
+    if others:
+        say(f"Reward functions are given the columns {', '.join(others)}.")
+    return found
+
+
+@dataclass
+class Scorers:
+    """What scores completions: models and functions in the order of `--reward_weights`, the judge, the value model."""
+
+    rewards: list[Any]
+    tokenizers: list[PreTrainedTokenizerBase | None]
+    judge: Any = None
+    value_model: PreTrainedModel | None = None
+
+
+def load_scorers(run: Run[PPOArguments], tokenizer: PreTrainedTokenizerBase) -> Scorers:
+    """The rewards, the judge and the value model that the flags name.
+
+    Raises:
+        ModelError: a model that cannot be read, or gives no single score. ArgumentError: there is no such function.
+    """
+    args = run.args
+    models = [_scorer(run, name) for name in args.reward_model_path]
+    tokenizers = [_tokenizer_of(name, tokenizer) for name in args.reward_model_path]
+    functions = [load_function(name) for name in args.reward_funcs]
+    judge = None
+    if args.judge is not None:
+        judge = load_function(args.judge) if _is_function(args.judge) else _scorer(run, args.judge)
+    value = None
+    if args.value == "separate":
+        value = _scorer(run, args.value_model_path or args.reward_model_path[0])
+        value.train()
+    return Scorers([*models, *functions], [*tokenizers, *[None] * len(functions)], judge, value)
+
+
+def _is_function(name: str) -> bool:
+    return ".py:" in name or (":" not in name and "." in name and not Path(name).expanduser().exists())
+
+
+def _scorer(run: Run[PPOArguments], name: str) -> PreTrainedModel:
+    options = {"trust_remote_code": run.args.trust_remote_code, "attn_implementation": run.args.attn_implementation}
+    given = {key: value for key, value in options.items() if value is not None}
+    model: PreTrainedModel = load_pretrained(AutoModelForSequenceClassification, name, torch.float32, **given)
+    return prepare_model(run.args, model)
+
+
+def _tokenizer_of(name: str, policy: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase | None:
+    """A reward model's tokenizer, or None where it gives the policy's tokens the same numbers."""
+    path, how = resolve(name)
+    own = load_pretrained_tokenizer(path, None, False, **how)
+    return None if own.get_vocab() == policy.get_vocab() else own
+
+
+def show_prompts_plan(
+    run: Run[PPOArguments], prompts: Prompts, tokenizer: PreTrainedTokenizerBase, model: Any, scorers: Scorers
+) -> None:
+    """Print what a run would do: arguments, prompts, models, updates. Trains nothing and writes nothing."""
+    args, console = run.args, Console(highlight=False)
+    shown = {**args.shown(), "bf16": run.training.bf16, "use_cpu": run.training.use_cpu}
+    shown["continues from"] = run.checkpoint or "nothing: starts at update 0"
+    arguments = [(name, escape(str(value))) for name, value in shown.items() if value not in (None, [])]
+    console.print(table("Resolved arguments", ("flag", "value"), arguments))
+    most = 2**31 if args.max_prompt_length is None else args.max_prompt_length
+    rows = []
+    for name, split in (("train", prompts.train), ("eval", prompts.eval)):
+        encoded, left_out = encode_prompts(split, tokenizer, most, args.max_prompt_length, args.dataset_name)
+        lengths = sorted(map(len, encoded["input_ids"]))
+        rows.append((name, f"{len(encoded):,}", f"{left_out:,}", f"{lengths[len(lengths) // 2]:,}", f"{lengths[-1]:,}"))
+        if name == "train":
+            first = [encoded[number]["input_ids"] for number in range(min(SHOWN, len(encoded)))]
+    console.print(table("Prompts", ("", "number", "left out", "median tokens", "longest"), rows))
+    for number, ids in enumerate(first):
+        console.print(f"\n[bold]Prompt {number}[/], as the model reads it:\n{escape(tokenizer.decode(ids))}")
+    size = args.per_device_train_batch_size * args.gradient_accumulation_steps * run.training.world_size
+    episodes = args.total_episodes or int(args.num_train_epochs * len(prompts.train) * (args.num_generations or 1))
+    updates = args.max_steps if args.max_steps > 0 else -(-episodes // size)
+    console.print(
+        f"\n{updates:,} updates of {size:,} completions of up to {args.response_length:,} tokens; "
+        f"{args.num_ppo_epochs * args.num_mini_batches:,} optimizer steps each, advantages by {args.advantage}."
+    )
+    parts = {"policy": model, "value model": scorers.value_model}
+    parts |= {f"reward {number}": reward for number, reward in enumerate(scorers.rewards) if hasattr(reward, "config")}
+    sizes = [
+        (name, f"{sum(parameters_by_component(part).values()):,}") for name, part in parts.items() if part is not None
+    ]
+    if not args.use_peft:
+        sizes.insert(1, ("reference (a copy of the policy)", sizes[0][1]))
+    console.print(table("Models in memory", ("", "parameters"), sizes))
+    console.print("Dry run: nothing was trained and nothing was written.", style="bold")

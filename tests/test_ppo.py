@@ -15,10 +15,11 @@ from tests.recipes import equal, launch_recipe, log_of, metrics_of, run_recipe
 from tests.rl.models import policy, tiny_tokenizer
 
 REWARDS = Path(__file__).parent / "rl" / "rewards_for_tests.py"
-FLAGS = (
-    "--response_length 8 --per_device_train_batch_size 4 --gradient_accumulation_steps 2 --learning_rate 1e-3 "
-    "--max_steps 6 --save_steps 2 --eval_steps 3 --test_split_size 4 --use_cpu true --temperature 1.0"
-).split()
+FLAGS = [
+    *("--response_length", "8", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"),
+    *("--learning_rate", "1e-3", "--max_steps", "6", "--save_steps", "2", "--eval_steps", "3"),
+    *("--test_split_size", "4", "--use_cpu", "true", "--temperature", "1.0"),
+]
 # Of a log line these depend on the clock.
 CLOCK = ("time/", "tokens_per_second/", "eps")
 SEPARATE = ["--value", "separate", "--value_model_path"]
@@ -120,8 +121,8 @@ def test_two_processes_are_one(more: list[str], parts: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("reward", "said"),
     [
-        ("broken", "broken raised ZeroDivisionError: division by zero (rewards_for_tests.py, line 18)"),
-        ("too_few", "too_few returned 7 rewards for 8 completions"),
+        ("broken", "broken raised ZeroDivisionError: division by zero (rewards_for_tests.py, line 20)"),
+        ("too_few", "too_few returned 3 rewards for 4 completions"),
         ("not_a_number", "not_a_number returned nan for completion 0"),
         ("silent", "No reward said anything of completion 0"),
         ("half_silent", "No reward said anything of completion 1"),
@@ -141,7 +142,7 @@ def test_rewards_that_fail(reward: str, said: str, parts: Path, tmp_path: Path) 
     [
         (["--value_model_path", "x", "--value", "shared"], "--value_model_path is for --value separate"),
         (["--max_prompt_length", "1"], "no prompt has at most 1 tokens"),
-        (["--response_length", "60"], "--max_prompt_length"),
+        (["--response_length", "62"], "--max_prompt_length"),
         (["--num_mini_batches", "3"], "does not divide"),
         (["--use_peft", "--peft_type", "prompt_tuning"], "take lora or ia3"),
         (["--packing", "true"], "--packing has no meaning for ppo"),

@@ -284,7 +284,8 @@ def test_a_judge_that_falls_is_a_warning(tmp_path):
 
     made = trainer(
         tmp_path, policy(spread=0.05), eval_dataset=queries(16), eval_strategy="steps", eval_steps=30,
-        eval_on_start=True, total_episodes=16 * 30, learning_rate=1e-2, kl_coef=0.0, gradient_accumulation_steps=4, judge=judge,
+        eval_on_start=True, total_episodes=16 * 30, learning_rate=1e-2, kl_coef=0.0, gradient_accumulation_steps=4,
+        judge=judge,
     )  # fmt: skip
     with pytest.warns(UserWarning, match="exploiting the reward"):
         made.train()

@@ -92,12 +92,11 @@ def losses(
         loss = each.sum() / tokens
         found |= {"policy": each.detach().sum(), "clipped": clipped.sum()}
     if args.kl_in_loss:
-        loss = (
-            loss
-            + args.kl_coef
-            * divergence(scores.logprobs, experience.rollout.flat(experience.reference, rows), "k3").sum()
-            / tokens
-        )
+        reference = experience.rollout.flat(experience.reference, rows)
+        # Weighted by the ratio it has the divergence's own gradient, which it lacks also where the ratio is 1
+        # (DeepSeek-V3.2 2025, https://arxiv.org/abs/2512.02556).
+        weighted = difference.exp() * divergence(scores.logprobs, reference, "k3")
+        loss = loss + args.kl_coef * weighted.sum() / tokens
     if scores.entropies is not None:
         loss = loss - args.entropy_coef * scores.entropies.sum() / tokens
     if scores.values is not None:

@@ -29,7 +29,7 @@ def read_pairs(rows: Dataset, name: str, sampled: bool, system: str | None = Non
     equal, unused = list[int](), set[str]()
     for number, row in enumerate(rows):
         try:
-            prompt, *texts = (_prompt(row, unused), None, None) if sampled else _pair(row, unused)
+            prompt, first, second = (_prompt(row, unused), None, None) if sampled else _pair(row, unused)
             if system is not None:
                 turns = messages(prompt)
                 if turns[0]["role"] == "system":
@@ -37,10 +37,10 @@ def read_pairs(rows: Dataset, name: str, sampled: bool, system: str | None = Non
                 prompt = [message("system", system, ""), *turns]
         except DataError as error:
             raise DataError(f"{name}, row {number}: {error}") from None
-        if not sampled and texts[0].strip() == texts[1].strip():
+        if first is not None and second is not None and first.strip() == second.strip():
             equal.append(number)
         else:
-            pairs.append((number, prompt, *texts))
+            pairs.append((number, prompt, first, second))
     if unused:
         notice(f"{name}: not used are {', '.join(sorted(unused))}.")
     say_equal(equal, f"{name}: ")
@@ -51,7 +51,7 @@ def say_equal(numbers: list[int], where: str = "") -> None:
     """Say which rows have no pair to show, if any."""
     if numbers:
         listed = ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
-        notice(f"{where}{len(numbers):,} pairs are left out, whose completions are the same: rows {listed}.")
+        notice(f"{where}{len(numbers):,} left out, because both completions are the same: row {listed}.")
 
 
 def _prompt(row: Row, unused: set[str]) -> Prompt:
@@ -82,8 +82,8 @@ def _pair(row: Row, unused: set[str]) -> tuple[Prompt, str, str]:
         raise DataError("has no column 'prompt', and its completions have no beginning in common.")
     if len(found["chosen"]) > 1 or len(found["rejected"]) > 1:
         raise DataError(f"column {columns[0]!r} or {columns[1]!r} goes on for several turns; one answer is compared.")
-    plain = isinstance(asked, str) and messages(asked) == found["prompt"]
-    return asked if plain else found["prompt"], found["chosen"][0]["content"], found["rejected"][0]["content"]
+    prompt = asked if isinstance(asked, str) and messages(asked) == found["prompt"] else found["prompt"]
+    return prompt, found["chosen"][0]["content"], found["rejected"][0]["content"]
 
 
 def _tell(row: Row, used: set[str], unused: set[str]) -> None:

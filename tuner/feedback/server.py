@@ -40,9 +40,10 @@ def serve(page: Any, taken: socket.socket, host: str, token: str | None) -> None
     gradio, fastapi, uvicorn = (from_extra(name, "ui") for name in ("gradio", "fastapi", "uvicorn"))
     address, port = taken.getsockname()[:2]
     own = ipaddress.ip_address(address).is_loopback
+    names = {"127.0.0.1", "::1", "localhost", host} if own else None
     token = token or (None if own else secrets.token_urlsafe(24))
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Gate, token=token, own=own)
+    app.add_middleware(Gate, token=token, names=names)
     gradio.mount_gradio_app(
         app, page, path="", footer_links=[], run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False,
         mcp_server=False, theme=gradio.themes.Soft(font=_font("system-ui", "sans-serif"), font_mono=_font("monospace")),
@@ -60,8 +61,8 @@ class Gate:
     `Authorization: Bearer`. On a loopback address the name that was asked for must be one too, so that no page of
     another site reaches the server under a name of its own (DNS rebinding)."""
 
-    def __init__(self, app: Any, token: str | None, own: bool):
-        self.app, self.token, self.own = app, token, own
+    def __init__(self, app: Any, token: str | None, names: set[str] | None):
+        self.app, self.token, self.names = app, token, names
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI."""
@@ -71,7 +72,7 @@ class Gate:
         from starlette.responses import PlainTextResponse, RedirectResponse
 
         asked = HTTPConnection(scope)
-        if self.own and asked.url.hostname not in ("127.0.0.1", "localhost", "::1"):
+        if self.names is not None and asked.url.hostname not in self.names:
             return await PlainTextResponse("Unknown host.", 400)(scope, receive, send)
         brought = asked.query_params.get("token")
         if self.token is not None:

@@ -232,7 +232,7 @@ class Store:
             found = db.execute(
                 f"SELECT {columns} FROM answer JOIN pair ON pair.id = answer.pair ORDER BY pair.id, answer.id"
             )
-            return [Answer(row[0], json.loads(row[1]), *row[2:7], bool(row[7]), row[8]) for row in found]
+            return [Answer(*row)._replace(prompt=json.loads(row[1]), swapped=bool(row[7])) for row in found]
 
     def count(self) -> int:
         """How many pairs can be shown."""

@@ -200,5 +200,5 @@ def test_the_report(store):
     say(store, "ada", 4, "tie")
     store.answer("ada", 5, "skip")
     found = dict(report(store))
-    assert found["answers of ada"] == "5, and 1 skipped" and found["the first"] == "8 (89%)"
+    assert found["answers of ada"] == "5, and 1 skipped" and found["the first completion"] == "8 (89%)"
     assert found["Krippendorff's alpha"] == "none: all say the same" and found["two annotators say the same"] == "100%"

@@ -9,7 +9,13 @@ from tuner.errors import from_extra
 from tuner.evaluation.statistics import proportion
 from tuner.feedback.store import SIDES, Store
 
-SAID = {"first": "the first", "second": "the second", "tie": "tie", "both_bad": "both bad", "skip": "skipped"}
+SAID = {
+    "first": "the first completion",
+    "second": "the second completion",
+    "tie": "tie",
+    "both_bad": "both bad",
+    "skip": "skipped",
+}
 
 
 def report(store: Store) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from typing import Any
 from datasets import Dataset
 
 from tuner.data.turns import Row, message
+from tuner.errors import DataError
 from tuner.feedback.store import SIDES, Store, messages
 
 
@@ -45,10 +46,15 @@ def write_preferences(rows: Iterable[Row], output: Path, ties: bool) -> Counter[
 
     Returns:
         How many rows were written, and of ties each kind, written or not.
+
+    Raises:
+        DataError: nothing to write.
     """
     rows = list(rows)
     counts = Counter(row["tie"] for row in rows)
     kept = [{**row, "tie": bool(row["tie"])} for row in rows if ties or not row["tie"]]
+    if not kept:
+        raise DataError(f"there is no preference to write{', only ties (--ties)' if rows else ''}.")
     turns = any(not isinstance(row["prompt"], str) for row in kept)
     for row in kept:
         if turns:

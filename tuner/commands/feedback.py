@@ -88,9 +88,10 @@ def _ask(args: argparse.Namespace) -> None:
     from tuner.feedback.store import Store
 
     with listen(args.host, args.port) as socket:
-        store = Store(output, new=args.prompts is not None, most=args.annotators_per_pair)
-        if args.prompts is not None:
-            _fill(store, args)
+        pairs = _read(args) if args.prompts is not None else None
+        store = Store(output, new=pairs is not None, most=args.annotators_per_pair)
+        if pairs is not None:
+            _fill(store, pairs, args)
         if not store.count():
             raise ArgumentError(f"{output} has no pair to show.")
         serve(build_page(store, guidelines), socket, args.host, args.token)
@@ -99,10 +100,7 @@ def _ask(args: argparse.Namespace) -> None:
     )
 
 
-def _fill(store: Any, args: argparse.Namespace) -> None:
-    """Put pairs into the store, and the completions that it lacks."""
-    from hashlib import sha256
-
+def _read(args: argparse.Namespace) -> list[Any]:
     from tuner.data.sources import load_rows
     from tuner.errors import DataError
     from tuner.feedback.pairs import read_pairs
@@ -112,7 +110,13 @@ def _fill(store: Any, args: argparse.Namespace) -> None:
     except DataError as error:
         raise DataError(str(error).replace("--dataset_name", "--prompts")) from None
     rows = rows.select(range(min(args.max_rows or len(rows), len(rows))))
-    pairs = read_pairs(rows, args.prompts, bool(args.model), args.system)
+    return read_pairs(rows, args.prompts, bool(args.model), args.system)
+
+
+def _fill(store: Any, pairs: list[Any], args: argparse.Namespace) -> None:
+    """Put the pairs into the store, and the completions that it lacks."""
+    from hashlib import sha256
+
     models = [args.model[0], args.model[-1]] if args.model else None
     begun = {"prompts": args.prompts, "rows": sha256(repr(pairs).encode()).hexdigest()[:16], "models": models}
     store.begin(begun | ({name: getattr(args, name) for name in SAMPLING} if models else {}), pairs)

@@ -45,7 +45,7 @@ def report(store: Store) -> list[tuple[str, str]]:
     lines.append(("pairs that several answered", f"{len(several):,}"))
     if several:
         same = [one[2] == other[2] for rows in several for one, other in combinations(rows, 2)]
-        task = from_extra("nltk.metrics.agreement", "ui").AnnotationTask([row for rows in several for row in rows])
+        task = from_extra("nltk.metrics.agreement", "eval").AnnotationTask([row for rows in several for row in rows])
         lines.append(("two annotators say the same", f"{sum(same) / len(same):.0%}"))
         varied = len({row[2] for rows in several for row in rows}) > 1
         lines.append(("Krippendorff's alpha", f"{task.alpha():.2f}" if varied else "none: all say the same"))

@@ -50,6 +50,7 @@ def serve(page: Any, taken: socket.socket, host: str, token: str | None) -> None
         css_paths=HERE / "page.css", head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
     )  # fmt: skip
     shown = f"[{host}]" if ":" in host else host
+    taken.listen()  # who comes from now on waits for the answer
     notice(f"http://{shown}:{port}/{f'?token={token}' if token else ''}  (Ctrl-C stops)")
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     with contextlib.suppress(KeyboardInterrupt):

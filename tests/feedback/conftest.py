@@ -35,9 +35,8 @@ class Served:
     def __init__(self, folder: Path, *args: str | Path):
         self.addresses = folder / "addresses.txt"
         words = [sys.executable, "-c", WATCHED, self.addresses, "feedback", *args, "--port", "0"]
-        self.process = subprocess.Popen(
-            list(map(str, words)), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
-        )
+        env = environment(HF_HUB_OFFLINE="0")  # nothing is asked for because nothing is to be asked for
+        self.process = subprocess.Popen(list(map(str, words)), cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
         self.said = ""
         assert self.process.stderr is not None
         for line in self.process.stderr:

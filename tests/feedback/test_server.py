@@ -173,7 +173,7 @@ def test_mistakes_are_one_message(tmp_path, capsys):
             (("--prompts", asked, *new, "--port", "0"), "asked.jsonl, row 0: has no two completions"),
             (("--prompts", pairs, *new, "--port", "0", "--guidelines", "no.md"), "--guidelines no.md: No such file"),
             (("--output", tmp_path / "none.sqlite", "--port", "0"), "none.sqlite: no such file"),
-            (("--prompts", pairs, "--output", tmp_path / "other.sqlite", "--port", "0"), "prompts: x there, .*pairs.jsonl"),
+            (("--prompts", pairs, "--output", tmp_path / "other.sqlite", "--port", "0"), "prompts: x there"),
             (("--output", tmp_path / "other.sqlite", "--port", "0"), "other.sqlite has no pair to show"),
             (("--output", pairs, "--port", "0"), "pairs.jsonl is no file of 'tuner feedback'"),
             (("--prompts", pairs, *new, "--port", "70000"), "--port"),

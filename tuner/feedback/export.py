@@ -6,13 +6,14 @@ ties are left out, or written with a column `tie` for what can use them.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from datasets import Dataset
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tuner.data.turns import Row, message
 from tuner.errors import DataError
@@ -62,8 +63,11 @@ def write_preferences(rows: Iterable[Row], output: Path, ties: bool) -> Counter[
             row |= {column: [message("assistant", row[column], "")] for column in ("chosen", "rejected")}
         if not ties:
             del row["tie"]
-    data: Any = Dataset.from_list(kept)
     unfinished = output.with_name(f"{output.name}.new")
-    data.to_parquet(unfinished) if output.suffix == ".parquet" else data.to_json(unfinished, force_ascii=False)
+    if output.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(kept), unfinished)
+    else:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        unfinished.write_text("".join(lines), encoding="utf-8")
     os.replace(unfinished, output)
     return Counter({**counts, "written": len(kept)})

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuner.commands.generate import add_sampling
 from tuner.config.flags import number
-from tuner.errors import ArgumentError, nearest, notice
+from tuner.errors import ArgumentError, from_extra, nearest, notice
 
 SUFFIXES = (".jsonl", ".parquet")
 # What of the flags decides which completions are sampled, beside the models and the rows.
@@ -82,6 +82,7 @@ def _ask(args: argparse.Namespace) -> None:
     output = args.output.expanduser()
     if not output.parent.is_dir():
         raise ArgumentError(f"--output {output}: there is no folder {output.parent}.")
+    from_extra("gradio", "ui")  # before completions are sampled that nobody could look at
     guidelines = _text(args.guidelines.expanduser()) if args.guidelines else ""
     from tuner.feedback.page import build_page
     from tuner.feedback.server import listen, serve

@@ -42,8 +42,8 @@ def read_argilla(
             question = question or _only_question(record)
             parts = ("", ".users", ".status")
             columns = [parsed(_field(record, f"{question}{RESPONSES}{part}")) or [] for part in parts]
-            if len({len(column) for column in columns}) > 1:
-                raise DataError(f"the columns {question}{RESPONSES}, .users and .status are lists of several lengths.")
+            if len({len(column) if isinstance(column, list) else str(column) for column in columns}) > 1:
+                raise DataError(f"the columns {question}{RESPONSES}, .users and .status are not lists of one length.")
             for value, user, status in zip(*columns, strict=True):
                 statuses[str(status)] += 1
                 if status == "submitted":

@@ -52,9 +52,10 @@ def build_page(store: Store, guidelines: str) -> Any:
             """Act for a person and show the pair that comes of it; what they can mend is said, and all else stays."""
 
             def handle(annotator: str, *given: Any) -> dict[Any, Any]:
+                annotator = annotator.strip()
                 try:
-                    found = act(annotator.strip(), *given)
-                    shown = _view(annotator.strip(), found, *store.progress(annotator.strip()))
+                    found = act(annotator, *given)
+                    shown = _view(annotator, found, *store.progress(annotator))
                 except DataError as error:
                     return {said: f"<div class=said>{text(str(error))}</div>"}
                 visible = {"entry": False, "work": True, "task": found is not None}

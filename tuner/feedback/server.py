@@ -81,7 +81,7 @@ class Gate:
             if not any(_same(given, self.token) for given in (brought, asked.cookies.get(COOKIE), bearer)):
                 return await PlainTextResponse("A token is needed.", 401)(scope, receive, send)
             if _same(brought, self.token):
-                answer = RedirectResponse(scope["path"], 303)
+                answer = RedirectResponse("/", 303)
                 answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
                 return await answer(scope, receive, send)
 

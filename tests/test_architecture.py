@@ -21,7 +21,7 @@ FLOORS = [
     ["tuner.ops", "tuner.optim"],
     ["tuner.loading"],
     ["tuner.objectives"],
-    ["tuner.estimate", "tuner.hub"],
+    ["tuner.estimate", "tuner.feedback", "tuner.hub"],
     ["tuner.train"],
     ["tuner.evaluation"],
     ["tuner.rl"],

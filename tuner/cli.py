@@ -11,7 +11,7 @@ from tuner import __version__
 from tuner.errors import run
 
 # Each a file in tuner/commands with `add_parser(subparsers)` and `main(args)`, light to import.
-COMMANDS = ("chat", "generate", "features", "convert", "plan", "doctor")
+COMMANDS = ("chat", "generate", "features", "feedback", "convert", "plan", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,12 +26,13 @@ def _main(argv: list[str]) -> None:
     modules = {name: importlib.import_module(f"tuner.commands.{name}") for name in COMMANDS}
     for module in modules.values():
         module.add_parser(subparsers)
-    name = argv[0] if argv else ""
-    if name not in modules:
+    known = subparsers.choices
+    words = next((count for count in (2, 1) if " ".join(argv[:count]) in known), 0)  # as in `feedback export`
+    if not words:
         parser.parse_args(argv)  # --help, --version, or an error
     # Not by `parser.parse_args`: of `generate MODEL --seed 1 PROMPT`, only intermixed parsing finds the prompt, and
     # argparse has it for one parser at a time.
-    modules[name].main(subparsers.choices[name].parse_intermixed_args(argv[1:]))
+    modules[argv[0]].main(known[" ".join(argv[:words])].parse_intermixed_args(argv[words:]))
 
 
 if __name__ == "__main__":

@@ -30,9 +30,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--batch_size", type=number(int, 1), metavar="INT", help=text)
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that `tuner chat` shares: which model answers, and how."""
-    parser.add_argument("model", metavar="MODEL", help="a run's folder, a Hub id, a GGUF file or builtin:<name>")
+def add_sampling(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    """Add the flags that commands share: which model answers, or which `nargs` models, and how."""
+    text = "a run's folder, a Hub id, a GGUF file or builtin:<name>"
+    parser.add_argument("model", metavar="MODEL", nargs=nargs, help=text)
     parser.add_argument("--system", help="a system message to begin with")
     for name, kind, bounds, default, text in (
         ("max_new_tokens", int, (1,), 128, "longest answer"),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # so that an editor finds what a recipe calls
     from tuner.config.arguments import RecipeArguments, flag, parse_arguments
     from tuner.config.evaluation import EvaluationArguments
     from tuner.errors import run
+    from tuner.evaluation.ensemble import members, write_ensemble
     from tuner.evaluation.eval_report import check_gates, write_evaluation
     from tuner.evaluation.plan import plan_evaluation
     from tuner.evaluation.report import write_report
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # so that an editor finds what a recipe calls
         DenoiseArguments,
         MaskedLMArguments,
         PreferenceArguments,
+        RewardArguments,
         Seq2SeqArguments,
         TextArguments,
     )
@@ -39,6 +41,7 @@ if TYPE_CHECKING:  # so that an editor finds what a recipe calls
     from tuner.objectives.classification import Classification
     from tuner.objectives.dpo import DPO
     from tuner.objectives.registry import PRETRAINING
+    from tuner.objectives.reward import Reward
     from tuner.objectives.seq2seq import Seq2Seq
     from tuner.train.fewshot import tune_encoder
     from tuner.train.plan import show_plan
@@ -60,6 +63,7 @@ _NAMES = {
     "config.arguments": "RecipeArguments flag parse_arguments",
     "config.evaluation": "EvaluationArguments",
     "errors": "run",
+    "evaluation.ensemble": "members write_ensemble",
     "evaluation.eval_report": "check_gates write_evaluation",
     "evaluation.plan": "plan_evaluation",
     "evaluation.report": "write_report",
@@ -67,12 +71,13 @@ _NAMES = {
     "evaluation.samples": "SampleCallback",
     "objectives.arguments": (
         "ClassifyArguments ContrastiveArguments DenoiseArguments MaskedLMArguments PreferenceArguments "
-        "Seq2SeqArguments TextArguments"
+        "RewardArguments Seq2SeqArguments TextArguments"
     ),
     "objectives.causal_lm": "SFT",
     "objectives.classification": "Classification",
     "objectives.dpo": "DPO",
     "objectives.registry": "PRETRAINING",
+    "objectives.reward": "Reward",
     "objectives.seq2seq": "Seq2Seq",
     "train.fewshot": "tune_encoder",
     "train.plan": "show_plan",

@@ -115,7 +115,7 @@ class Reward(Objective[RewardArguments]):
         ranked = np.flatnonzero(~np.array(pairs["tie"]))
         chosen, rejected = (np.array([len(ids) for ids in pairs.select(ranked)[f"{part}_input_ids"]]) for part in PARTS)
         answers = [
-            [tuple(_said(row, part) for part in PARTS) for row in rows if not row["tie"]]
+            [(_said(row, "chosen"), _said(row, "rejected")) for row in rows if not row["tie"]]
             for rows in (train, _rows_of(outcome.rows.eval, pairs))
         ]
         gaps = {"chance": np.zeros(len(ranked)), "longer": chosen - rejected, WORDS: tfidf_pairs(*answers)}

@@ -18,8 +18,10 @@ import tuner
 class Arguments(tuner.RewardArguments):
     """A reward model."""
 
+    MODEL = "builtin:smollm2-135m-instruct"
+
     model_name_or_path: str | None = tuner.flag(
-        "builtin:smollm2-135m-instruct", "Model to put a head on: a decoder or an encoder."
+        None, f"Model to put a head on, a decoder or an encoder. Without flags of a new one: {MODEL}."
     )
     dataset_name: str = tuner.flag("builtin:sentiment-pairs", "A Hub id, a local file or folder, or builtin:<name>.")
     output_dir: str = tuner.flag("runs/reward/run", "Folder for checkpoints, the model and the report.")

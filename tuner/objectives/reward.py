@@ -71,6 +71,7 @@ class Reward(Objective[RewardArguments]):
         smoothing, centring = self.args.label_smoothing, self.args.center_rewards_coefficient
         margin, real = inputs.pop("margin"), ~labels.isnan()
         one, other = rewards = self._rewards(model, **inputs)
+        labels = labels.nan_to_num(0.5)  # what fills a batch has a gradient of 0, not of 0 times NaN
         better, gap = labels * (1 - 2 * smoothing) + smoothing, one - other
         losses = -better * F.logsigmoid(gap - margin) - (1 - better) * F.logsigmoid(-gap - margin)
         if centring is not None:

@@ -191,7 +191,7 @@ def test_the_dry_run_shows_both_answers(whole: Any, tmp_path: Path) -> None:
     [
         ({"margin": "wide"}, "column 'margin' must be a finite number, not str 'wide'"),
         ({"tie": "perhaps"}, "column 'tie' must be true or false, not str 'perhaps'"),
-        ({"rejected": None}, "column 'rejected' must be a string or a list of turns, not null"),
+        ({"rejected": None}, "column 'rejected' must be a list of turns or a string, not null"),
     ],
 )
 def test_a_bad_row_is_named(row: dict[str, Any], message: str, tmp_path: Path) -> None:

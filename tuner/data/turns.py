@@ -180,7 +180,7 @@ def preference(row: Row, unused: set[str], *_: str) -> Row:
     `extract_prompt`; else the conversations must repeat it, where they do not begin with an answer."""
     for column in ("chosen", "rejected"):
         if not isinstance(row[column], str | list):
-            raise DataError(f"column {column!r} must be a string or a list of turns, not {shown(row[column])}.")
+            raise DataError(f"column {column!r} must be a list of turns or a string, not {shown(row[column])}.")
     prompt, texts = _either(row, "prompt", "user", unused) if "prompt" in row else [], [row["chosen"], row["rejected"]]
     if not all(isinstance(text, str) for text in texts):
         chosen, rejected = (messages_of(row[column], column, unused) for column in ("chosen", "rejected"))

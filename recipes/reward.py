@@ -33,7 +33,7 @@ def main() -> None:
     tuner.write_ensemble(args, [train(member) for member in tuner.members(args)])
 
 
-def train(args: Arguments) -> tuner.Reward:
+def train(args: Arguments) -> "tuner.Reward | None":
     run = tuner.open_run(args, tuner.Reward)
     rows = tuner.load_rows(run)
     tokenizer = tuner.load_tokenizer(run, rows)

@@ -131,10 +131,10 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _sentiment_pairs(archive: Path, tie: float = 0.1) -> Rows:
-    """Which of two sentences is more positive, by 20 people's ratings of each from -4 to 4 (Hutto and Gilbert 2014,
-    VADER; MIT licence). `margin` is the share of pairs of raters, one of each sentence, who say so, less the share of
-    those who say the opposite; below `tie` neither is. A sentence is in one pair alone, so that those of the rows set
-    aside are in no other row."""
+    """Which of two sentences is more positive, by what 15 people or more gave each from -4 to 4 (Hutto and Gilbert
+    2014, VADER; MIT licence). `margin` is the share of pairs of raters, one of each sentence, who say so, less the
+    share of those who say the opposite; below `tie` neither is. A sentence is in one pair alone, so that those of the
+    rows set aside are in no other row."""
     with tarfile.open(archive) as outer:
         inner = outer.extractfile(
             f"{archive.name.removesuffix('.tar.gz')}/additional_resources/hutto_ICWSM_2014.tar.gz"

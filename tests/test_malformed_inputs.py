@@ -224,7 +224,7 @@ def test_what_is_not_there(good, tmp_path, refused):
     refused("--config FILE: No such file or directory. Did you mean tiny.yaml?", config, "--config", config)
     refused("--config FILE: Is a directory.", tmp_path, "--config", tmp_path)
     template = ("--dataset_name", good, "--chat_template_path")
-    refused("--chat_template_path FILE is neither 'chatml', a Jinja file, …", "no.jinja", *template, "no.jinja")
+    refused("--chat_template_path FILE is neither 'chatml', 'bert', a Jinja file, …", "no.jinja", *template, "no.jinja")
     refused("--chat_template_path FILE has no tokenizer: …", tmp_path, *template, tmp_path)
     tokenizer = ("--dataset_name", good, "--tokenizer_name_or_path")
     refused("No tokenizer could be loaded from FILE: …", tmp_path, *tokenizer, tmp_path)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # so that an editor finds what a recipe calls
     from tuner.config.evaluation import EvaluationArguments
     from tuner.config.ppo import PPOArguments
     from tuner.errors import run
+    from tuner.evaluation.ensemble import members, write_ensemble
     from tuner.evaluation.eval_report import check_gates, write_evaluation
     from tuner.evaluation.plan import plan_evaluation
     from tuner.evaluation.report import write_report
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # so that an editor finds what a recipe calls
         DenoiseArguments,
         MaskedLMArguments,
         PreferenceArguments,
+        RewardArguments,
         Seq2SeqArguments,
         TextArguments,
     )
@@ -40,6 +42,7 @@ if TYPE_CHECKING:  # so that an editor finds what a recipe calls
     from tuner.objectives.classification import Classification
     from tuner.objectives.dpo import DPO
     from tuner.objectives.registry import PRETRAINING
+    from tuner.objectives.reward import Reward
     from tuner.objectives.seq2seq import Seq2Seq
     from tuner.rl.ppo import PPOTrainer
     from tuner.rl.report import write_ppo_report
@@ -65,6 +68,7 @@ _NAMES = {
     "config.evaluation": "EvaluationArguments",
     "config.ppo": "PPOArguments",
     "errors": "run",
+    "evaluation.ensemble": "members write_ensemble",
     "evaluation.eval_report": "check_gates write_evaluation",
     "evaluation.plan": "plan_evaluation",
     "evaluation.report": "write_report",
@@ -72,12 +76,13 @@ _NAMES = {
     "evaluation.samples": "SampleCallback",
     "objectives.arguments": (
         "ClassifyArguments ContrastiveArguments DenoiseArguments MaskedLMArguments PreferenceArguments "
-        "Seq2SeqArguments TextArguments"
+        "RewardArguments Seq2SeqArguments TextArguments"
     ),
     "objectives.causal_lm": "SFT",
     "objectives.classification": "Classification",
     "objectives.dpo": "DPO",
     "objectives.registry": "PRETRAINING",
+    "objectives.reward": "Reward",
     "objectives.seq2seq": "Seq2Seq",
     "rl.ppo": "PPOTrainer",
     "rl.report": "write_ppo_report",

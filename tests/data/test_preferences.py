@@ -81,7 +81,7 @@ def test_unpaired(label):
         ({"prompt": "q", "completion": "a", "label": "maybe"}, ("unpaired",), "row 0: column 'label' must be true or"),
         ({"chosen": talk("a", "b"), "rejected": talk("c", "d")}, KINDS, "do not begin alike"),
         ({"prompt": "z", "chosen": talk("a", "b"), "rejected": talk("a", "d")}, KINDS, "do not repeat column 'prompt'"),
-        ({"prompt": "q", "chosen": "a", "rejected": None}, KINDS, "row 0: column 'chosen' must be a list"),
+        ({"prompt": "q", "chosen": "a", "rejected": None}, KINDS, "row 0: column 'rejected' must be a list"),
     ],
 )
 def test_other_rows_are_refused(row, kinds, message):

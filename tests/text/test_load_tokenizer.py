@@ -172,7 +172,7 @@ def test_chat_template_from_everywhere(tmp_path):
 
 
 def test_chat_template_from_nowhere(tmp_path):
-    with pytest.raises(ModelError, match="neither 'chatml', a Jinja file, nor a tokenizer folder"):
+    with pytest.raises(ModelError, match="neither 'chatml', 'bert', a Jinja file, nor a tokenizer folder"):
         read_chat_template(str(tmp_path / "nope.jinja"))
     with pytest.raises(ModelError, match=f"--chat_template_path {tmp_path} has no tokenizer"):
         read_chat_template(str(tmp_path))

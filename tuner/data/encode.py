@@ -31,7 +31,10 @@ SEQUENCES: dict[Kind, dict[str, str]] = {
     "messages": {"messages": ""},
     "text": {"text": ""},
     "preference": {"chosen": "chosen_", "rejected": "rejected_"},
+    "ranked": {"chosen": "chosen_", "rejected": "rejected_"},
 }
+# Columns of canonical rows that stay as they are.
+PASSED = ("label", "margin", "tie")
 # Of a row: tokens that stay, those of them with a label, as many of either that were cut off, answers that the chat
 # template hides, two answers the same.
 COUNTS = ("tokens", "supervised", "lost_tokens", "lost_supervised", "unlearnt_answers", "identical")
@@ -47,8 +50,8 @@ def encode_dataset(
     num_proc: int | None = None,
     name: str = "the dataset",
 ) -> tuple[Dataset, EncodingReport]:
-    """Encode canonical rows of a kind (`messages`, `text`, `preference`), which may have a column `source_row`, where
-    they are known by other numbers, and `label`, which is passed on.
+    """Encode canonical rows of a kind (a key of `SEQUENCES`), which may have a column `source_row`, where they are
+    known by other numbers, and those of `PASSED`, which are passed on.
 
     Args:
         max_length, truncation_mode: longest sequence, in tokens, and what becomes of longer ones; see the header.
@@ -57,7 +60,7 @@ def encode_dataset(
 
     Returns:
         Rows of `input_ids`, `labels` (-100 where nothing is learnt, always at the first token, which nothing precedes)
-        and `rows` (the source row), of preferences with `chosen_` and `rejected_` before the first two; every sequence
+        and `rows` (the source row), of two answers with `chosen_` and `rejected_` before the first two; every sequence
         with a label. And the account.
 
     Raises:
@@ -85,7 +88,7 @@ def encode_dataset(
             )
         raise _nothing_to_learn(name)
     if report.share_labels_lost > max_labels_lost:
-        cure = "" if truncation_mode == "split" or kind == "preference" else ", use --truncation_mode split"
+        cure = "" if truncation_mode == "split" or kind in ("preference", "ranked") else ", use --truncation_mode split"
         raise DataError(
             f"{name}: cutting rows to --max_length {max_length} would lose {report.share_labels_lost:.0%} of the "
             f"answers' tokens; --max_labels_lost allows {max_labels_lost:.0%}. Raise --max_length{cure}, or allow it."
@@ -127,7 +130,7 @@ def _encode_batch(
             pieces[position] = [[{k: ids[at : at + max_length] for k, ids in document.items()}] for at in starts]
     rows = []
     for position, number in enumerate(numbers):
-        passed = {"label": batch["label"][position]} if "label" in batch else {}
+        passed = {name: batch[name][position] for name in PASSED if name in batch}
         rows += [{"rows": [number], **passed, **_cut(piece, kind, max_length)} for piece in pieces[position]]
     return {column: [row[column] for row in rows] for column in rows[0]}
 
@@ -139,8 +142,11 @@ def _cut(sequences: list[Encoded], kind: Kind, max_length: int) -> dict[str, Any
     counts: list[tuple[int, ...]] = []
     for prefix, sequence in zip(SEQUENCES[kind].values(), sequences, strict=True):
         ids, labels = sequence["input_ids"], [-100, *sequence["labels"][1:]]  # nothing precedes the first token
-        # What follows the last answer is seen by nothing that is learnt: it would only cost time.
-        kept = next((t for t in range(min(len(ids), max_length), 0, -1) if labels[t - 1] != -100), 0)
+        # What follows the last answer is seen by nothing that is learnt: it would only cost time. But of a ranked one
+        # the score is read there, by whoever writes the conversation with the same template.
+        most = min(len(ids), max_length)
+        kept = next((t for t in range(most, 0, -1) if labels[t - 1] != -100), 0)
+        kept = most if kept and kind == "ranked" else kept
         row |= {f"{prefix}input_ids": ids[:kept], f"{prefix}labels": labels[:kept]}
         learnt, within = (len(part) - part.count(-100) for part in (labels, labels[:kept]))
         counts.append((kept, within, max(len(ids) - max_length, 0), learnt - within))

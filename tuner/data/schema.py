@@ -3,6 +3,7 @@
     messages    a conversation      {"messages": [{"role": "system" | "user" | "assistant", "content": str}]}
     text        text without turns  {"text": str}
     preference  of two answers      {"prompt": [messages], "chosen": [messages], "rejected": [messages]}
+    ranked      the same, by how much   {..., "margin": float, "tie": bool}
     unpaired    one judged answer   {"prompt": [messages], "completion": [messages], "label": bool}
     pair        a rewritten text    {"source": str, "target": str}
 
@@ -25,16 +26,20 @@ from tuner.data.sources import LABEL_COLUMNS, SOURCE_ROW
 from tuner.data.turns import REFUSED_COLUMNS, Row, message, passed_over, says_something, text_of
 from tuner.errors import DataError
 
-Kind = Literal["messages", "text", "preference", "unpaired", "pair", "class", "classes", "score", "tags", "question"]
+Kind = Literal[
+    "messages", "text", "preference", "ranked", "unpaired", "pair", "class", "classes", "score", "tags", "question"
+]
 
 _TURNS = List({"role": Value("string"), "content": Value("string")})
 _UNUSED = "_unused"
 _TEXTS = {"text": Value("string"), "text_pair": Value("string")}
 _NAMES = List(Value("string"))
+_PREFERENCE = {"prompt": _TURNS, "chosen": _TURNS, "rejected": _TURNS}
 _COLUMNS: dict[Kind, dict[str, Any]] = {
     "messages": {"messages": _TURNS},
     "text": {"text": Value("string")},
-    "preference": {"prompt": _TURNS, "chosen": _TURNS, "rejected": _TURNS},
+    "preference": _PREFERENCE,
+    "ranked": {**_PREFERENCE, "margin": Value("float64"), "tie": Value("bool")},
     "unpaired": {"prompt": _TURNS, "completion": _TURNS, "label": Value("bool")},
     "pair": {"source": Value("string"), "target": Value("string")},
     "class": {**_TEXTS, "label": Value("string")},
@@ -48,7 +53,8 @@ _COLUMNS: dict[Kind, dict[str, Any]] = {
 }
 CANONICAL = {kind: Features({**columns, SOURCE_ROW: Value("int64")}) for kind, columns in _COLUMNS.items()}
 CALLED = {
-    **{"messages": "conversations", "text": "texts", "preference": "pairs of answers", "unpaired": "judged answers"},
+    **{"messages": "conversations", "text": "texts", "unpaired": "judged answers"},
+    **{"preference": "pairs of answers", "ranked": "pairs of answers"},
     "pair": "sources with targets",
     **labels.CALLED,
 }
@@ -177,6 +183,8 @@ _OPENAI = '[{"role": "user", "content": "..."}, {"role": "assistant", "content":
 _SHAREGPT = '[{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]'
 _EITHER = "strings, or lists of messages"
 _BESIDE = (*SYSTEM_COLUMNS, "history")
+_RANKED = f"{_EITHER}; also margin (a number) and tie (true or false)"
+MARGINS = ("margin", "tie")
 _ALPACA = "strings; also input, system and history"
 _LABELLED: tuple[tuple[Kind, Callable[..., Row], Callable[[Any], bool], str], ...] = (
     ("class", labels.one_class, is_class, "a string (and a text_pair), and the name of a class"),
@@ -187,6 +195,8 @@ _LABELLED: tuple[tuple[Kind, Callable[..., Row], Callable[[Any], bool], str], ..
 SHAPES: tuple[Shape, ...] = (
     Shape(("prompt", "chosen", "rejected"), "preference", turns.preference, _EITHER),
     Shape(("chosen", "rejected"), "preference", turns.preference, "whole conversations that begin alike"),
+    Shape(("prompt", "chosen", "rejected"), "ranked", turns.ranked, _RANKED, MARGINS),
+    Shape(("chosen", "rejected"), "ranked", turns.ranked, "whole conversations that begin alike", MARGINS),
     Shape(("messages",), "messages", turns.conversation, _OPENAI, SYSTEM_COLUMNS),
     Shape(("conversations",), "messages", turns.conversation, _SHAREGPT, SYSTEM_COLUMNS),
     Shape(("prompt", "completion", "label"), "unpaired", turns.unpaired, f"{_EITHER}; true or false"),

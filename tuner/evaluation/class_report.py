@@ -28,7 +28,7 @@ def write_class_report(found: Predictions, folder: Path, seed: int = 0) -> dict[
     Returns:
         The figures, for `metrics.json`: {"accuracy": {"value", "low", "high", "n", "method"}, ...}
     """
-    kinds = {"regression": _regression, MULTI: _several, "question_answering": _answers}
+    kinds = {"regression": _regression, MULTI: _several, "question_answering": _answers, "preference": _pairs}
     figures, parts = kinds.get(found.problem, _single)(found, folder, seed)
     lines = ["| figure | value | 95 % interval | n | by |", "|---|---|---|---|---|"]
     for name, each in figures.items():
@@ -77,14 +77,7 @@ def _single(found: Predictions, folder: Path, seed: int) -> tuple[dict[str, Any]
         for metric in ("f1", "matthews_correlation"):
             figures |= _estimates(metric, pairs[0], pairs[1], seed, found.clusters, labels=names)
         del figures["f1_micro"]  # of one class a row it is the accuracy
-    scaled = crossed(
-        lambda rows: fit_temperature(found.logits[rows], targets[rows], found.problem),
-        lambda rows, heat: found.logits[rows] / heat,
-        len(targets),
-    )
-    for when, logits in (("", found.logits), (", by the other half's temperature", scaled)):
-        figures[f"log loss{when}"] = log_loss(logits, targets, found.problem)
-        figures[f"calibration error{when}"] = calibration_error(probabilities(logits, found.problem), targets)
+    figures |= _surety(found.logits, targets, found.problem)
     table = np.zeros((len(names), len(names)), int)
     np.add.at(table, (targets, said), 1)
     if len(names) <= MOST:
@@ -102,6 +95,35 @@ def _single(found: Predictions, folder: Path, seed: int) -> tuple[dict[str, Any]
     listed = [f"{chances[row].max():.3f} for {names[said[row]]}, which is {names[targets[row]]}" for row in worst]
     picture = ["![confusion](confusion.png)"] if len(names) <= MOST else []
     return figures, [*parts, "\n".join(lines), *picture, _mistakes(found, worst, listed)]
+
+
+def _surety(logits: np.ndarray, targets: np.ndarray, problem: str) -> dict[str, float]:
+    """How much the probabilities mean, as they are and by what each half of the rows says of the other."""
+    scaled = crossed(
+        lambda rows: fit_temperature(logits[rows], targets[rows], problem),
+        lambda rows, heat: logits[rows] / heat,
+        len(targets),
+    )
+    figures = {}
+    for when, each in (("", logits), (", by the other half's temperature", scaled)):
+        figures[f"log loss{when}"] = log_loss(each, targets, problem)
+        figures[f"calibration error{when}"] = calibration_error(probabilities(each, problem), targets)
+    return figures
+
+
+def _pairs(found: Predictions, folder: Path, seed: int) -> tuple[dict[str, Any], list[str]]:
+    """Of rewards `(pairs, 2)`, the better answer's first: how often that has the higher one, where it is the longer and
+    where it is the shorter; and what `sigmoid` of their difference is worth as a probability."""
+    gaps, longer = found.logits[:, 0] - found.logits[:, 1], found.targets[:, 0] - found.targets[:, 1]
+    hits, first = gaps > 0, np.zeros(len(gaps), int)
+    groups = {"accuracy": hits, "accuracy where the better one is longer": hits[longer > 0]}
+    groups["accuracy where the better one is shorter"] = hits[longer < 0]
+    groups["share of longer ones among the choices"] = (gaps * longer > 0)[longer != 0]
+    figures: dict[str, Any] = {name: vars(proportion(int(g.sum()), len(g))) for name, g in groups.items() if len(g)}
+    figures |= _surety(found.logits, first, found.problem)
+    figures["temperature that fits best"] = fit_temperature(found.logits, first, found.problem)
+    worst = [row for row in np.argsort(gaps, kind="stable") if not hits[row]][:MISTAKES]
+    return figures, [_mistakes(found, worst, [f"{-gaps[row]:.3f} for the second, which is worse" for row in worst])]
 
 
 def _entities(found: Predictions, pairs: list[list[str]], seed: int) -> tuple[dict[str, Any], list[str]]:

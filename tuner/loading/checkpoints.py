@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,10 @@ def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **op
         return adapted.merge_and_unload().to(dtype)
     if "gguf_file" not in how:
         return _load(kind, name_or_path, path, dtype, options)
+    if "new" in options:  # a new head is drawn each time, over what is kept without one
+        with tempfile.TemporaryDirectory() as folder:
+            load_pretrained(AutoModelForCausalLM, name_or_path, dtype).save_pretrained(folder)
+            return _load(kind, name_or_path, folder, dtype, options)
 
     def dequantised() -> PreTrainedModel:
         model = _load(kind, name_or_path, path, dtype, options | how)

@@ -1,4 +1,5 @@
-"""A model with a head that tells classes, tags or answers apart: ours, or any class of transformers that has one."""
+"""A model with a head that tells classes, tags or answers apart, or gives a reward: ours, or any class of transformers
+that has one."""
 
 from __future__ import annotations
 
@@ -23,17 +24,19 @@ from tuner.errors import ModelError, first_line
 from tuner.loading.checkpoints import as_ours, load_pretrained, new_model, new_shape, require_vocabulary, resolve
 from tuner.loading.transfer import take_weights
 from tuner.model import (
-    TunerEncoderConfig,
+    TunerDecoderForSequenceClassification,
     TunerEncoderForQuestionAnswering,
     TunerEncoderForSequenceClassification,
     TunerEncoderForTokenClassification,
 )
+from tuner.text.load_tokenizer import PAD
 
 # What loads a model of a kind, and our class for a new one.
 HEADS: dict[str, tuple[Any, Any]] = {
     "classifier": (AutoModelForSequenceClassification, TunerEncoderForSequenceClassification),
     "tagger": (AutoModelForTokenClassification, TunerEncoderForTokenClassification),
     "reader": (AutoModelForQuestionAnswering, TunerEncoderForQuestionAnswering),
+    "reward": (AutoModelForSequenceClassification, TunerDecoderForSequenceClassification),
 }
 
 
@@ -57,7 +60,7 @@ def build_with_head(
     if not name:
         shape = new_shape(args.preset or "tiny", tokenizer, args.max_length, args.dropout, args.config_overrides)
         fields = {**shape, **pooling, **_fields(labels, kind)}
-        return new_model(ours, TunerEncoderConfig, fields, args.attn_implementation), ""
+        return new_model(ours, ours.config_class, fields, args.attn_implementation), ""
     options: dict[str, Any] = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
     options["attn_implementation"] = args.attn_implementation or "sdpa"
     known = _config(name, options)
@@ -76,11 +79,34 @@ def build_with_head(
         if has_head and not same and labels.names:
             # By their names, and not by how many they are: a head for other classes begins anew.
             new += [part for part, module in model.named_children() if _reset(model, module)]
+    if kind == "reward":
+        new += _prepare_reward(model, tokenizer, args.values()["disable_dropout"])
     require_vocabulary(model, tokenizer, name)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     parts = ", ".join(dict.fromkeys(part.removeprefix("model.") for part in new))
     return model, f"{name} lacks parts of what is trained; these are new: {parts}." if new else ""
+
+
+def _prepare_reward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, disable_dropout: bool) -> list[str]:
+    """Have a decoder's reward be read where the conversation ends. Its head takes that to be the last token which is
+    not the one to pad with: that must not be the end token, and the saved configuration must name it.
+
+    Returns:
+        What is new: a token to pad with, where the vocabulary has none to spare.
+    """
+    new, rows = [], model.get_input_embeddings().weight.shape[0]
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    if rows <= tokenizer.pad_token_id == len(tokenizer) - 1:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        new = [f"the token {tokenizer.pad_token}"]
+    model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
+    for module in model.modules() if disable_dropout else ():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and (name.endswith("dropout") or isinstance(module, torch.nn.Dropout)):
+                setattr(module, name, 0.0)
+    return new
 
 
 def auto_suffix(auto: Any) -> str:
@@ -105,7 +131,7 @@ def _names(config: PreTrainedConfig) -> set[str]:
 def _fields(labels: Labels, kind: str) -> dict[str, Any]:
     found: dict[str, Any] = {"problem_type": labels.problem} if kind == "classifier" else {}
     if not labels.names:
-        return {**found, "num_labels": 1 if kind == "classifier" else 2}
+        return {**found, "num_labels": 1 if kind in ("classifier", "reward") else 2}
     names = dict(enumerate(labels.names))
     return {**found, "id2label": names, "label2id": {label: number for number, label in names.items()}}
 

@@ -74,6 +74,30 @@ class PreferenceArguments(AdapterArguments):
 
 
 @dataclass
+class RewardArguments(AdapterArguments):
+    """A reward for an answer, from preferences. Names and defaults are those of TRL's `RewardConfig`."""
+
+    center_rewards_coefficient: float | None = flag(
+        None, "Weight of the squared sum of a pair's rewards, which holds their mean at 0 (0.01 in TRL's examples).", 0
+    )
+    label_smoothing: float = flag(0.0, "Share of the pairs taken to be labelled wrongly.", least=0, most=0.5)
+    disable_dropout: bool = flag(True, "Train without the model's dropout; an adapter's own stays.")
+    ensemble: int = flag(
+        1, "Models to train, with as many seeds from --seed, each in output_dir/member-<n>; beyond 1 an ensemble.", 1
+    )
+    ensemble_spread: float = flag(
+        1.0, "What an ensemble takes off the mean of its members' rewards: so many standard deviations.", least=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dropout and self.disable_dropout:
+            raise ArgumentError("--dropout: a reward model is trained without. Pass --disable_dropout false.")
+        if self.ensemble > 1 and self.push_to_hub:
+            raise ArgumentError("--push_to_hub: an ensemble is several models. Push each by itself.")
+
+
+@dataclass
 class Seq2SeqArguments(RecipeArguments):
     """Learning to write a text out of another. Names are those of transformers' examples."""
 

@@ -192,6 +192,15 @@ class Objective(Generic[A]):
         """The trained model beside the untrained one and beside baselines."""
         return {self.loss_unit: outcome.before_and_after("loss")}
 
+    def beside(self, outcome: Outcome, known: dict[str, float], trained: dict[str, float], main: str) -> Comparison:
+        """The comparison by the metric `main`, with what was `known` of cheap baselines, the last the best; a model
+        that loses to that one says so."""
+        cheap, best = list(known.items())[-1]
+        worse = trained["trained"] > best if main == "rmse" else trained["trained"] < best
+        if worse:
+            print(f"The model loses to {cheap}: {main} {trained['trained']:.4f}, and {best:.4f} by words alone.")
+        return {main: known | trained, self.loss_unit: outcome.before_and_after("loss")}
+
     def predict(self, outcome: Outcome) -> Predictions | None:
         """What the trained model says of each validation row, for methods whose rows have labels."""
         return None

@@ -21,7 +21,7 @@ from tuner.hardware import memory_bytes
 from tuner.loading.features import freeze, kept_features, pooling_of, replayed
 from tuner.objectives.arguments import ClassifyArguments
 from tuner.objectives.base import Batch, Objective, Row, own_class
-from tuner.objectives.records import Comparison, Examples, Outcome
+from tuner.objectives.records import Examples
 
 # Strategies that train a head over features.
 FROZEN = ("head", "fewshot")
@@ -172,12 +172,3 @@ class WithHead(Objective[ClassifyArguments]):
             for parameter in trained[-1].parameters():
                 parameter.div_(heat)
         return f"Calibrated: the head is divided by the temperature {heat:.3f}."
-
-    def beside(self, outcome: Outcome, known: dict[str, float], trained: dict[str, float], main: str) -> Comparison:
-        """The comparison by the metric `main`, with what was `known` of cheap baselines, the last the best; a model
-        that loses to that one says so."""
-        cheap, best = list(known.items())[-1]
-        worse = trained["trained"] > best if main == "rmse" else trained["trained"] < best
-        if worse:
-            print(f"The model loses to {cheap}: {main} {trained['trained']:.4f}, and {best:.4f} by words alone.")
-        return {main: known | trained, self.loss_unit: outcome.before_and_after("loss")}

@@ -73,9 +73,9 @@ class Predictions:
     Attributes:
         shown: of each row what a person reads of it; of tags each token, in order.
         logits: `(rows, outputs)` in float32; of tags `(tokens, tags)`, of questions `(rows,)` how likely the model took
-            what it said.
+            what it said; of pairs of answers `(pairs, 2)` both their rewards.
         targets: of each row its class by number, its classes as zeros and ones, or its number; of tags each token's,
-            of questions a list of answers each.
+            of questions a list of answers each; of pairs of answers both their lengths in tokens, the better one first.
         names: the classes.
         problem: the `problem_type`.
         clusters: what several have in common: of tokens the number of their row, of questions their context.

@@ -69,12 +69,29 @@ CHATML_TEMPLATE = """\
 {%- endif %}
 """
 
+# An encoder of BERT's kind: a separator ends each turn, and nothing says whose it was.
+BERT_TEMPLATE = """\
+{{- cls_token }}
+{%- for message in messages %}
+    {%- if message['role'] == 'assistant' %}
+        {%- generation %}
+            {{- message['content'] + sep_token }}
+        {%- endgeneration %}
+    {%- else %}
+        {{- message['content'] + sep_token }}
+    {%- endif %}
+{%- endfor %}
+"""
+# Those that `--chat_template_path` knows by name.
+TEMPLATES = {"chatml": CHATML_TEMPLATE, "bert": BERT_TEMPLATE}
+
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse, with a ModelError, a tokenizer that has no chat template."""
     if not tokenizer.chat_template:
         raise ModelError(
-            f"{origin(tokenizer)} is missing or empty. Pass --chat_template_path with 'chatml' or a Jinja file."
+            f"{origin(tokenizer)} is missing or empty. Pass --chat_template_path with "
+            "'chatml' (for encoders 'bert') or a Jinja file."
         )
 
 

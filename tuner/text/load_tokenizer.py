@@ -14,7 +14,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tuner.errors import ModelError, one_line
-from tuner.text.chat import CHATML_TEMPLATE
+from tuner.text.chat import TEMPLATES
 from tuner.text.gguf import read_once
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
@@ -34,7 +34,7 @@ def load_pretrained_tokenizer(
 
     Args:
         name_or_path: a folder or a Hub id.
-        chat_template_path: `chatml`, a Jinja file, or a folder whose tokenizer has the template.
+        chat_template_path: `chatml`, `bert`, a Jinja file, or a folder whose tokenizer has the template.
         needs_end: refuse one without an end token; encoders need none.
         eos_token: the end token instead of its own; new where the vocabulary has no such.
 
@@ -69,10 +69,10 @@ def use_chat_template(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> 
 
 
 def read_chat_template(name_or_path: str) -> str:
-    """`chatml`, or the text of a Jinja file, or the template of the tokenizer in a folder."""
+    """`chatml` or `bert`, or the text of a Jinja file, or the template of the tokenizer in a folder."""
     flag = f"--chat_template_path {name_or_path}"
-    if name_or_path == "chatml":
-        return CHATML_TEMPLATE
+    if name_or_path in TEMPLATES:
+        return TEMPLATES[name_or_path]
     if Path(name_or_path).is_dir():
         template = _load(name_or_path, f"{flag} has no tokenizer").chat_template
         if not template:
@@ -81,7 +81,7 @@ def read_chat_template(name_or_path: str) -> str:
     try:
         return Path(name_or_path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ModelError(f"{flag} is neither 'chatml', a Jinja file, nor a tokenizer folder.") from error
+        raise ModelError(f"{flag} is neither 'chatml', 'bert', a Jinja file, nor a tokenizer folder.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{flag} cannot be read: {one_line(error)}") from error
 

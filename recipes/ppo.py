@@ -35,7 +35,7 @@ def main() -> None:
     prompts = tuner.load_prompts(run)
     tokenizer = tuner.load_tokenizer(run, prompts)
     model = tuner.load_model(run, tokenizer)
-    scorers = tuner.load_scorers(run, tokenizer)
+    scorers = tuner.load_scorers(run)
     if args.dry_run:
         return tuner.show_prompts_plan(run, prompts, tokenizer, model, scorers)
 
@@ -44,7 +44,6 @@ def main() -> None:
         processing_class=tokenizer,
         model=model,
         reward_model=scorers.rewards,
-        reward_processing_classes=scorers.tokenizers,
         value_model=scorers.value_model,
         judge=scorers.judge,
         train_dataset=prompts.train,

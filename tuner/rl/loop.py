@@ -21,6 +21,7 @@ from tuner.hardware import release_unused_memory
 from tuner.rl.actor import ActorCritic
 from tuner.rl.evaluation import evaluate_policy
 from tuner.rl.losses import KLController, RunningScale
+from tuner.rl.measures import log_line
 from tuner.rl.state import load_checkpoint, save_checkpoint, save_policy
 from tuner.rl.trl_ppo import PPOConfig, TRLTrainer
 from tuner.train.callbacks import Guarded, StepSeed, StopOnRequest
@@ -156,6 +157,7 @@ class UpdateLoop(TRLTrainer):
         """A line of the log: into `state.log_history`, and to the trackers."""
         entry = {**logs, "epoch": round(self.state.epoch or 0, 4), "step": self.state.global_step}
         self.state.log_history.append(entry)
+        say(log_line(entry, self.state.max_steps))
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:

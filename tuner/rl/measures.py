@@ -69,6 +69,29 @@ def measures(
     return found
 
 
+# What the screen shows of a line of the log: its name there, and how.
+SHOWN = {
+    **{"objective/scores": ("reward", "{:.4g}"), "objective/kl": ("kl", "{:.3g}")},
+    **{"response/length": ("length", "{:.1f}"), "response/ended": ("ended", "{:.0%}")},
+    **{"policy/entropy_avg": ("entropy", "{:.3g}"), "policy/clipfrac_avg": ("clipped", "{:.1%}")},
+    **{
+        "value/explained_variance": ("value explains", "{:.0%}"),
+        "lr": ("lr", "{:.2g}"),
+        "eps": ("episodes/s", "{:.2f}"),
+    },
+    **{"eval_reward": ("reward", "{:.4g}"), "eval_reward/judge": ("judge", "{:.4g}"), "eval_kl": ("kl", "{:.3g}")},
+    **{"eval_length": ("length", "{:.1f}"), "eval_ended": ("ended", "{:.0%}")},
+    **{"eval_perplexity": ("perplexity", "{:.4g}"), "eval_win_rate": ("win rate", "{:.0%}")},
+}
+
+
+def log_line(entry: dict[str, float], updates: int) -> str:
+    """What the screen shows of an entry of the log."""
+    what = "validation" if "eval_reward" in entry else "training"
+    parts = [f"{name} {form.format(entry[key])}" for key, (name, form) in SHOWN.items() if key in entry]
+    return f"update {entry['step']:,} of {updates:,}, {what}: {', '.join(parts)}"
+
+
 def explained_variance(loop: Any, values: torch.Tensor, returns: torch.Tensor) -> float:
     """`1 - Var(returns - values) / Var(returns)` over the tokens of all processes."""
     count = loop.add_up(torch.tensor(float(len(values)), dtype=torch.float64, device=values.device))

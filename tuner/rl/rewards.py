@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import ArgumentError, DataError, one_line
+from tuner.loading.reward import RewardModel
 from tuner.rl.actor import score_head
 
 Function = Callable[..., Any]
@@ -33,7 +34,7 @@ class Rewards:
     """A weighted sum of rewards.
 
     Args:
-        rewards: functions, and models with one output for a sequence.
+        rewards: functions, `RewardModel`s, and models with one output for a sequence.
         weights: of each; 1 where None.
         tokenizers: of each model its own; None for the policy's, whose tokens the model then reads as they are.
         batch_size: completions that a model reads at once.
@@ -44,7 +45,7 @@ class Rewards:
 
     def __init__(
         self,
-        rewards: Sequence[Function | PreTrainedModel],
+        rewards: Sequence[Function | RewardModel | PreTrainedModel],
         weights: Sequence[float] | None,
         tokenizers: Sequence[PreTrainedTokenizerBase | None],
         tokenizer: PreTrainedTokenizerBase,
@@ -82,17 +83,19 @@ class Rewards:
         said = [[{"role": "assistant", "content": t}] if is_chat else t for t, is_chat in zip(texts, chat, strict=True)]
         found: dict[str, torch.Tensor] = {}
         for name, reward, tokenizer in zip(self.names, self.rewards, self.tokenizers, strict=True):
-            if isinstance(reward, PreTrainedModel):
+            if isinstance(reward, RewardModel):
+                found[name] = reward.score(asked, texts)
+            elif isinstance(reward, PreTrainedModel):
                 if tokenizer is None:
                     sequences = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
                 else:
                     sequences = [_tokens(tokenizer, p, t) for p, t in zip(asked, texts, strict=True)]
                 found[name] = score_sequences(reward, sequences, self.batch_size)
-                if not found[name].isfinite().all():
-                    raise DataError(f"The reward model {name} gave a score that is NaN or infinite.")
             else:
                 columns = {key: [row[key] for row in rows] for key in rows[0] if key not in TOLD}
                 found[name] = _called(name, reward, asked, said, completions, columns)
+            if isinstance(reward, RewardModel | PreTrainedModel) and not found[name].isfinite().all():
+                raise DataError(f"The reward model {name} gave a score that is NaN or infinite.")
         each = torch.stack(list(found.values()))
         silent = each.isnan().all(dim=0)
         if silent.any():
@@ -187,6 +190,13 @@ def load_function(name: str) -> Function:
     return function
 
 
+def names_function(name: str) -> bool:
+    """Whether it is a function's name, as `load_function` takes it, and not a model's."""
+    dotted = "." in name and all(part.isidentifier() for part in name.split("."))
+    return ".py:" in name or (dotted and not Path(name).exists())
+
+
 def _name(reward: Any) -> str:
-    path = getattr(getattr(reward, "config", None), "_name_or_path", None)
+    model = reward.models[0] if isinstance(reward, RewardModel) else reward
+    path = getattr(getattr(model, "config", None), "_name_or_path", None)
     return Path(path).name if path else getattr(reward, "__name__", type(reward).__name__)

@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
 from rich.markup import escape
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.config.ppo import PPOArguments
 from tuner.data.sources import load_splits
 from tuner.estimate.model import parameters_by_component
-from tuner.loading.checkpoints import load_pretrained, resolve
 from tuner.loading.models import prepare_model
+from tuner.loading.reward import RewardModel
 from tuner.objectives.base import Objective
 from tuner.rl.prompts import encode_prompts, read_prompts
-from tuner.rl.rewards import load_function
-from tuner.text.load_tokenizer import load_pretrained_tokenizer
+from tuner.rl.rewards import load_function, names_function
 from tuner.train.plan import table
 from tuner.train.run import Run, say
 
@@ -77,50 +74,33 @@ def load_prompts(run: Run[PPOArguments]) -> Prompts:
 
 @dataclass
 class Scorers:
-    """What scores completions: models and functions in the order of `--reward_weights`, the judge, the value model."""
+    """What scores completions: reward models and functions in the order of `--reward_weights`, the judge; and the value
+    model."""
 
     rewards: list[Any]
-    tokenizers: list[PreTrainedTokenizerBase | None]
     judge: Any = None
     value_model: PreTrainedModel | None = None
 
 
-def load_scorers(run: Run[PPOArguments], tokenizer: PreTrainedTokenizerBase) -> Scorers:
+def load_scorers(run: Run[PPOArguments]) -> Scorers:
     """The rewards, the judge and the value model that the flags name.
 
     Raises:
         ModelError: a model that cannot be read, or gives no single score. ArgumentError: there is no such function.
     """
     args = run.args
-    models = [_scorer(run, name) for name in args.reward_model_path]
-    tokenizers = [_tokenizer_of(name, tokenizer) for name in args.reward_model_path]
-    functions = [load_function(name) for name in args.reward_funcs]
-    judge = None
+    rewards = [_judge(run, name) for name in args.reward_model_path] + list(map(load_function, args.reward_funcs))
+    judge, value = None, None
     if args.judge is not None:
-        judge = load_function(args.judge) if _is_function(args.judge) else _scorer(run, args.judge)
-    value = None
+        judge = load_function(args.judge) if names_function(args.judge) else _judge(run, args.judge)
     if args.value == "separate":
-        value = _scorer(run, args.value_model_path or args.reward_model_path[0])
-        value.train()
-    return Scorers([*models, *functions], [*tokenizers, *[None] * len(functions)], judge, value)
+        value = prepare_model(args, _judge(run, args.value_model_path or args.reward_model_path[0]).models[0])
+    return Scorers(rewards, judge, value)
 
 
-def _is_function(name: str) -> bool:
-    return ".py:" in name or (":" not in name and "." in name and not Path(name).expanduser().exists())
-
-
-def _scorer(run: Run[PPOArguments], name: str) -> PreTrainedModel:
-    options = {"trust_remote_code": run.args.trust_remote_code, "attn_implementation": run.args.attn_implementation}
-    given = {key: value for key, value in options.items() if value is not None}
-    model: PreTrainedModel = load_pretrained(AutoModelForSequenceClassification, name, torch.float32, **given)
-    return prepare_model(run.args, model)
-
-
-def _tokenizer_of(name: str, policy: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase | None:
-    """A reward model's tokenizer, or None where it gives the policy's tokens the same numbers."""
-    path, how = resolve(name)
-    own = load_pretrained_tokenizer(path, None, False, **how)
-    return None if own.get_vocab() == policy.get_vocab() else own
+def _judge(run: Run[PPOArguments], name: str) -> RewardModel:
+    options = {"trust_remote_code": run.args.trust_remote_code}
+    return RewardModel.load(name, run.training.device, run.args.local_rollout_forward_batch_size, **options)
 
 
 def show_prompts_plan(
@@ -151,7 +131,9 @@ def show_prompts_plan(
         f"{args.num_ppo_epochs * args.num_mini_batches:,} optimizer steps each, advantages by {args.advantage}."
     )
     parts = {"policy": model, "value model": scorers.value_model}
-    parts |= {f"reward {number}": reward for number, reward in enumerate(scorers.rewards) if hasattr(reward, "config")}
+    for number, reward in enumerate(scorers.rewards):
+        if isinstance(reward, RewardModel):
+            parts |= {f"reward model {number}.{member}": model for member, model in enumerate(reward.models)}
     sizes = [
         (name, f"{sum(parameters_by_component(part).values()):,}") for name, part in parts.items() if part is not None
     ]

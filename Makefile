@@ -31,7 +31,7 @@ EVAL = recipes/evaluate.py --model_name_or_path $(MODEL) $(if $(DATA),--dataset_
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft lora classify dpo reward seq2seq pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest test-trl-newest lint format eval eval-all eval-perplexity eval-generation eval-classification eval-qa eval-preference eval-safety eval-harness eval-pretrain bench-sft bench-lora bench-classify bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
+.PHONY: help install sft lora classify dpo reward ppo seq2seq pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest test-trl-newest lint format eval eval-all eval-perplexity eval-generation eval-classification eval-qa eval-preference eval-safety eval-harness eval-pretrain bench-sft bench-lora bench-classify bench-ppo bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ dpo: install ## Teach it which of two answers is better (CPU, minutes)
 
 reward: install ## Teach MiniLM which of two sentences is more positive, as a reward (CPU, minutes)
 	@$(RUN) $(LAUNCH) recipes/reward.py --config recipes/configs/reward/tiny.yaml $(ARGS)
+
+ppo: install ## Have an adapter of SmolLM2 answer in a good mood, by that reward model (CPU, an hour)
+	@$(RUN) $(LAUNCH) recipes/ppo.py --config recipes/configs/ppo/smollm2.yaml $(ARGS)
 
 seq2seq: install ## Teach a new encoder-decoder capitals and punctuation (CPU, minutes)
 	@$(RUN) $(LAUNCH) recipes/seq2seq.py --config recipes/configs/seq2seq/tiny.yaml $(ARGS)
@@ -171,6 +174,9 @@ bench-sft: install ## Time training beside its peers
 
 bench-lora: install ## Time training an adapter beside its peers
 	@$(RUN) python benchmarks/sft.py --only lora lora-packing $(ARGS)
+
+bench-ppo: install ## Time PPO beside TRL's, all weights and an adapter (an hour)
+	@$(RUN) python benchmarks/ppo.py $(ARGS)
 
 bench-classify: install ## Accuracy of every strategy, and time beside transformers' Trainer (hours)
 	@$(RUN) python benchmarks/classify.py $(ARGS)

@@ -1,0 +1,13 @@
+"""Rewards that can be checked."""
+
+from tuner.rl.verify import exact_answer, last_number
+
+
+def test_exact_answer():
+    said = ["42", " 42\n", "it is 42", [{"role": "assistant", "content": "42"}], ""]
+    assert exact_answer(completions=said, answer=["42", 42, 42, 42, 42], prompts=said) == [1.0, 1.0, 0.0, 1.0, 0.0]
+
+
+def test_last_number():
+    said = ["6 times 7 is 42", "42 is 6 times 7", "1,042", "none", "-3.5."]
+    assert last_number(completions=said, answer=[42, 42, "1042", 42, -3.5]) == [1.0, 0.0, 1.0, 0.0, 1.0]

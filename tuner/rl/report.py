@@ -31,8 +31,8 @@ def write_ppo_report(trainer: PPOTrainer) -> dict[str, Any]:
         trainer.evaluate()
         done = [entry for entry in history if "eval_reward" in entry]
     after, before = (_metrics(entry) for entry in ((done[-1], done[0]) if done else ({}, {})))
-    last = next((entry for entry in reversed(history) if "objective/kl" in entry), {})
-    comparison = {name: {} for name in COMPARED if name in after}
+    last: dict[str, Any] = next((entry for entry in reversed(history) if "objective/kl" in entry), {})
+    comparison: dict[str, dict[str, float]] = {name: {} for name in COMPARED if name in after}
     for who, values in (("untrained", before), ("trained", after)):
         for name in comparison:
             if name in values:

@@ -99,8 +99,8 @@ def load_scorers(run: Run[PPOArguments]) -> Scorers:
 
 
 def _judge(run: Run[PPOArguments], name: str) -> RewardModel:
-    options = {"trust_remote_code": run.args.trust_remote_code}
-    return RewardModel.load(name, run.training.device, run.args.local_rollout_forward_batch_size, **options)
+    size, trusted = run.args.local_rollout_forward_batch_size, run.args.trust_remote_code
+    return RewardModel.load(name, run.training.device, size, trust_remote_code=trusted)
 
 
 def show_prompts_plan(

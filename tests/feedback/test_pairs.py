@@ -79,7 +79,11 @@ def test_a_system_message_is_part_of_the_prompt():
         ({"prompt": talk("q", "a")}, True, "column 'prompt' ends with the assistant's turn"),
         ({"messages": [ANSWER]}, True, "column 'messages' ends with the assistant's turn"),
         ({"prompt": 3}, True, "column 'prompt' must be a list of turns, not int 3"),
-        ({"prompt": "q", "chosen": 1, "rejected": 2}, False, "column 'chosen' must be a list of turns, not int 1"),
+        (
+            {"prompt": "q", "chosen": 1, "rejected": 2},
+            False,
+            "'chosen' must be a list of turns or a string, not int 1",
+        ),
         ({"prompt": "q", "tools": "[{}]"}, True, "the column 'tools' is not supported"),
         ({"chosen": [ANSWER], "rejected": [{**ANSWER, "content": "b"}]}, False, "has no column 'prompt'"),
         (

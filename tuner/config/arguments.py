@@ -185,19 +185,16 @@ class RecipeArguments(RunArguments, DataArguments, ModelArguments):
         """As `values`, with stars for a secret that is given: what may be printed."""
         return {k: "***" if SECRET.search(k) and v is not None else v for k, v in self.values().items()}
 
-    def training_class(self) -> type[TrainingArguments]:
-        """The class of transformers' arguments that the method's trainer takes."""
-        from transformers import TrainingArguments
-
-        return TrainingArguments
-
-    def to_training_arguments(self, **overrides: Any) -> TrainingArguments:
-        """transformers' own arguments object. `--hub_token` goes into HF_TOKEN instead, which is asked for as well.
+    def to_training_arguments(self, kind: type[TrainingArguments] | None = None, **overrides: Any) -> TrainingArguments:
+        """transformers' own arguments object, or a `kind` of it. `--hub_token` goes into HF_TOKEN instead, which is
+        asked for as well.
 
         Raises:
             ArgumentError: a combination that transformers refuses.
         """
-        kind = self.training_class()
+        from transformers import TrainingArguments
+
+        kind = kind or TrainingArguments
         known = {f.name for f in fields(kind) if f.init}
         chosen = {name: value for name, value in self.values().items() if name in known} | overrides
         if chosen.get("hub_token"):  # checkpoints hold these arguments, and are published

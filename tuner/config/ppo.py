@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from tuner.config.adapters import AdapterArguments
 from tuner.config.arguments import flag
 from tuner.errors import ArgumentError
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
 
 # Completions of a prompt that a group has, where nothing is said.
 GROUP = 4
@@ -123,8 +120,3 @@ class PPOArguments(PPOFields, AdapterArguments):
             raise ArgumentError("PPO continues from a model that can write: pass --model_name_or_path.")
         if self.use_peft and "tuning" in self.peft_type:
             raise ArgumentError(f"--peft_type {self.peft_type} is no part of the layers: take lora or ia3.")
-
-    def training_class(self) -> type[TrainingArguments]:
-        from tuner.rl.trl_ppo import PPOConfig
-
-        return PPOConfig

@@ -16,7 +16,7 @@ from datasets import Dataset
 from rich.table import Table
 from rich.text import Text
 from torch.nn import functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils import ModelOutput
 
 from tuner.config.arguments import RecipeArguments
@@ -52,6 +52,7 @@ class Objective(Generic[A]):
     """
 
     arguments: ClassVar[type[RecipeArguments]] = RecipeArguments
+    training: ClassVar[type[TrainingArguments]] = TrainingArguments  # what its trainer takes of transformers
     name: ClassVar[str] = ""
     # Kinds of rows that it takes, and the special tokens that a tokenizer must have.
     kinds: ClassVar[tuple[Kind, ...]] = ("text",)

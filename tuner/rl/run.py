@@ -21,6 +21,7 @@ from tuner.loading.reward import RewardModel
 from tuner.objectives.base import Objective
 from tuner.rl.prompts import encode_prompts, read_prompts
 from tuner.rl.rewards import load_function, names_function
+from tuner.rl.trl_ppo import PPOConfig
 from tuner.train.plan import table
 from tuner.train.run import Run, say
 
@@ -31,7 +32,7 @@ SHOWN = 2
 class PPO(Objective[PPOArguments]):
     """What PPO asks of a model and its tokenizer. It has no loss of examples: it makes its own."""
 
-    arguments = PPOArguments
+    arguments, training = PPOArguments, PPOConfig
     name = "ppo"
     refused = ("packing", "padding_free", "z_loss", "label_smoothing_factor")
 

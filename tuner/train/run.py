@@ -40,7 +40,7 @@ FREE_TO_CHANGE = {
 }
 # Those of recipes that make it another run, beside all that name data and model.
 FIXED = {
-    *("objective", "train_tokenizer", "clean", "streaming", "shuffle_buffer", "loss_type"),
+    *("objective", "train_tokenizer", "clean", "streaming", "shuffle_buffer", "loss_type", "advantage", "value"),
     *("source_lang", "target_lang", "source_prefix", "max_source_length", "max_target_length"),
 }
 LOCK = ".lock"
@@ -73,7 +73,7 @@ def open_run(args: A, method: type[Objective[Any]]) -> Run[A]:
     use_all_cores()
     on_cpu = args.use_cpu or device_type() == "cpu"  # else torchrun's processes on CPUs would count as one
     method.check(args, PartialState(cpu=on_cpu).num_processes)
-    training = resolved(args)
+    training = resolved(args, method.training)
     check_training(training)
     set_seed(args.seed)
     if args.dtype == "bfloat16":
@@ -91,8 +91,8 @@ def open_run(args: A, method: type[Objective[Any]]) -> Run[A]:
     return Run(args, method, training, checkpoint)
 
 
-def resolved(args: RecipeArguments) -> TrainingArguments:
-    """transformers' arguments for this machine; an ArgumentError for those that do not go together."""
+def resolved(args: RecipeArguments, kind: type[TrainingArguments] = TrainingArguments) -> TrainingArguments:
+    """transformers' arguments for this machine, of this kind; an ArgumentError for those that do not go together."""
     on_cpu = args.use_cpu or device_type() == "cpu"
     half = args.dtype == "bfloat16"  # then there is nothing to cast: products are in bfloat16 as they stand
     if half and args.bf16:
@@ -109,6 +109,7 @@ def resolved(args: RecipeArguments) -> TrainingArguments:
         early = {"load_best_model_at_end": True, "save_strategy": args.eval_strategy}
         early["save_steps"] = args.eval_steps or args.logging_steps
     return args.to_training_arguments(
+        kind,
         **early,
         bf16=bf16,
         use_cpu=on_cpu,

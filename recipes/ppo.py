@@ -48,11 +48,12 @@ def main() -> None:
         judge=scorers.judge,
         train_dataset=prompts.train,
         eval_dataset=prompts.eval,
-        max_minutes=args.max_minutes,
+        run=run,
     )
     trainer.train(resume_from_checkpoint=run.checkpoint)
     trainer.save_model()
     tuner.write_ppo_report(trainer)
+    trainer.push_to_hub()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.hub.test_push import PUSHING
+from tests.processes import ROOT, run_python
 from tests.recipes import equal, launch_recipe, log_of, metrics_of, run_recipe
 from tests.rl.models import policy, tiny_tokenizer
 
@@ -69,6 +71,29 @@ def test_a_run(parts: Path, tmp_path: Path) -> None:
     finished = ppo(parts, folder, "--resume_from_checkpoint", "true")
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert before == {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
+
+
+def test_a_policy_is_pushed_without_what_is_of_this_machine(parts: Path, tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    (tmp_path / "pushing.py").write_text(PUSHING, encoding="utf-8")
+    recipe = [ROOT / "recipes" / "ppo.py", *flags(parts, tmp_path / "mine", "--push_to_hub")]
+    done = run_python(tmp_path / "pushing.py", hub, *recipe, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    [commit] = hub.iterdir()
+    names = {str(path.relative_to(commit)) for path in commit.rglob("*") if path.is_file()}
+    assert {"model.safetensors", "metrics.json", "ppo.png", "README.md"} <= names
+    assert not names & {"run.yaml", "samples.md", "completions.jsonl"} and not any("checkpoint" in n for n in names)
+    card = (commit / "README.md").read_text(encoding="utf-8")
+    assert "6 updates of 8 completions, advantages by gae" in card and "| reward |" in card
+    assert str(tmp_path) not in card and str(parts) not in card
+
+
+def test_an_adapter_is_merged(parts: Path, tmp_path: Path) -> None:
+    done = ppo(parts, tmp_path / "run", "--use_peft", "--merge")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Merged in" in done.stdout and (tmp_path / "run" / "adapter_model.safetensors").is_file()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "merged").config.vocab_size
 
 
 @pytest.mark.slow
@@ -146,6 +171,10 @@ def test_rewards_that_fail(reward: str, said: str, parts: Path, tmp_path: Path) 
         (["--num_mini_batches", "3"], "does not divide"),
         (["--use_peft", "--peft_type", "prompt_tuning"], "take lora or ia3"),
         (["--packing", "true"], "--packing has no meaning for ppo"),
+        (["--max_length", "100"], "--max_length has no meaning for ppo"),
+        (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor has no meaning for ppo"),
+        (["--early_stopping_patience", "1"], "--early_stopping_patience has no meaning for ppo"),
+        (["--use_peft", "--init_lora_weights", "eva"], "begins with training examples"),
         (["--judge", "nowhere.py:f"], "nowhere.py"),
     ],
 )

@@ -217,6 +217,21 @@ def test_adapters_above_go_on_from_states_that_are_kept(tmp_path):
     assert calls[0] < calls[1]
 
 
+@pytest.mark.parametrize("start", ["pissa", "gaussian"])
+def test_the_reference_is_the_policy_as_it_began(tmp_path, start):
+    """Also where an adapter begins with a part of the weights, which the base then lacks."""
+    model = policy()
+    plain = copy.deepcopy(model)
+    config = LoraConfig(target_modules=["q_proj"], init_lora_weights=start, layers_to_transform=[1])
+    made = trainer(tmp_path, model, peft_config=config)
+    rollout, _, numbers = made.rollout(0)
+    wanted = trainer(tmp_path, plain).experience(rollout, numbers).reference
+    torch.testing.assert_close(made.experience(rollout, numbers).reference, wanted, atol=1e-4, rtol=1e-4)
+    made.train()
+    torch.testing.assert_close(made.experience(rollout, numbers).reference, wanted, atol=1e-4, rtol=1e-4)
+    assert logged(made, "objective/kl_k3")[-1] > 1e-6
+
+
 def test_the_actor_waits_while_the_value_warms_up(tmp_path):
     made = trainer(tmp_path, value_warmup_steps=2, value_learning_rate=1e-2)
     start = weights(made)
@@ -308,6 +323,7 @@ def test_nothing_that_is_not_finite_reaches_a_weight(tmp_path):
         ({"advantage": "grpo", "value": "shared"}, ArgumentError, "has no value function"),
         ({"value": "separate"}, ArgumentError, "takes a value_model"),
         ({"fp16": True}, ArgumentError, "--fp16"),
+        ({"eval_strategy": "epoch"}, ArgumentError, "here it is steps, or no"),
         ({"kl_target": 1.0, "kl_coef": 0.0}, ArgumentError, "--kl_target"),
         ({"reward": None}, ArgumentError, "no reward"),
         ({"reward_weights": [1.0, 2.0]}, ArgumentError, "2 weights for 1 rewards"),

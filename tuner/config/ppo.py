@@ -100,7 +100,8 @@ class PPOArguments(PPOFields, AdapterArguments):
     gradient_accumulation_steps: int = flag(4, "Batches of completions that an update learns from.", least=1)
     lr_scheduler_type: str = flag("linear", "Schedule of the learning rate: linear, cosine, constant_with_warmup, ...")
     logging_steps: float = flag(1, "Updates between two lines of the log.", least=0)
-    eval_strategy: Literal["no", "steps", "epoch"] = flag("steps", "When to sample the validation prompts.")
+    eval_strategy: Literal["no", "steps"] = flag("steps", "When to sample the validation prompts.")
+    save_strategy: Literal["no", "steps"] = flag("steps", "When to save a checkpoint.")
     eval_steps: float | None = flag(10, "Updates between two evaluations.", least=0)
     save_steps: float = flag(10, "Updates between two checkpoints.", least=0)
     test_split_size: float = flag(0.05, "Prompts set aside for validation: a share below 1, or a number.", least=0)
@@ -120,3 +121,5 @@ class PPOArguments(PPOFields, AdapterArguments):
             raise ArgumentError("PPO continues from a model that can write: pass --model_name_or_path.")
         if self.use_peft and "tuning" in self.peft_type:
             raise ArgumentError(f"--peft_type {self.peft_type} is no part of the layers: take lora or ia3.")
+        if self.init_lora_weights == "eva":
+            raise ArgumentError("--init_lora_weights eva begins with training examples, of which PPO has none.")

@@ -17,7 +17,7 @@ from tuner.errors import ArgumentError, one_line
 PUSHED = [
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*.py"),
     *("adapter_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt"),
-    *("spiece.model", "chat_template*", "metrics.json", "loss.png", "README.md"),
+    *("spiece.model", "chat_template*", "metrics.json", "loss.png", "ppo.png", "README.md"),
 ]
 
 

@@ -145,18 +145,15 @@ class ActorCritic(nn.Module):
             temperature: another than that of sampling.
         """
         inputs, labels = self.batch(rollout, rows)
-        states = None
-        if self.lower is not None and model is None:
+        states, found = None, None
+        if self.lower is not None:
             found = self.lower(inputs)
             lengths = [len(rollout.prompts[row]) + int(rollout.lengths[row]) for row in rows]
             joined = self.layout.padding_free
             states = list(found[0, : sum(lengths)].split(lengths)) if joined else cut(found, lengths)
-            with self._above(found), self.policy.disable_adapter():
-                scores = token_states(self.bare, inputs, labels, self.layout.chunked_loss)
-        else:
-            off = self.policy.disable_adapter() if model is None else nullcontext()
-            with off:
-                scores = token_states(model or self.bare, inputs, labels, self.layout.chunked_loss)
+        off = nullcontext() if model is not None else self.policy.disable_adapter()
+        with off, self._above(found if model is None else None):
+            scores = token_states(model or self.bare, inputs, labels, self.layout.chunked_loss)
         return self._token_logprobs(*scores, False, model, temperature)[0], states
 
     @contextmanager

@@ -16,9 +16,12 @@ from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
-from tuner.errors import ArgumentError, CheckpointError, Interrupted
+from tuner.config.ppo import PPOArguments
+from tuner.errors import ArgumentError, CheckpointError, Interrupted, survive
 from tuner.hardware import release_unused_memory
+from tuner.hub.push import HubRepository
 from tuner.rl.actor import ActorCritic
+from tuner.rl.card import write_card
 from tuner.rl.evaluation import evaluate_policy
 from tuner.rl.losses import KLController, RunningScale
 from tuner.rl.measures import log_line
@@ -26,7 +29,7 @@ from tuner.rl.state import load_checkpoint, save_checkpoint, save_policy
 from tuner.rl.trl_ppo import PPOConfig, TRLTrainer
 from tuner.train.callbacks import Guarded, StepSeed, StopOnRequest
 from tuner.train.checkpoint import last_checkpoint
-from tuner.train.run import locked, say
+from tuner.train.run import Run, locked, say
 
 
 class UpdateLoop(TRLTrainer):
@@ -43,12 +46,15 @@ class UpdateLoop(TRLTrainer):
     scale: RunningScale
     is_deepspeed_enabled = is_fsdp_enabled = False  # transformers' loading asks
 
-    def start_loop(self, callbacks: Any, max_minutes: float | None) -> None:
+    def start_loop(self, callbacks: Any, run: Run[PPOArguments] | None) -> None:
         """Make what the loop is made of, once models and optimizer are there."""
+        self.run = run
+        pushes = run is not None and run.args.push_to_hub and self.args.should_save
+        self.hub = HubRepository(run.args) if run is not None and pushes else None
         self.first_evaluation: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
         self.norms: list[float] = []
-        self.stop = StopOnRequest(max_minutes)
+        self.stop = StopOnRequest(run.args.max_minutes if run else None)
         trackers = [Guarded(callback()) for callback in get_reporting_integration_callbacks(self.args.report_to)]
         every = [DefaultFlowCallback(), StepSeed(), *trackers, self.stop, *(callbacks or [])]
         parts = (self.actor.policy, self.processing_class, self.optimizer, self.lr_scheduler)
@@ -173,7 +179,21 @@ class UpdateLoop(TRLTrainer):
         """Save the policy and its tokenizer: a model, or an adapter."""
         if self.args.should_save:
             save_policy(self, Path(output_dir or self.folder))
+            if self.run is not None and self.run.args.merge:
+                survive(self._merge, "The merged model")
         self.accelerator.wait_for_everyone()
+
+    def _merge(self) -> None:
+        from tuner.loading.adapters import save_merged  # peft takes seconds to import
+
+        found = save_merged(self.folder, bool(self.run and self.run.args.trust_remote_code))
+        say(f"Merged in {self.folder / 'merged'}; its logits differ by at most {found:.1e} of the greatest.")
+
+    def push_to_hub(self, message: str = "End of training", **_: Any) -> None:
+        """Push what was saved, in one commit; an `ArgumentError` where the Hub does not take it."""
+        if self.hub is not None:
+            write_card(self, self.hub.repo_id)
+            say(f"Pushed to {self.hub.push(self.folder, message)}")
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         tied = getattr(self.actor.bare, "_tied_weights_keys", None) or {}

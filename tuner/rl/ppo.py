@@ -23,6 +23,8 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from tuner.config.adapters import FROM_WEIGHTS
+from tuner.config.ppo import PPOArguments
 from tuner.errors import ArgumentError, ModelError, NonFiniteError
 from tuner.loading.generation import room
 from tuner.rl import setup
@@ -38,7 +40,7 @@ from tuner.rl.rollout import Rollout, sample, uniforms
 from tuner.rl.trl_ppo import PPOConfig
 from tuner.rl.update import Experience, learn, micro_batches
 from tuner.train.checkpoint import last_saved
-from tuner.train.run import say
+from tuner.train.run import Run, say
 
 
 class PPOTrainer(UpdateLoop):
@@ -52,7 +54,8 @@ class PPOTrainer(UpdateLoop):
         value_model: of `--value separate`: a model with one output and the policy's tokenizer.
         reward_processing_classes: of each reward model its own tokenizer; None for the policy's.
         judge: a reward that is only looked at.
-        max_minutes: stop after so many, with a checkpoint.
+        run: of a recipe: its folder is that of `args`, and its flags say what is done beside (`--push_to_hub`,
+            `--merge`, `--max_minutes`).
 
     Raises:
         ArgumentError, ModelError, DataError: arguments, models or prompts that do not go together.
@@ -75,7 +78,7 @@ class PPOTrainer(UpdateLoop):
         *,
         reward_processing_classes: Sequence[PreTrainedTokenizerBase | None] | None = None,
         judge: Any = None,
-        max_minutes: float | None = None,
+        run: Run[PPOArguments] | None = None,
     ):
         if data_collator is not None:
             raise ArgumentError("data_collator: prompts are put together here, without padding. Leave it out.")
@@ -95,7 +98,11 @@ class PPOTrainer(UpdateLoop):
         if adapted and any(config.is_prompt_learning for config in model.peft_config.values()):
             raise ModelError("A prompt or prefix that is learnt is no part of the layers: take lora or ia3.")
         bare = model.get_base_model() if adapted else model
-        self.ref_model = ref_model or (None if adapted else copy.deepcopy(model))
+        # Some adapters begin with a part of the weights, which lack it without them.
+        moved = adapted and any(
+            str(getattr(c, "init_lora_weights", "")).startswith(FROM_WEIGHTS) for c in model.peft_config.values()
+        )
+        self.ref_model = ref_model or (copy.deepcopy(bare) if moved or not adapted else None)
         rewards = (
             reward_model if isinstance(reward_model, list | tuple) else [reward_model] * (reward_model is not None)
         )
@@ -124,7 +131,7 @@ class PPOTrainer(UpdateLoop):
         self.kl, self.scale = KLController(args.kl_coef, args.kl_target, args.kl_horizon), RunningScale()
         self.optimizer = optimizers[0] or setup.make_optimizer(args, self.actor)
         self.lr_scheduler = optimizers[1] or setup.make_schedule(args, self.optimizer)
-        self.start_loop(callbacks, max_minutes)
+        self.start_loop(callbacks, run)
 
     def _read_prompts(self, train: Dataset, held_out: Dataset | None, most: int) -> None:
         longest, tokenizer = self.args.max_prompt_length, self.processing_class

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.config.ppo import PPOArguments
 from tuner.data.sources import load_splits
+from tuner.errors import ArgumentError
 from tuner.estimate.model import parameters_by_component
 from tuner.loading.models import prepare_model
 from tuner.loading.reward import RewardModel
@@ -27,6 +28,11 @@ from tuner.train.run import Run, say
 
 # Prompts that the dry run shows.
 SHOWN = 2
+# How the names begin of transformers' arguments that mean something here, beside those that every recipe lists.
+HONOURED = (
+    *("adam_", "optim_args", "lr_scheduler_kwargs", "activation_checkpointing_kwargs", "log", "disable_tqdm"),
+    *("hub_", "run_name", "project", "trackio_", "ddp_", "local_rank", "fp16", "deepspeed", "fsdp"),
+)
 
 
 class PPO(Objective[PPOArguments]):
@@ -34,7 +40,19 @@ class PPO(Objective[PPOArguments]):
 
     arguments, training = PPOArguments, PPOConfig
     name = "ppo"
-    refused = ("packing", "padding_free", "z_loss", "label_smoothing_factor")
+    refused = ("packing", "padding_free", "skip_spikes", "torch_compile", "early_stopping_patience")
+
+    @classmethod
+    def check(cls, args: Any, processes: int) -> None:
+        """Also an ArgumentError for what the training loop of transformers would do, and nothing here does."""
+        super().check(args, processes)
+        unset = {field.name: field.default for field in fields(args)}
+        for flag in ("max_length", "truncation_mode", "max_labels_lost", "train_sampling_strategy"):
+            if args.values()[flag] != unset[flag]:
+                raise ArgumentError(f"--{flag} has no meaning for ppo.")
+        for flag in args.extra:
+            if not flag.startswith(HONOURED):
+                raise ArgumentError(f"--{flag} has no meaning for ppo.")
 
 
 @dataclass

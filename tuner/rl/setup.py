@@ -20,6 +20,9 @@ from tuner.train.run import say
 
 def check_arguments(args: PPOConfig) -> None:
     """An ArgumentError for what of transformers' arguments has no meaning here."""
+    for flag in ("eval_strategy", "save_strategy"):
+        if getattr(args, flag) in ("epoch", "best"):
+            raise ArgumentError(f"--{flag} {getattr(args, flag)}: here it is steps, or no.")
     if args.fp16:
         raise ArgumentError("--fp16: log-probabilities would overflow its range. Take bf16 or float32.")
     if args.deepspeed or args.fsdp:

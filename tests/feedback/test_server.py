@@ -177,6 +177,9 @@ def test_mistakes_are_one_message(tmp_path, capsys):
             (("--output", tmp_path / "other.sqlite", "--port", "0"), "other.sqlite has no pair to show"),
             (("--output", pairs, "--port", "0"), "pairs.jsonl is no file of 'tuner feedback'"),
             (("--prompts", pairs, *new, "--port", "70000"), "--port"),
+            (("--prompts", pairs, *new, "--temperature", "0.5"), "--temperature goes with MODEL"),
+            (("--prompts", pairs, *new, "--batch_size", "2"), "--batch_size goes with MODEL"),
+            ((*new, "--max_rows", "2"), "--max_rows goes with --prompts DATA"),
         ):  # fmt: skip
             with pytest.raises(SystemExit) as stop:
                 cli.main(["feedback", *map(str, words)])

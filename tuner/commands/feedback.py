@@ -38,7 +38,9 @@ def add_parser(subparsers: Any) -> None:
     text = "port to listen on, 0 for a free one (default: %(default)s)"
     parser.add_argument("--port", type=number(int, 0, 65535), default=7860, metavar="INT", help=text)
     parser.add_argument("--token", help="answer only who brings it (default: none, or one that is made up with --host)")
-    parser.set_defaults(action=_ask)
+    goes_with = {"MODEL": (*SAMPLING, "batch_size"), "--prompts DATA": ("split", "max_rows")}
+    unset = {name: (parser.get_default(name), what) for what, names in goes_with.items() for name in names}
+    parser.set_defaults(action=_ask, unset=unset)
 
     parser = subparsers.add_parser("feedback export", help="the answers as a data set of preferences")
     parser.add_argument("file", metavar="FILE", type=Path, help="the SQLite file of 'tuner feedback'")
@@ -79,6 +81,10 @@ def _ask(args: argparse.Namespace) -> None:
         raise ArgumentError("MODEL needs --prompts DATA, to answer.")
     if len(set(args.model)) == 1 and args.temperature == 0:
         raise ArgumentError("--temperature 0 gives the same completion twice; sample, or name two models.")
+    given = {"MODEL": bool(args.model), "--prompts DATA": args.prompts is not None}
+    for name, (value, what) in args.unset.items():
+        if getattr(args, name) != value and not given[what]:
+            raise ArgumentError(f"--{name} goes with {what}.")
     output = args.output.expanduser()
     if not output.parent.is_dir():
         raise ArgumentError(f"--output {output}: there is no folder {output.parent}.")

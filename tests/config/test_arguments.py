@@ -8,6 +8,7 @@ import typing
 
 import pytest
 import yaml
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from tests.config.test_flags import from_yaml, parse
 from tests.recipes import ROOT, environment
@@ -186,4 +187,5 @@ def test_a_file_of_flags_in_the_home_directory(tmp_path, monkeypatch):
 def test_what_transformers_refuses_names_the_flag(argv, message):
     with pytest.raises(ArgumentError) as caught:
         parse(*argv).to_training_arguments(use_cpu=True)
+    unset_hf_deepspeed_config()  # which lives as long as what was raised, and every model that is made then asks it
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)

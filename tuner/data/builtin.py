@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pydoc_data.topics
+import random
 import re
 import tarfile
 from collections.abc import Callable, Iterator
@@ -195,6 +196,17 @@ def _http_questions(folder: Path) -> Rows:
             yield {"question": question, "context": context, "answers": {"text": [], "answer_start": []}}
 
 
+def _sums(folder: Path) -> Rows:
+    """Sums of two numbers up to 9, each worked out twenty times by someone who is right one time in seven and else off
+    by up to 3; `answer` is right. Who has learnt to write like that can learn from rewards what is right."""
+    generator = random.Random(0)
+    rows = [(one, other) for one in range(10) for other in range(10) for _ in range(20)]
+    generator.shuffle(rows)
+    for one, other in rows:
+        said = one + other + generator.choice([-3, -2, -1, 0, 1, 2, 3])
+        yield {"prompt": f"{one} + {other}", "completion": str(said), "answer": str(one + other)}
+
+
 # Name to the package that carries it (or the source archive of one, where no package installs it) and the function that
 # reads it.
 BUILTIN: dict[str, tuple[str, Callable[[Path], Rows]]] = {
@@ -209,4 +221,5 @@ BUILTIN: dict[str, tuple[str, Callable[[Path], Rows]]] = {
     "sentiment-pairs": ("vaderSentiment-3.3.2.tar.gz", _sentiment_pairs),
     "python-docs": ("pydoc_data", _python_docs),
     "http-questions": ("http", _http_questions),
+    "sums": ("http", _sums),
 }

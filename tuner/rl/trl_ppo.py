@@ -6,6 +6,7 @@ arguments and what that inherits of transformers' `Trainer`; `__init__` and `tra
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments as TRLConfig
 else:
     try:
-        from trl.experimental.ppo import PPOConfig as TRLConfig
-        from trl.experimental.ppo import PPOTrainer as TRLTrainer
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is experimental
+            from trl.experimental.ppo import PPOConfig as TRLConfig
+            from trl.experimental.ppo import PPOTrainer as TRLTrainer
     except ImportError:
         TRLConfig, TRLTrainer = TrainingArguments, transformers.Trainer
 
@@ -31,7 +34,7 @@ class PPOConfig(PPOFields, TRLConfig):
 
     learning_rate: float = field(default=3e-6, metadata={"help": "Peak learning rate of the policy."})
     bf16: bool | None = None
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | None = None  # TRL's default is true; the new name says it
     local_batch_size: int | None = None
     micro_batch_size: int | None = None
     batch_size: int | None = None

@@ -17,7 +17,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from tuner.config.ppo import PPOArguments
-from tuner.errors import ArgumentError, CheckpointError, Interrupted, survive
+from tuner.errors import ArgumentError, CheckpointError, survive
 from tuner.hardware import release_unused_memory
 from tuner.hub.push import HubRepository
 from tuner.rl.actor import ActorCritic
@@ -28,8 +28,7 @@ from tuner.rl.measures import log_line
 from tuner.rl.state import load_checkpoint, save_checkpoint, save_policy
 from tuner.rl.trl_ppo import PPOConfig, TRLTrainer
 from tuner.train.callbacks import Guarded, StepSeed, StopOnRequest
-from tuner.train.checkpoint import last_checkpoint
-from tuner.train.run import Run, locked, say
+from tuner.train.run import Run, locked, report_stop, say
 
 
 class UpdateLoop(TRLTrainer):
@@ -97,7 +96,7 @@ class UpdateLoop(TRLTrainer):
                 self.control = handler.on_train_end(args, state, self.control)
         finally:
             self.stop.restore_handlers()
-        self._report_stop()
+        report_stop(self.stop, self.folder, state.global_step, state.max_steps, "update")
 
     def _update(self) -> None:
         args, handler, state = self.args, self.callback_handler, self.state
@@ -125,17 +124,6 @@ class UpdateLoop(TRLTrainer):
     def one_update(self, update: int) -> dict[str, float]:
         """The phases of an update, and what is to be logged."""
         raise NotImplementedError
-
-    def _report_stop(self) -> None:
-        stop, step, most = self.stop, self.state.global_step, self.state.max_steps
-        if not stop.received and not (stop.out_of_time and step < most):
-            return
-        where = last_checkpoint(self.folder)
-        goes_on = f"Saved {where}. The same command with --resume_from_checkpoint true continues."
-        rest = f"at update {step:,} of {most:,}. {goes_on if where else 'Nothing was saved (--save_strategy no).'}"
-        if stop.received:
-            raise Interrupted(f"Stopped by a signal {rest}", stop.received)
-        say(f"Stopped by --max_minutes {stop.minutes:g} {rest}")
 
     # ---- of all processes ----
 

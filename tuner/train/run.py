@@ -25,10 +25,11 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from tuner.config.arguments import DataArguments, ModelArguments, RecipeArguments
 from tuner.data.labels import Labels
-from tuner.errors import ArgumentError, CheckpointError, nearest, one_line
+from tuner.errors import ArgumentError, CheckpointError, Interrupted, nearest, one_line
 from tuner.hardware import device_type, has_fast_bf16, use_all_cores
 from tuner.objectives.base import Objective
 from tuner.optim.check import check_training
+from tuner.train.callbacks import StopOnRequest
 from tuner.train.checkpoint import defect, discard_staging, last_checkpoint, list_checkpoints
 
 # Arguments that may differ when a run is continued: none of them changes a weight.
@@ -143,6 +144,18 @@ def say(message: str | None) -> None:
     """Print on the main process, if there is anything to say."""
     if message and PartialState().is_main_process:
         print(message, flush=True)
+
+
+def report_stop(stop: StopOnRequest, folder: Path, step: int, most: int, unit: str = "step") -> None:
+    """Say where a run stopped that was asked to, and how to go on; raise `Interrupted` where a signal asked."""
+    if not stop.received and not (stop.out_of_time and step < most):
+        return
+    where = last_checkpoint(folder)
+    goes_on = f"Saved {where}. The same command with --resume_from_checkpoint true continues."
+    rest = f"at {unit} {step:,} of {most:,}. {goes_on if where else 'Nothing was saved (--save_strategy no).'}"
+    if stop.received:
+        raise Interrupted(f"Stopped by a signal {rest}", stop.received)
+    say(f"Stopped by --max_minutes {stop.minutes:g} {rest}")
 
 
 def product_dtype(training: TrainingArguments, model: PreTrainedModel) -> torch.dtype:

@@ -23,7 +23,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from tuner.corpus.stream import TokenStream
 from tuner.data.draws import Draws
-from tuner.errors import ArgumentError, CheckpointError, Interrupted, NonFiniteError, survive
+from tuner.errors import ArgumentError, CheckpointError, NonFiniteError, survive
 from tuner.estimate.model import Operations
 from tuner.hardware import release_unused_memory
 from tuner.hub.push import HubRepository
@@ -34,9 +34,9 @@ from tuner.optim.layerwise import decay_by_layer
 from tuner.optim.split_adamw import own_optimizer
 from tuner.train.adapters import prepare_adapter
 from tuner.train.callbacks import Guarded, SpikeGuard, StepSeed, StopOnRequest, Throughput
-from tuner.train.checkpoint import last_checkpoint, last_saved
+from tuner.train.checkpoint import last_saved
 from tuner.train.order import EpochOrder
-from tuner.train.run import Run, locked, product_dtype, say
+from tuner.train.run import Run, locked, product_dtype, report_stop, say
 from tuner.train.saving import SavingTrainer
 
 # Steps in a row that fp16's loss scaling may leave out: from 2^16 it has halved to less than 2^-14 then.
@@ -154,7 +154,7 @@ class Trainer(SavingTrainer):
         finally:
             self.stop.restore_handlers()
         release_unused_memory()
-        self._report_stop()
+        report_stop(self.stop, self.folder, self.state.global_step, self.state.max_steps)
 
     def _planned_steps(self) -> int:
         loader = self.get_train_dataloader()
@@ -165,17 +165,6 @@ class Trainer(SavingTrainer):
             examples = f"{len(self.examples.train):,} examples in batches of {batch}"
             raise ArgumentError(f"There is no step to train: {examples}, --num_train_epochs {epochs:g}.")
         return steps
-
-    def _report_stop(self) -> None:
-        stop, step, most = self.stop, self.state.global_step, self.state.max_steps
-        if not stop.received and not (stop.out_of_time and step < most):
-            return
-        where = last_checkpoint(self.folder)
-        goes_on = f"Saved {where}. The same command with --resume_from_checkpoint true continues."
-        rest = f"at step {step:,} of {most:,}. {goes_on if where else 'Nothing was saved (--save_strategy no).'}"
-        if stop.received:
-            raise Interrupted(f"Stopped by a signal {rest}", stop.received)
-        say(f"Stopped by --max_minutes {stop.minutes:g} {rest}")
 
     def progress(self) -> dict[str, Any]:
         kept = super().progress()

@@ -67,7 +67,7 @@ dpo: install ## Teach it which of two answers is better (CPU, minutes)
 reward: install ## Teach MiniLM which of two sentences is more positive, as a reward (CPU, minutes)
 	@$(RUN) $(LAUNCH) recipes/reward.py --config recipes/configs/reward/tiny.yaml $(ARGS)
 
-ppo: install ## Have an adapter of SmolLM2 answer in a good mood, by that reward model (CPU, an hour)
+ppo: install ## Have an adapter of SmolLM2 answer in a good mood, by the model of `make reward`
 	@$(RUN) $(LAUNCH) recipes/ppo.py --config recipes/configs/ppo/smollm2.yaml $(ARGS)
 
 seq2seq: install ## Teach a new encoder-decoder capitals and punctuation (CPU, minutes)
@@ -175,7 +175,7 @@ bench-sft: install ## Time training beside its peers
 bench-lora: install ## Time training an adapter beside its peers
 	@$(RUN) python benchmarks/sft.py --only lora lora-packing $(ARGS)
 
-bench-ppo: install ## Time PPO beside TRL's, all weights and an adapter (an hour)
+bench-ppo: install ## Time PPO beside TRL's, all weights and an adapter
 	@$(RUN) python benchmarks/ppo.py $(ARGS)
 
 bench-classify: install ## Accuracy of every strategy, and time beside transformers' Trainer (hours)

@@ -7,7 +7,7 @@ them. TRL's has what an informed user mends (`benchmarks/peers/trl_ppo.py`).
 - `lora`: an adapter learns; ours has its value on the policy's trunk, TRL's needs a value model, all of which learns.
 - `upper`: as `lora`, ours with adapters in the upper half of the layers and the frozen half computed once an update.
 
-    make bench-ppo                            # about an hour on two cores
+    make bench-ppo
     make bench-ppo ARGS="--only lora upper --rounds 1"
 """
 

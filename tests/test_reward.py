@@ -24,7 +24,7 @@ from tests.recipes import (
     run_recipe,
 )
 from tests.text.samples import talk
-from tuner.loading.reward import load_reward_model
+from tuner.loading.reward import RewardModel
 
 pytestmark = pytest.mark.slow
 
@@ -92,7 +92,7 @@ def test_the_saved_folder_judges_in_plain_transformers(whole: Any) -> None:
         AutoModelForSequenceClassification.from_pretrained(whole[0]),
         AutoTokenizer.from_pretrained(whole[0]),
     )
-    judge = load_reward_model(str(whole[0]))
+    judge = RewardModel.load(str(whole[0]))
     answers = ["yes number 3", "no number 3"]
     plain = [
         model(tokenizer.apply_chat_template(talk("say 4", each), return_tensors="pt")["input_ids"]) for each in answers
@@ -145,7 +145,7 @@ def test_an_adapter_with_its_head_merged_and_continued(whole: Any, pairs: Path, 
     ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "killed"))
     assert equal(ours, theirs) and any("score" in name for name in ours)
     assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "killed")
-    adapter, merged = (load_reward_model(str(tmp_path / "whole" / part)) for part in ("", "merged"))
+    adapter, merged = (RewardModel.load(str(tmp_path / "whole" / part)) for part in ("", "merged"))
     asked = (["say 4", "say 5"], ["yes number 3", "no number 3 indeed"])
     torch.testing.assert_close(adapter.score(*asked), merged.score(*asked), rtol=1e-3, atol=1e-4)
     gap = adapter.score(*asked).diff().abs()
@@ -171,7 +171,7 @@ def test_an_ensemble_is_killed_and_goes_on_to_the_same_bits(pairs: Path, tmp_pat
     members = [metrics_of(tmp_path / "whole" / f"member-{n}")["comparison"]["accuracy"]["trained"] for n in (0, 1)]
     assert [who["member-0"], who["member-1"]] == pytest.approx(members) and set(who) >= {"mean", "ensemble"}
     kept = json.loads((tmp_path / "whole" / "ensemble.json").read_text())
-    judges = [load_reward_model(str(tmp_path / "whole" / name)) for name in ("", "member-0", "member-1")]
+    judges = [RewardModel.load(str(tmp_path / "whole" / name)) for name in ("", "member-0", "member-1")]
     scores = [judge.score(["say 4"], ["yes number 3"]).item() for judge in judges]
     moved = torch.tensor(scores[1:]) - torch.tensor(kept["centres"])
     assert scores[0] == pytest.approx((moved.mean() - moved.std(correction=0)).item(), abs=1e-5)

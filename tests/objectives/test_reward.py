@@ -44,7 +44,7 @@ from tuner.evaluation.baselines.tfidf import tfidf_pairs
 from tuner.evaluation.class_report import write_class_report
 from tuner.loading.checkpoints import resolve
 from tuner.loading.models import build_model
-from tuner.loading.reward import load_reward_model
+from tuner.loading.reward import RewardModel
 from tuner.model import TunerDecoderConfig, TunerDecoderForSequenceClassification
 from tuner.objectives.arguments import RewardArguments
 from tuner.objectives.records import Predictions
@@ -349,19 +349,19 @@ def test_a_judge_gives_the_scores_of_plain_transformers(judge):
         model = AutoModelForSequenceClassification.from_pretrained(judge / member)
         tokenizer = AutoTokenizer.from_pretrained(judge / member)
         ids = tokenizer.apply_chat_template(samples.talk(PROMPTS[0], COMPLETIONS[0]), return_tensors="pt")["input_ids"]
-        found = load_reward_model(str(judge / member)).score(PROMPTS[:1], COMPLETIONS[:1])
+        found = RewardModel.load(str(judge / member)).score(PROMPTS[:1], COMPLETIONS[:1])
         assert found.item() == pytest.approx(model(ids).logits.item(), abs=1e-5)
-        alone.append(load_reward_model(str(judge / member), batch_size=2).score(PROMPTS, COMPLETIONS))
-        one_by_one = load_reward_model(str(judge / member), batch_size=1).score(PROMPTS, COMPLETIONS)
+        alone.append(RewardModel.load(str(judge / member), batch_size=2).score(PROMPTS, COMPLETIONS))
+        one_by_one = RewardModel.load(str(judge / member), batch_size=1).score(PROMPTS, COMPLETIONS)
         torch.testing.assert_close(alone[-1], one_by_one, rtol=1e-4, atol=1e-5)
     moved = torch.stack(alone) - torch.tensor([0.5, -0.25])[:, None]
     wanted = moved.mean(dim=0) - 2 * moved.std(dim=0, correction=0)
-    torch.testing.assert_close(load_reward_model(str(judge)).score(PROMPTS, COMPLETIONS), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(RewardModel.load(str(judge)).score(PROMPTS, COMPLETIONS), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_generated_tokens_have_the_score_of_their_text(judge):
     """They stop at the end token, and are padded on either side."""
-    found = load_reward_model(str(judge))
+    found = RewardModel.load(str(judge))
     turns = [samples.talk(PROMPTS[number], COMPLETIONS[number]) for number in (0, 2)]
     rows = [row["input_ids"] for row in encode_conversations(found.writer, turns)]
     assert found.tail and all(row[-len(found.tail) - 1 :] == [found.end, *found.tail] for row in rows)
@@ -381,10 +381,10 @@ def test_generated_tokens_have_the_score_of_their_text(judge):
 def test_what_is_no_reward_model_is_refused(tmp_path):
     base = base_of("as ours", tmp_path / "base")
     with pytest.raises(ModelError, match=r"lacks weights of a LlamaForSequenceClassification: score.weight"):
-        load_reward_model(base)
+        RewardModel.load(base)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
     with pytest.raises(ModelError, match="has 3 outputs, and a reward model one"):
-        load_reward_model(saved(tmp_path / "three", model, samples.small()))
+        RewardModel.load(saved(tmp_path / "three", model, samples.small()))
 
 
 # ---- rows, baselines, report ----

@@ -355,6 +355,23 @@ def test_prompts_that_are_too_long_are_left_out_and_said(tmp_path, capsys):
     assert "are left out (--max_prompt_length)" in capsys.readouterr().out
 
 
+def test_a_column_does_not_take_a_completion_s_place(tmp_path):
+    def reward(completions, completion_ids):
+        return (float(text != "wrong") for text in completions)  # a generator
+
+    rows = Dataset.from_list([{"query": "the cat", "completions": "wrong", "completion_ids": 7}] * 4)
+    made = trainer(tmp_path, reward=reward, rows=rows)
+    rollout, drawn, _ = made.rollout(0)
+    assert made.rewards(rollout, drawn)[0].tolist() == [1.0] * 8
+
+
+def test_an_update_s_samples_are_kept_once(tmp_path):
+    made = trainer(tmp_path, eval_dataset=queries())
+    made.evaluate()
+    made.evaluate()
+    assert len((tmp_path / "completions.jsonl").read_text().splitlines()) == 4
+
+
 def test_several_rewards(tmp_path):
     model = scorer()
     made = trainer(tmp_path, reward=[model, share_of_a], reward_weights=[0.5, 2.0])

@@ -114,11 +114,6 @@ class RewardModel:
         return found.mean(dim=0) - self.spread * found.std(dim=0, correction=0)
 
 
-def load_reward_model(name_or_path: str, **options: Any) -> RewardModel:
-    """`RewardModel.load`."""
-    return RewardModel.load(name_or_path, **options)
-
-
 def _answer(completion: str) -> Message:
     return {"role": "assistant", "content": completion}
 

@@ -65,10 +65,18 @@ def evaluate_policy(trainer: Any) -> dict[str, float]:
             })  # fmt: skip
     found = sorted(gather_object(found), key=lambda sample: sample["row"])
     if args.should_save:
-        with (Path(str(args.output_dir)) / FILE).open("a", encoding="utf-8") as file:
-            for one in found:
-                file.write(json.dumps({"step": trainer.state.global_step, **one}) + "\n")
+        _keep(Path(str(args.output_dir)) / FILE, trainer.state.global_step, found)
     return _metrics(trainer, found)
+
+
+def _keep(file: Path, step: int, found: list[dict[str, Any]]) -> None:
+    """Add an update's samples to a file, in place of those of the same update: a killed run comes there again."""
+    before = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    lines = [line for line in before if json.loads(line)["step"] != step]
+    lines += [json.dumps({"step": step, **one}) for one in found]
+    whole = file.with_suffix(".new")
+    whole.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    whole.replace(file)
 
 
 def _reference(trainer: Any, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:

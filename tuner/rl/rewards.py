@@ -110,7 +110,8 @@ class Rewards:
 def _called(
     name: str, function: Function, prompts: list[Any], said: list[Any], completions: Sequence[list[int]], columns: Any
 ) -> torch.Tensor:
-    given = {"prompts": prompts, "completions": said, "completion_ids": list(completions), **columns}
+    # A column that has one of these names does not take their place.
+    given = {**columns, "prompts": prompts, "completions": said, "completion_ids": list(completions)}
     parameters = inspect.signature(function).parameters.values()
     if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
         given = {key: value for key, value in given.items() if key in [p.name for p in parameters]}
@@ -125,6 +126,7 @@ def _called(
             f"The reward function {name} raised {type(error).__name__}: {one_line(error)}{where}"
         ) from error
     try:
+        values = list(values)  # a generator gives them once
         found = [math.nan if value is None else float(value) for value in values]
     except (TypeError, ValueError) as error:
         raise DataError(f"The reward function {name} must return a list of numbers or None, not {values!r}.") from error

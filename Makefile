@@ -31,7 +31,7 @@ EVAL = recipes/evaluate.py --model_name_or_path $(MODEL) $(if $(DATA),--dataset_
 # Subprocesses that a command starts find the environment's python too.
 RUN := PATH="$(BIN):$$PATH"
 
-.PHONY: help install sft lora classify dpo reward ppo seq2seq pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest test-trl-newest lint format eval eval-all eval-perplexity eval-generation eval-classification eval-qa eval-preference eval-safety eval-harness eval-pretrain bench-sft bench-lora bench-classify bench-ppo bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
+.PHONY: help install sft lora classify dpo reward ppo ladder seq2seq pretrain dry-run chat test test-slow test-long test-suites test-vllm test-newest test-trl-newest lint format eval eval-all eval-perplexity eval-generation eval-classification eval-qa eval-preference eval-safety eval-harness eval-pretrain bench-sft bench-lora bench-classify bench-ppo bench-ppo-learning bench-model bench-attention bench-pretrain bench-rates bench-data bench-startup gpu-check gpu-wheels clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,15 @@ reward: install ## Teach MiniLM which of two sentences is more positive, as a re
 
 ppo: install ## Have an adapter of SmolLM2 answer in a good mood, by the model of `make reward`
 	@$(RUN) $(LAUNCH) recipes/ppo.py --config recipes/configs/ppo/smollm2.yaml $(ARGS)
+
+ladder: install ## From nothing to RLHF: pretrain, fine-tune, reward, PPO, and what each step changed (CPU, minutes)
+	@$(RUN) $(LAUNCH) recipes/pretrain.py --config recipes/configs/ladder/pretrain.yaml
+	@$(RUN) $(LAUNCH) recipes/sft.py --config recipes/configs/ladder/sft.yaml
+	@$(RUN) $(LAUNCH) recipes/reward.py --config recipes/configs/ladder/reward.yaml
+	@$(RUN) $(LAUNCH) recipes/ppo.py --config recipes/configs/ladder/ppo.yaml
+	@$(RUN) tuner compare runs/ladder/pretrain runs/ladder/sft runs/ladder/ppo --untrained --reference runs/ladder/sft \
+		--reward_model_path runs/ladder/reward --dataset_name builtin:chitchat --test_split_size 100 \
+		--max_prompt_length 64 --response_length 32 --output runs/ladder/table.json $(ARGS)
 
 seq2seq: install ## Teach a new encoder-decoder capitals and punctuation (CPU, minutes)
 	@$(RUN) $(LAUNCH) recipes/seq2seq.py --config recipes/configs/seq2seq/tiny.yaml $(ARGS)
@@ -177,6 +186,9 @@ bench-lora: install ## Time training an adapter beside its peers
 
 bench-ppo: install ## Time PPO beside TRL's, all weights and an adapter
 	@$(RUN) python benchmarks/ppo.py $(ARGS)
+
+bench-ppo-learning: install ## What PPO makes of a small model, beside TRL's, after make ladder
+	@$(RUN) python benchmarks/ppo_learning.py $(ARGS)
 
 bench-classify: install ## Accuracy of every strategy, and time beside transformers' Trainer (hours)
 	@$(RUN) python benchmarks/classify.py $(ARGS)

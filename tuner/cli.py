@@ -11,7 +11,7 @@ from tuner import __version__
 from tuner.errors import run
 
 # Each a file in tuner/commands with `add_parser(subparsers)` and `main(args)`, light to import.
-COMMANDS = ("chat", "generate", "features", "feedback", "convert", "plan", "doctor")
+COMMANDS = ("chat", "generate", "features", "compare", "feedback", "convert", "plan", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,10 +1,10 @@
 """TRL 1.12's `PPOTrainer` on prompts and models that the benchmark prepared. Runs in an environment of its own.
 
-`trl_ppo.py MODEL REWARD PROMPTS.jsonl SETTINGS_JSON`: SETTINGS are fields of `PPOConfig`, and `lora`, fields of PEFT's
-`LoraConfig`. With what an informed user mends: a padding token that is not the end token, `stop_token="eos"`, no
-generation settings of the model's own, no activation checkpointing, and one optimizer step for all that is accumulated
-(it takes one for each micro-batch once a pass over the prompts ends). Prints the seconds of each update by phase, and
-what it logged.
+`trl_ppo.py MODEL REWARD PROMPTS.jsonl SETTINGS_JSON`: SETTINGS are fields of `PPOConfig`; `lora`, fields of PEFT's
+`LoraConfig`; and `save`, a folder for the policy. With what an informed user mends: a padding token that is not the end
+token, `stop_token="eos"`, no generation settings of the model's own, no activation checkpointing, and one optimizer
+step for all that is accumulated (it takes one for each micro-batch once a pass over the prompts ends). Prints the
+seconds of each update by phase, and what it logged.
 """
 
 import json
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 model_path, reward_path, prompts_path, settings = *sys.argv[1:4], json.loads(sys.argv[4])
-lora = settings.pop("lora", None)
+lora, save = settings.pop("lora", None), settings.pop("save", None)
 peft_config = None
 if lora is not None:
     from peft import LoraConfig
@@ -71,5 +71,8 @@ start = time.perf_counter()
 trainer.train()
 whole = time.perf_counter() - start
 seconds["update"] = whole - sum(seconds.values())
+if save:
+    policy.save_pretrained(save)
+    tokenizer.save_pretrained(save)
 log = [entry for entry in trainer.state.log_history if "objective/scores" in entry]
 print(json.dumps({"seconds": seconds, "whole": whole, "episodes": trainer.state.episode, "log": log}), flush=True)

@@ -121,7 +121,7 @@ def test_rewards_advantages_losses_and_gradients(tmp_path: Any, monkeypatch: Any
     zeros = torch.zeros(ROWS, LENGTH)
     rollout = Rollout(
         captured.queries.tolist(), captured.responses, lengths, torch.zeros(ROWS, dtype=torch.bool),
-        zeros.clone(), zeros.clone(), zeros.clone(),
+        zeros.clone(), zeros.clone(), zeros.clone(), zeros.clone(),
     )  # fmt: skip
     with torch.no_grad():
         said = trainer.actor(rollout, range(ROWS)).logprobs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from tuner.config.adapters import AdapterArguments
@@ -23,6 +23,16 @@ class PPOFields:
     local_rollout_forward_batch_size: int = flag(64, "Completions that a device samples or scores at once.", least=1)
     response_length: int = flag(53, "Most tokens of a completion.", least=1)
     max_prompt_length: int | None = flag(None, "Longer prompts are left out, and said. Without it, refused.", least=1)
+    rollout: Literal["policy", "copy", "continuous", "vllm"] = flag(
+        "policy",
+        "What samples: the policy, its copy in bfloat16, transformers' continuous batching, or vLLM.",
+    )
+    importance_sampling_cap: float = flag(
+        3.0, "Most weight of a token that the policy finds likelier than what sampled it did.", least=1
+    )
+    vllm_mode: Literal["colocate", "server"] = flag("colocate", "vLLM in this process, or a server of its own.")
+    vllm_server_base_url: str = flag("http://localhost:8000", "Where that server is.")
+    vllm_gpu_memory_utilization: float = flag(0.3, "Share of the accelerator's memory for vLLM here.", least=0, most=1)
     stop_token: Literal["eos"] | None = flag("eos", "Token that ends a completion: the tokenizer's end token.")
     stop_token_id: int | None = flag(None, "Another token that ends a completion, by its number.", least=0)
     temperature: float = flag(0.7, "What logits are divided by, in sampling and in training.", least=1e-3)
@@ -79,6 +89,11 @@ class PPOFields:
             raise ArgumentError(f"--value_warmup_steps: --advantage {self.advantage} has no value function.")
         if grouped and self.whiten_rewards:
             raise ArgumentError(f"--whiten_rewards: --advantage {self.advantage} has no rewards of tokens.")
+        others = {"vllm_": "vllm", "importance_": "copy, continuous or vllm"}
+        for field in fields(PPOFields):
+            wanted = next((what for start, what in others.items() if field.name.startswith(start)), self.rollout)
+            if self.rollout not in wanted and getattr(self, field.name) != field.default:
+                raise ArgumentError(f"--{field.name} is for --rollout {wanted}.")
         if self.stop_token_id is not None:
             self.stop_token = None
         if self.kl_target is not None and (self.kl_in_loss or not self.kl_coef):
@@ -99,6 +114,7 @@ class PPOArguments(PPOFields, AdapterArguments):
     per_device_train_batch_size: int = flag(16, "Completions whose gradients a device computes at once.", least=1)
     gradient_accumulation_steps: int = flag(4, "Batches of completions that an update learns from.", least=1)
     lr_scheduler_type: str = flag("linear", "Schedule of the learning rate: linear, cosine, constant_with_warmup, ...")
+    warmup_steps: float = flag(0, "Updates of linear warm-up, the first at 0; below 1, a share of all.", least=0)
     logging_steps: float = flag(1, "Updates between two lines of the log.", least=0)
     eval_strategy: Literal["no", "steps"] = flag("steps", "When to sample the validation prompts.")
     save_strategy: Literal["no", "steps"] = flag("steps", "When to save a checkpoint.")

@@ -33,7 +33,7 @@ ENTROPY_TOKENS = 256
 class TokenScores:
     """Of the tokens of some completions, one after the other: `(tokens,)` float32 each; None for what was not asked."""
 
-    logprobs: torch.Tensor
+    logprobs: torch.Tensor | None = None
     entropies: torch.Tensor | None = None
     values: torch.Tensor | None = None
 
@@ -108,29 +108,31 @@ class ActorCritic(nn.Module):
         rows: Sequence[int],
         states: Sequence[torch.Tensor] | None = None,
         entropy: bool = False,
-        only_value: bool = False,
+        policy: bool = True,
+        value: bool = True,
     ) -> TokenScores:
         """Scores of the completions in `rows`, in this order.
 
         Args:
             states: of each sequence the output of the lower half of the layers, `(time, hidden_size)`.
             entropy: with entropies, and gradients of them.
-            only_value: without gradients for the policy, whose log-probabilities are then left out.
+            policy: with log-probabilities; else the policy has no gradients either.
+            value: with values, where there is a value function.
         """
         inputs, labels = self.batch(rollout, rows)
         values, given = None, None if states is None else pad_states(states, labels)
-        if self.value is not None and not self.shares:
+        if value and self.value is not None and not self.shares:
             body = getattr(self.value, self.value.base_model_prefix)
             hidden, _ = supervised_positions(body(**inputs, use_cache=False)[0], labels)
             values = score_head(self.value)(hidden).squeeze(-1).float()
-            if only_value:
-                return TokenScores(values.new_zeros(0), None, values)
-        with self._above(given), torch.no_grad() if only_value else nullcontext():
+        if not policy and not self.shares:
+            return TokenScores(values=values)
+        with self._above(given), nullcontext() if policy else torch.no_grad():
             hidden, targets, logits = token_states(self.bare, inputs, labels, self.layout.chunked_loss)
-        if self.shares:
+        if value and self.shares:
             values = self.value(hidden)
-        if only_value:
-            return TokenScores(hidden.new_zeros(0), None, values)
+        if not policy:
+            return TokenScores(values=values)
         logprobs, entropies = self._token_logprobs(hidden, targets, logits, entropy)
         return TokenScores(logprobs, entropies, values)
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tuner.rl.actor import ActorCritic
 from tuner.rl.losses import divergence
 from tuner.rl.rollout import Rollout, sample, uniforms
 from tuner.rl.update import micro_batches
@@ -50,7 +51,10 @@ def evaluate_policy(trainer: Any) -> dict[str, float]:
                 uniforms(args.seed, [EVALUATION + row for row in share], args.response_length), ends=trainer.ends,
                 temperature=args.temperature, batch_size=args.local_rollout_forward_batch_size,
             )  # fmt: skip
-            sampled, plain = _reference(trainer, rollout)
+            size = args.local_rollout_forward_batch_size
+            sampled, plain = (
+                logprobs_of(actor, rollout, size, trainer.ref_model, heat) for heat in (actor.temperature, 1.0)
+            )
             scores, by_name = trainer.rewards_of(rows, rollout.prompts, rollout.completions())
             if trainer.judge is not None:
                 by_name["judge"] = trainer.judge(rows, rollout.prompts, rollout.completions())[0]
@@ -79,19 +83,17 @@ def _keep(file: Path, step: int, found: list[dict[str, Any]]) -> None:
     whole.replace(file)
 
 
-def _reference(trainer: Any, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities under the reference, at the temperature of sampling and at 1, `(n, t)`."""
-    actor, size = trainer.actor, trainer.args.local_rollout_forward_batch_size
-    whole = rollout.whole_lengths()
-    both = []
-    for heat in (actor.temperature, 1.0):
-        known = torch.zeros_like(rollout.logprobs)
-        for batch in micro_batches(range(len(whole)), whole, size * max(whole), actor.layout.padding_free):
-            chosen = torch.as_tensor(batch, device=known.device)
-            values, _ = actor.reference(rollout, batch, trainer.ref_model, heat)
-            known[chosen] = rollout.unflat(values, batch)
-        both.append(known)
-    return both[0], both[1]
+@torch.no_grad()
+def logprobs_of(
+    actor: ActorCritic, rollout: Rollout, size: int, model: Any = None, temperature: float | None = None
+) -> torch.Tensor:
+    """What a model says of completions' tokens, `(n, t)`: None is the policy without its adapter. A forward pass has
+    the tokens of `size` mean sequences."""
+    known, whole = torch.zeros_like(rollout.logprobs), rollout.whole_lengths()
+    for batch in micro_batches(range(len(whole)), whole, size, actor.layout.padding_free):
+        values, _ = actor.reference(rollout, batch, model, temperature)
+        known[torch.as_tensor(batch, device=known.device)] = rollout.unflat(values, batch)
+    return known
 
 
 def _metrics(trainer: Any, found: list[dict[str, Any]]) -> dict[str, float]:

@@ -61,6 +61,8 @@ def measures(
             "val/ratio": learnt["ratio"],
             "val/ratio_var": learnt["ratio_squared"] - learnt["ratio"] ** 2,
         }
+    if loop.engine is not None:
+        found["rollout/drift"] = float(loop.add_up(rollout.drift.double().abs().sum())) / tokens
     for name, values in by_name.items():
         said = loop.add_up(torch.stack([values.nan_to_num().sum(), (~values.isnan()).sum()]).double().to(mask.device))
         found[f"rewards/{name}"] = float(said[0] / said[1].clamp(min=1))

@@ -30,6 +30,7 @@ from tuner.loading.generation import room
 from tuner.rl import setup
 from tuner.rl.actor import ActorCritic, layout_of
 from tuner.rl.advantages import gae, group_normalised, leave_one_out, token_rewards, whiten
+from tuner.rl.engines import as_rollout, make_engine
 from tuner.rl.evaluation import show_samples
 from tuner.rl.loop import UpdateLoop
 from tuner.rl.losses import KLController, RunningScale, divergence
@@ -127,6 +128,7 @@ class PPOTrainer(UpdateLoop):
         if adapted:
             setup.keep_lower_half(self.actor, self.accelerator.autocast())
         self.ends = setup.end_tokens(args, bare, processing_class)
+        self.engine = make_engine(args, model, self.accelerator, processing_class, self.ends)
         self.order = EpisodeOrder(len(self.train_dataset), args.seed, args.num_generations or 1)
         self.kl, self.scale = KLController(args.kl_coef, args.kl_target, args.kl_horizon), RunningScale()
         self.optimizer = optimizers[0] or setup.make_optimizer(args, self.actor)
@@ -154,10 +156,16 @@ class PPOTrainer(UpdateLoop):
         numbers = [args.process_index * size + place for place in range(size)]
         episodes = [update * size * args.world_size + number for number in numbers]
         rows = [self.train_dataset[row] for row in self.order(episodes)]
+        prompts = [row["input_ids"] for row in rows]
+        if self.engine is not None:
+            written = self.engine(prompts, args, self.ends, episodes)
+            with self.accelerator.autocast():
+                size = args.local_rollout_forward_batch_size
+                return as_rollout(self.actor, prompts, written, self.ends, size), rows, numbers
         with self.accelerator.autocast():
             found = sample(
                 self.actor.policy,
-                [row["input_ids"] for row in rows],
+                prompts,
                 uniforms(args.seed, episodes, args.response_length),
                 ends=self.ends,
                 temperature=args.temperature,
@@ -186,14 +194,14 @@ class PPOTrainer(UpdateLoop):
         reference, states = torch.zeros_like(rollout.logprobs), [torch.empty(0)] * len(numbers)
         whole = rollout.whole_lengths()
         with torch.no_grad(), self.accelerator.autocast():
-            for batch in micro_batches(range(len(numbers)), whole, size * max(whole), actor.layout.padding_free):
+            for batch in micro_batches(range(len(numbers)), whole, size, actor.layout.padding_free):
                 chosen = torch.as_tensor(batch, device=reference.device)
                 said, kept = actor.reference(rollout, batch, self.ref_model)
                 reference[chosen] = rollout.unflat(said, batch)
                 for row, state in zip(batch, kept or [], strict=False):
                     states[row] = state
                 if actor.value is not None and not actor.shares:
-                    values = actor(rollout, batch, only_value=True).values
+                    values = actor(rollout, batch, policy=False).values
                     rollout.values[chosen] = rollout.unflat(values, batch)
         nothing = torch.zeros_like(reference)
         return Experience(rollout, numbers, reference, nothing, nothing, states if actor.lower else None)

@@ -31,6 +31,8 @@ class Rollout:
         logprobs: of the tokens, at the temperature that they were sampled with, `(n, t)` float32.
         entropies: of the distributions that they were sampled from, `(n, t)`.
         values: of the state before each token, `(n, t)`; zeros without a value head.
+        drift: the policy's log-probability of each token less that of the program that sampled it, `(n, t)`: 0 where
+            the policy samples.
     """
 
     prompts: list[list[int]]
@@ -40,6 +42,7 @@ class Rollout:
     logprobs: torch.Tensor
     entropies: torch.Tensor
     values: torch.Tensor
+    drift: torch.Tensor
 
     @property
     def mask(self) -> torch.Tensor:
@@ -178,6 +181,7 @@ def _sample(
             ids = ids[:, None]
     finally:
         hook.remove()
-    found = Rollout([list(p) for p in prompts], tokens, lengths, ended, logprobs, entropies, values)
+    nothing = torch.zeros_like(values)
+    found = Rollout([list(p) for p in prompts], tokens, lengths, ended, logprobs, entropies, values, nothing)
     # What a batch computed on behind an end is not there.
     return replace(found, tokens=tokens * found.mask)

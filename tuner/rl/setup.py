@@ -72,13 +72,16 @@ def end_tokens(args: PPOConfig, model: Any, tokenizer: PreTrainedTokenizerBase) 
     """The tokens that end a completion; a ModelError where there is none and one is asked for."""
     if args.stop_token_id is not None:
         return [args.stop_token_id]
-    if args.stop_token is None:
-        return []
+    return [] if args.stop_token is None else known_ends(model, tokenizer)
+
+
+def known_ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The end tokens that a model and its tokenizer name; a ModelError where there is none."""
     known = model.generation_config.eos_token_id if getattr(model, "generation_config", None) else None
     ends = [*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id]
     found = sorted({end for end in ends if end is not None})
     if not found:
-        raise ModelError("--stop_token eos: neither model nor tokenizer has an end token.")
+        raise ModelError("Neither model nor tokenizer has an end token (--stop_token eos).")
     return found
 
 

@@ -46,8 +46,10 @@ def minibatches(size: int, count: int, seed: int, update: int, epoch: int) -> li
     return np.array_split(order, count)
 
 
-def micro_batches(rows: Sequence[int], lengths: Sequence[int], budget: int, joined: bool) -> Iterator[list[int]]:
-    """Rows of like length together, as many as have at most `budget` tokens: with their padding, unless `joined`."""
+def micro_batches(rows: Sequence[int], lengths: Sequence[int], size: int, joined: bool) -> Iterator[list[int]]:
+    """Rows of like length together, as many as have at most the tokens of `size` mean rows: with their padding, unless
+    `joined`. One long row alone does not make every batch large."""
+    budget = max(size * sum(lengths) // len(lengths), max(lengths))
     batch: list[int] = []
     tokens = 0
     for row in sorted(rows, key=lambda row: (-lengths[row], row)):
@@ -70,10 +72,15 @@ def losses(
     With `--advantage rloo` the ratio is the completion's, and its loss a mean over completions (TRL's); else both are
     of tokens.
     """
-    old = experience.rollout.flat(experience.rollout.logprobs, rows)
+    of_value, found = torch.zeros((), device=experience.reference.device), dict[str, torch.Tensor]()
+    if scores.values is not None:
+        of_value, found = value_part(scores.values, experience, rows, args, tokens)
+    if scores.logprobs is None:
+        return of_value, found
+    old, drift = (experience.rollout.flat(x, rows) for x in (experience.rollout.logprobs, experience.rollout.drift))
     difference = scores.logprobs - old
     with torch.no_grad():
-        found = {"ratio": difference.exp().sum(), "ratio_squared": (2 * difference).exp().sum()}
+        found |= {"ratio": difference.exp().sum(), "ratio_squared": (2 * difference).exp().sum()}
         found["kl_squared"] = (difference**2).sum() / 2
         found["entropy"] = experience.rollout.flat(experience.rollout.entropies, rows).sum()
     clip = (args.cliprange, args.cliprange_high, args.dual_clip)
@@ -83,12 +90,15 @@ def losses(
         whole = torch.zeros(len(rows), device=old.device).index_add(0, owners, difference)
         advantages = experience.advantages[torch.as_tensor(rows, device=old.device), 0]
         each, _, clipped = policy_loss(whole, torch.zeros_like(whole), advantages, *clip)
+        apart = torch.zeros_like(advantages).index_add(0, owners, drift)
+        each = each * apart.exp().clamp(max=args.importance_sampling_cap)
         loss = each.sum() / sequences
         # For the log a completion counts as its tokens do.
         found |= {"policy": each.detach().sum() * tokens / sequences, "clipped": (clipped * lengths).sum()}
     else:
         advantages = experience.rollout.flat(experience.advantages, rows)
         each, _, clipped = policy_loss(scores.logprobs, old, advantages, *clip)
+        each = each * drift.exp().clamp(max=args.importance_sampling_cap)
         loss = each.sum() / tokens
         found |= {"policy": each.detach().sum(), "clipped": clipped.sum()}
     if args.kl_in_loss:
@@ -99,10 +109,7 @@ def losses(
         loss = loss + args.kl_coef * weighted.sum() / tokens
     if scores.entropies is not None:
         loss = loss - args.entropy_coef * scores.entropies.sum() / tokens
-    if scores.values is not None:
-        part, sums = value_part(scores.values, experience, rows, args, tokens)
-        loss, found = loss + part, found | sums
-    return loss, found
+    return loss + of_value, found
 
 
 def value_part(
@@ -133,29 +140,30 @@ def learn(
         warming: the value alone learns.
     """
     rollout, own = experience.rollout, {number: row for row, number in enumerate(experience.numbers)}
-    whole = rollout.whole_lengths()
-    budget = args.per_device_train_batch_size * max(whole)
+    whole, size = rollout.whole_lengths(), args.per_device_train_batch_size
     sums, seen = torch.zeros(len(SUMS), dtype=torch.float64, device=rollout.tokens.device), 0
     fresh = True  # the policy is still the one that sampled
+    # What of (policy, value) a pass computes: activations of two models are not in memory at once.
+    passes = [(False, True)] if warming else [(True, True)]
+    if not warming and actor.value is not None and not actor.shares:
+        passes = [(True, False), (False, True)]
     for epoch in range(args.num_ppo_epochs):
         for part in minibatches(len(all_lengths), args.num_mini_batches, args.seed, update, epoch):
             tokens = sum(all_lengths[number] for number in part)
             rows = [own[number] for number in part.tolist() if number in own]
-            for batch in micro_batches(rows, whole, budget, actor.layout.padding_free):
+            for batch in micro_batches(rows, whole, size, actor.layout.padding_free):
                 states = None if experience.states is None else [experience.states[row] for row in batch]
-                entropy = args.entropy_coef > 0 and not warming
-                scores = actor(rollout, batch, states, entropy=entropy, only_value=warming)
-                if warming:
-                    loss, found = value_part(scores.values, experience, batch, args, tokens)
-                else:
-                    if fresh:
+                for policy, value in passes:
+                    entropy = args.entropy_coef > 0 and policy
+                    scores = actor(rollout, batch, states, entropy=entropy, policy=policy, value=value)
+                    if policy and fresh:
                         # What it says now is what it said then, but for rounding: the first ratio is exactly 1.
                         chosen = torch.as_tensor(batch, device=rollout.tokens.device)
                         rollout.logprobs[chosen] = rollout.unflat(scores.logprobs.detach(), batch)
                     loss, found = losses(scores, experience, batch, args, tokens, len(part))
-                if loss.requires_grad:  # while a shared value warms up, an empty pass has none
-                    loss.backward()
-                sums += torch.stack([torch.as_tensor(found.get(name, 0.0)).to(sums) for name in SUMS])
+                    if loss.requires_grad:  # while a shared value warms up, an empty pass has none
+                        loss.backward()
+                    sums += torch.stack([torch.as_tensor(found.get(name, 0.0)).to(sums) for name in SUMS])
             step()
             fresh, seen = False, seen + tokens
     means = (add_up(sums) / seen).tolist()

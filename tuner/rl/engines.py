@@ -1,0 +1,158 @@
+"""Completions that something else than our own sampler writes: `--rollout copy`, `continuous` or `vllm`.
+
+What wrote them has other kernels or another precision than what learns, so that its probabilities are not quite the
+policy's. The policy's own are computed in a forward pass; by how much they differ, a completion's loss is weighted
+(truncated importance sampling: Ionides 2008, https://doi.org/10.1198/106186008X320456).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from tuner.errors import ModelError, first_line
+from tuner.rl.actor import ActorCritic
+from tuner.rl.rollout import Rollout, sample, uniforms
+from tuner.rl.update import micro_batches
+
+
+@dataclass
+class Written:
+    """Completions with their end tokens, and the log-probabilities that they were sampled with, where known."""
+
+    completions: list[list[int]]
+    logprobs: list[list[float]] | None
+
+
+class Copy:
+    """Our own sampler on a copy of the policy in bfloat16 with its adapter folded in, made anew at every update: each
+    step of decoding reads half the bytes, and nothing of the adapter."""
+
+    def __init__(self, policy: Any, dtype: torch.dtype = torch.bfloat16):
+        self.policy, self.dtype = policy, dtype
+
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], args: Any, ends: Sequence[int], episodes: list[int]
+    ) -> Written:
+        """Sample, with the random numbers of the episodes."""
+        model = copy.deepcopy(self.policy)
+        model = (model.merge_and_unload() if hasattr(model, "merge_and_unload") else model).to(self.dtype)
+        with torch.autocast(model.device.type, enabled=False):
+            found = sample(
+                model, prompts, uniforms(args.seed, episodes, args.response_length), ends=ends,
+                temperature=args.temperature, batch_size=args.local_rollout_forward_batch_size,
+            )  # fmt: skip
+        lengths = found.lengths.tolist()
+        logprobs = [row[:length] for row, length in zip(found.logprobs.tolist(), lengths, strict=True)]
+        return Written(found.completions(), logprobs)
+
+
+class ContinuousBatching:
+    """transformers' own: a paged cache, and a new prompt as soon as a completion ends. It has random numbers of its
+    own, led by the seed and the update."""
+
+    def __init__(self, policy: Any):
+        self.model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], args: Any, ends: Sequence[int], episodes: list[int]
+    ) -> Written:
+        """Sample. Raises a ModelError for a model that it cannot run."""
+        from transformers.generation import ContinuousBatchingConfig
+
+        model, attention = self.model, self.model.config._attn_implementation
+        was_training = model.training
+        model.eval()
+        how = GenerationConfig(
+            do_sample=True, temperature=args.temperature, top_k=0, top_p=1.0, max_new_tokens=args.response_length,
+            eos_token_id=list(ends) or None, pad_token_id=model.config.get_text_config().pad_token_id,
+        )  # fmt: skip
+        config = ContinuousBatchingConfig(return_logprobs=True, seed=(args.seed + episodes[0]) % 2**32)
+        try:
+            model.set_attn_implementation("sdpa")
+            found = model.generate_batch([list(p) for p in prompts], how, config)
+        except Exception as error:  # whatever a model's own code raises there
+            raise ModelError(f"--rollout continuous: {type(error).__name__}: {first_line(error)}") from error
+        finally:
+            model.set_attn_implementation(attention)
+            model.train(was_training)
+        outputs = list(found.values())
+        if len(outputs) != len(prompts) or any(output.error for output in outputs):
+            said = next((output.error for output in outputs if output.error), "some completions are missing")
+            raise ModelError(f"--rollout continuous: {type(model).__name__} cannot be run by it: {said}")
+        return Written([o.generated_tokens for o in outputs], [o.logprobs for o in outputs])
+
+
+class VLLM:
+    """vLLM, in this process or as a server, by the class that TRL's GRPO and RLOO have for it: the weights are sent
+    before each update's completions."""
+
+    def __init__(
+        self, policy: Any, args: Any, accelerator: Any, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
+    ):
+        try:
+            from trl.generation.vllm_generation import VLLMGeneration
+
+            self.engine = VLLMGeneration(
+                policy, accelerator, tokenizer, mode=args.vllm_mode, server_base_url=args.vllm_server_base_url,
+                gpu_memory_utilization=args.vllm_gpu_memory_utilization, temperature=args.temperature,
+                max_completion_length=args.response_length, logprobs=0,
+                generation_kwargs={"stop_token_ids": list(ends), "ignore_eos": True},
+            )  # fmt: skip
+        except (ImportError, ConnectionError) as error:
+            raise ModelError(f"--rollout vllm: {first_line(error)}") from error
+
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], args: Any, ends: Sequence[int], episodes: list[int]
+    ) -> Written:
+        """Send the weights, and sample."""
+        self.engine.sync_weights()
+        group = args.num_generations or 1
+        _, completions, logprobs, _ = self.engine.generate([list(p) for p in prompts], None, group)
+        if logprobs is None:
+            return Written(completions, None)
+        return Written(completions, [[token[0] for token in said] for said in logprobs])
+
+
+def make_engine(args: Any, policy: Any, accelerator: Any, tokenizer: Any, ends: Sequence[int]) -> Any:
+    """What `--rollout` names; None where the policy itself samples."""
+    if args.rollout == "copy":
+        return Copy(policy)
+    if args.rollout == "continuous":
+        return ContinuousBatching(policy)
+    return VLLM(policy, args, accelerator, tokenizer, ends) if args.rollout == "vllm" else None
+
+
+@torch.no_grad()
+def as_rollout(
+    actor: ActorCritic, prompts: Sequence[Sequence[int]], written: Written, ends: Sequence[int], size: int
+) -> Rollout:
+    """Completions with what the policy says of their tokens, and by how much the program that wrote them differs."""
+    count, device = len(prompts), actor.bare.device
+    lengths = torch.tensor([len(ids) for ids in written.completions], device=device)
+    if not int(lengths.min()):
+        raise ModelError("A completion has no token, not even an end.")
+    time = int(lengths.max())
+    tokens = torch.zeros(count, time, dtype=torch.long, device=device)
+    theirs = torch.zeros(count, time, device=device)
+    for row, ids in enumerate(written.completions):
+        tokens[row, : len(ids)] = torch.tensor(ids, device=device)
+        if written.logprobs is not None:
+            theirs[row, : len(ids)] = torch.tensor(written.logprobs[row], device=device)
+    ended = torch.tensor([ids[-1] in ends for ids in written.completions], device=device)
+    logprobs, entropies, values = (torch.zeros(count, time, device=device) for _ in range(3))
+    found = Rollout([list(p) for p in prompts], tokens, lengths, ended, logprobs, entropies, values, theirs)
+    shared, whole = actor.shares, found.whole_lengths()
+    for batch in micro_batches(range(count), whole, size, actor.layout.padding_free):
+        rows = torch.as_tensor(batch, device=device)
+        scores = actor(found, batch, entropy=True, value=shared)
+        for into, values_ in ((logprobs, scores.logprobs), (entropies, scores.entropies), (values, scores.values)):
+            if values_ is not None:
+                into[rows] = found.unflat(values_, batch)
+    found.drift = (logprobs - theirs) * found.mask if written.logprobs is not None else torch.zeros_like(logprobs)
+    return found

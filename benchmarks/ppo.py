@@ -32,7 +32,8 @@ COMPARISONS: dict[str, tuple[dict[str, Any], str]] = {
     "lora": ({"lora": LORA, "learning_rate": 3e-5}, OWN_LORA),
     "upper": ({"lora": LORA, "learning_rate": 3e-5}, f"{OWN_LORA} --lora_layers upper"),
 }
-PROMPTS, LONGEST, TOKENS, AT_ONCE = 64, 64, 53, 8
+# Sequences of a micro-batch, and those that are sampled or scored at once, on both sides.
+PROMPTS, LONGEST, TOKENS, AT_ONCE, SAMPLED = 64, 64, 53, 8, 64
 
 
 def main() -> None:
@@ -108,8 +109,9 @@ def run_ours(python: str, model: Path, reward: Path, work: Path, updates: int, f
     named = {"model_name_or_path": model, "reward_model_path": reward, "dataset_name": work / "data"}
     fixed = (
         f"--output_dir {output} --max_steps {updates} --response_length {TOKENS} --num_ppo_epochs 4 "
-        f"--per_device_train_batch_size {AT_ONCE} --gradient_accumulation_steps {PROMPTS // AT_ONCE} "
-        "--eval_strategy no --eval_on_start false --save_strategy no --num_sample_generations 0 --bf16 false"
+        f"--local_rollout_forward_batch_size {SAMPLED} --per_device_train_batch_size {AT_ONCE} "
+        f"--gradient_accumulation_steps {PROMPTS // AT_ONCE} --eval_strategy no --eval_on_start false "
+        "--save_strategy no --num_sample_generations 0 --bf16 false"
     )
     given = [word for name, value in named.items() for word in (f"--{name}", str(value))]
     run = measure([python, "recipes/ppo.py", *given, *fixed.split(), *flags.split()])
@@ -129,7 +131,7 @@ def run_theirs(python: str, model: Path, reward: Path, work: Path, updates: int,
     fixed = {
         "per_device_train_batch_size": AT_ONCE, "gradient_accumulation_steps": PROMPTS // AT_ONCE,
         "total_episodes": updates * PROMPTS, "response_length": TOKENS, "num_ppo_epochs": 4,
-        "local_rollout_forward_batch_size": AT_ONCE,
+        "local_rollout_forward_batch_size": SAMPLED,
     }  # fmt: skip
     script = ["benchmarks/peers/trl_ppo.py", str(model), str(reward), str(work / "prompts.jsonl")]
     return measure([python, *script, json.dumps(fixed | settings)], TRL_EXPERIMENTAL_SILENCE="1")

@@ -18,6 +18,7 @@ from tuner.loading.adapters import add_adapter, quantise, save_merged, start_fro
 from tuner.loading.chat_model import load_chat_model
 from tuner.loading.checkpoints import difference, load_pretrained, pretrained_decoder, with_adapter
 from tuner.model import TunerDecoderConfig
+from tuner.ops.block_attention import BLOCK_ATTENTION
 from tuner.text.load_tokenizer import load_pretrained_tokenizer
 from tuner.train.adapters import LowerHalf
 
@@ -185,6 +186,22 @@ def test_the_lower_half_is_taken_from_what_is_given(family, tmp_path):
     assert all(map(torch.equal, gradients[0], gradients[1])) and not all(map(torch.equal, gradients[0], gradients[2]))
     with torch.no_grad():  # nothing is left of what was given
         assert torch.equal(half({"input_ids": ids}), states)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", BLOCK_ATTENTION])
+@FAMILIES
+def test_the_lower_half_tells_joined_sequences_apart(family, attention, tmp_path):
+    """Of two sequences in one row each gets what it gets alone."""
+    model, _ = adapted(base(tmp_path, family), lora_layers="upper")
+    model.set_attn_implementation(attention)
+    half = LowerHalf(model.eval())
+    sequences = [[5, 6, 7, 8, 9], [4, 3, 2]]
+    ids = torch.tensor([[*sequences[0], *sequences[1]]])
+    places = torch.cat([torch.arange(len(ids)) for ids in sequences])[None]
+    with torch.no_grad():
+        joined = half({"input_ids": ids, "position_ids": places})[0].split([5, 3])
+        for one, found in zip(sequences, joined, strict=True):
+            torch.testing.assert_close(found, half({"input_ids": torch.tensor([one])})[0])
 
 
 def test_a_lower_half_that_changes_is_not_kept(tmp_path):

@@ -51,15 +51,14 @@ def test_it_learns_from_what_another_wrote(tmp_path, rollout, advantage):
     found = []
     for _ in range(2):
         made = trainer(
-            tmp_path, policy(spread=0.1), rollout=rollout, advantage=advantage, total_episodes=160, learning_rate=5e-3,
-            per_device_train_batch_size=8,
+            tmp_path, policy(spread=0.1), rollout=rollout, advantage=advantage, total_episodes=128, learning_rate=1e-2,
+            per_device_train_batch_size=16, gradient_accumulation_steps=1, kl_coef=0.0,
         )  # fmt: skip
         made.train()
         found.append(weights(made))
     scores = logged(made, "objective/scores")
-    assert sum(scores[-3:]) > sum(scores[:3]) + 0.1
+    assert sum(scores[-3:]) > 1.5 * sum(scores[:3])
     assert 0 < max(logged(made, "rollout/drift")) < 0.05
-    assert logged(made, "val/ratio")[0] == pytest.approx(1.0, abs=0.05)
     assert same(*found)
 
 
@@ -115,7 +114,7 @@ def test_vllm_gets_the_weights_before_every_update(tmp_path, monkeypatch):
 
 
 def test_without_vllm_the_error_says_so(tmp_path):
-    with pytest.raises(ModelError, match="--rollout vllm: .*vLLM"):
+    with pytest.raises(ModelError, match=r"--rollout vllm: .*vLLM"):
         trainer(tmp_path, rollout="vllm")
 
 

@@ -23,7 +23,9 @@ class Largest(TorchDispatchMode):
         return found
 
 
-@pytest.mark.parametrize("settings", [{}, {"value": "separate"}, {"entropy_coef": 0.01}, {"advantage": "rloo"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"value": "separate"}, {"entropy_coef": 0.01}, {"advantage": "rloo"}], ids=str
+)
 def test_no_tensor_has_the_vocabulary_for_every_token(tmp_path, settings):
     """64 completions of 32 tokens and 20,000 words are 41 million logits, 160 MB: nothing is near it."""
     words, tokens = 20_000, 32

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from tests.rl.models import policy, queries, scorer, share_of_a, tiny_tokenizer, trainer
 from tuner.errors import ArgumentError, DataError, ModelError, NonFiniteError
+from tuner.ops.block_attention import BLOCK_ATTENTION
 
 
 def weights(made):
@@ -198,14 +199,16 @@ def test_everything_that_learns_moves(tmp_path, value, adapter):
     assert logged(made, "objective/kl_k3")[-1] > 1e-5
 
 
-def test_adapters_above_go_on_from_states_that_are_kept(tmp_path):
+@pytest.mark.parametrize("attention", ["sdpa", BLOCK_ATTENTION])
+def test_adapters_above_go_on_from_states_that_are_kept(tmp_path, attention):
     """With adapters in the upper half, the lower is computed once an update, and nothing changes."""
     upper = LoraConfig(target_modules=["q_proj", "down_proj"], layers_to_transform=[1], task_type="CAUSAL_LM")
     found, calls = [], []
     for keeps in (True, False):
         model = policy()
+        model.set_attn_implementation(attention)
         made = trainer(tmp_path, model, peft_config=upper, total_episodes=16)
-        assert made.actor.lower is not None
+        assert made.actor.lower is not None and made.actor.layout.padding_free == (attention == BLOCK_ATTENTION)
         if not keeps:
             made.actor.lower = None
         calls.append(0)
@@ -214,6 +217,7 @@ def test_adapters_above_go_on_from_states_that_are_kept(tmp_path):
         found.append(weights(made))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+        assert abs(logged(made, "objective/kl")[0]) < 1e-4  # an adapter begins as nothing
     assert calls[0] < calls[1]
 
 

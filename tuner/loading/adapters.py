@@ -33,6 +33,7 @@ from tuner.data.collate import IGNORED
 from tuner.errors import ModelError, one_line
 from tuner.loading.checkpoints import adapter_base, difference, load_pretrained, set_ends, with_adapter
 from tuner.loading.classifiers import HEADS, auto_suffix
+from tuner.ops.lora import use_fast_lora
 
 # PEFT's `task_type` by the end of a class's name.
 TASKS = {
@@ -89,6 +90,8 @@ def add_adapter(
         adapted = peft.get_peft_model(model, getattr(peft, name)(task_type=task, **options))
     except (ValueError, TypeError, AttributeError, NotImplementedError, ImportError) as error:
         raise ModelError(f"--peft_type {args.peft_type}: {one_line(error)}") from error
+    if args.fast_ops:
+        use_fast_lora(adapted)
     # Where to find it again: a built-in is no path.
     adapted.peft_config["default"].base_model_name_or_path = args.model_name_or_path
     adapted.peft_config["default"].revision = args.model_revision

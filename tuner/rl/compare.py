@@ -35,7 +35,7 @@ class Compared:
     """What one model does.
 
     Attributes:
-        perplexity: of the rows' own answers by token, or NaN where they have none.
+        perplexity: of the rows' own answers by token, or None where they have none.
         reward: of its completions.
         kl: from the reference in nats a completion (k1).
         said: the completions' perplexity under the reference, by token at a temperature of 1.
@@ -46,7 +46,7 @@ class Compared:
     """
 
     name: str
-    perplexity: float
+    perplexity: float | None
     reward: Estimate
     kl: float
     said: float
@@ -57,7 +57,7 @@ class Compared:
     def cells(self) -> tuple[str, ...]:
         """A table's row."""
         reward = f"{self.reward.value:.3f} ({self.reward.low:.3f} to {self.reward.high:.3f})"
-        perplexity = "-" if math.isnan(self.perplexity) else f"{self.perplexity:,.4g}"
+        perplexity = "-" if self.perplexity is None else f"{self.perplexity:,.4g}"
         won = ("-", "-") if self.win_rate is None or self.p is None else (f"{self.win_rate:.1%}", f"{self.p:.2g}")
         return self.name, perplexity, reward, f"{self.kl:.2f}", f"{self.said:,.4g}", f"{self.length:.1f}", *won
 
@@ -104,7 +104,7 @@ def compare(
         kl = (divergence(rollout.logprobs, known, "k1") * rollout.mask).sum(dim=1).mean()
         tokens = int(rollout.lengths.sum())
         said = math.exp(min(-float(known.sum()) / tokens, 700.0))
-        found = Compared(name, math.nan, mean(scores), float(kl), said, tokens / len(rows))
+        found = Compared(name, None, mean(scores), float(kl), said, tokens / len(rows))
         if own is not None:
             nats = -float(logprobs_of(actor, own, batch_size, model).sum()) / int(own.lengths.sum())
             found.perplexity = math.exp(min(nats, 700.0))

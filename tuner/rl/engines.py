@@ -20,6 +20,9 @@ from tuner.rl.actor import ActorCritic
 from tuner.rl.rollout import Rollout, sample, uniforms
 from tuner.rl.update import micro_batches
 
+# Tokens of a page of continuous batching's cache on CPUs.
+PAGE = 64
+
 
 @dataclass
 class Written:
@@ -72,7 +75,12 @@ class ContinuousBatching:
             do_sample=True, temperature=args.temperature, top_k=0, top_p=1.0, max_new_tokens=args.response_length,
             eos_token_id=list(ends) or None, pad_token_id=model.config.get_text_config().pad_token_id,
         )  # fmt: skip
-        config = ContinuousBatchingConfig(return_logprobs=True, seed=(args.seed + episodes[0]) % 2**32)
+        sizes: dict[str, int] = {}
+        if model.device.type == "cpu":  # elsewhere by what memory is free, which here would be all of the machine's
+            pages = sum(-(-(len(prompt) + args.response_length) // PAGE) for prompt in prompts)
+            sizes = {"page_size": PAGE, "num_blocks": pages, "max_batch_tokens": max(256, *map(len, prompts))}
+        seed = (args.seed + episodes[0]) % 2**32
+        config = ContinuousBatchingConfig(return_logprobs=True, seed=seed, **sizes)
         try:
             model.set_attn_implementation("sdpa")
             found = model.generate_batch([list(p) for p in prompts], how, config)

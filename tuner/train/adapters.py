@@ -8,6 +8,7 @@ tried on one batch: some give their upper layers more of the lower ones than tha
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import weakref
 from functools import partial
@@ -90,12 +91,17 @@ class LowerHalf:
         """The lower half's output of a batch of the model's inputs, `(batch, time, hidden)`."""
         self.stops = True
         try:
-            self.body(**inputs)
+            self._whole(inputs)
         except Reached as reached:
             return reached.args[0]
         finally:
             self.stops = False
         raise AssertionError("a model without its layers")
+
+    def _whole(self, inputs: Batch) -> Any:
+        # With a cache, transformers' classes do not tell the sequences of a joined row apart by their positions.
+        takes = "use_cache" in inspect.signature(self.body.forward).parameters
+        return self.body(**inputs, **({"use_cache": False} if takes else {}))[0]
 
     def why_not(self, inputs: Batch) -> str | None:
         """What forbids to keep its output; of a batch it must give the very same as the layers themselves."""
@@ -105,11 +111,11 @@ class LowerHalf:
         config = self.body.config.get_text_config().to_dict()
         if drops := [name for name, value in config.items() if "drop" in name and value]:
             return f"the model has dropout ({', '.join(drops)}), which is another in every epoch"
-        states, plain = self(inputs), self.body(**inputs)[0]
+        states, plain = self(inputs), self._whole(inputs)
         if not isinstance(states, torch.Tensor):
             return "its layers return more than hidden states"
         self.given = states
-        again = self.body(**inputs)[0]
+        again = self._whole(inputs)
         self.given = None
         return None if torch.equal(plain, again) else "its upper layers take more of the lower ones than their output"
 

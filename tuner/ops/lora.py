@@ -39,7 +39,7 @@ class _Adapted(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, down, up, low = ctx.saved_tensors
         need_x, need_weight, need_bias, need_down, need_up, _ = ctx.needs_input_grad
-        low_grad = (grad @ up).mul_(ctx.scale) if need_x or need_down else None
+        low_grad = (grad @ up).mul_(ctx.scale)
         return (
             (grad @ weight).addmm_(low_grad, down) if need_x else None,
             grad.T @ x if need_weight else None,
@@ -57,7 +57,7 @@ def use_fast_lora(model: nn.Module) -> None:
 
     for module in model.modules():
         if type(module) is Linear and type(module.base_layer) is nn.Linear:
-            module.forward = partial(_forward, module, module.forward)
+            module.forward = partial(_forward, module, module.forward)  # type: ignore[method-assign]
 
 
 def _forward(

@@ -1,8 +1,8 @@
 """PPO of SmolLM2-135M: ours against TRL 1.12's, with the same models, prompts and number of optimizer steps.
 
-Both sides sample 64 prompts of at most 64 tokens, up to 53 tokens each, and make four passes, each one step of the
-optimizer over all of them. TRL's has what an informed user mends (`benchmarks/peers/trl_ppo.py`). Prompts are short
-because TRL pads them all to the longest: one of 266 tokens, as the data has, would cost it four times as much.
+Both sides sample 64 prompts of at most 64 tokens (`--longest`), up to 53 tokens each, and make four passes, each one
+step of the optimizer over all of them. TRL's has what an informed user mends (`benchmarks/peers/trl_ppo.py`). Prompts
+are short because TRL pads all of them to the longest, and the data has one of 266 tokens.
 
 - `whole`: all weights learn, and a value model of its own on both sides.
 - `lora`: an adapter learns; ours has its value on the policy's trunk, TRL's needs a value model, all of which learns.
@@ -33,7 +33,7 @@ COMPARISONS: dict[str, tuple[dict[str, Any], str]] = {
     "upper": ({"lora": LORA, "learning_rate": 3e-5}, f"{OWN_LORA} --lora_layers upper"),
 }
 # Sequences of a micro-batch, and those that are sampled or scored at once, on both sides.
-PROMPTS, LONGEST, TOKENS, AT_ONCE, SAMPLED = 64, 64, 53, 8, 64
+PROMPTS, TOKENS, AT_ONCE, SAMPLED = 64, 53, 8, 64
 
 
 def main() -> None:
@@ -41,12 +41,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=COMPARISONS, default=list(COMPARISONS), help="which comparisons")
     parser.add_argument("--rounds", type=int, default=3, help="of each comparison (default: 3)")
     parser.add_argument("--updates", type=int, default=1, help="in a run (default: 1)")
+    parser.add_argument("--longest", type=int, default=64, help="most tokens of a prompt (default: 64)")
     args = parser.parse_args()
     python, own = own_python("trl", PEER), own_python("tuner", ["-e", "."])
     ratios: dict[str, dict[str, float]] = {}
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as work:
-        model, reward, prompts = prepare(Path(work))
+        model, reward, prompts = prepare(Path(work), args.longest)
         runs: dict[str, list[tuple[Measured, Measured]]] = {name: [] for name in args.only}
         for number in range(args.rounds):
             stock: dict[str, Measured] = {}  # `lora` and `upper` have the same opponent
@@ -63,10 +64,10 @@ def main() -> None:
             ratios[f"{name}: episodes/s, ours / TRL"] = spread([speed(a) / speed(b) for a, b in pairs])
             ratios[f"{name}: peak memory, ours / TRL"] = spread([a.peak_mib / b.peak_mib for a, b in pairs])
             found[name] = [{"ours": a.data, "TRL": b.data} for a, b in pairs]
-    finish("ppo", ratios, found=found, updates=args.updates, rounds=args.rounds)
+    finish("ppo", ratios, found=found, updates=args.updates, rounds=args.rounds, longest=args.longest)
 
 
-def prepare(work: Path) -> tuple[Path, Path, Path]:
+def prepare(work: Path, longest: int) -> tuple[Path, Path, Path]:
     """SmolLM2 as a folder whose padding token is not its end token; a reward model with a new head; prompts, tokenised
     for TRL and as text for ours."""
     import torch
@@ -94,7 +95,7 @@ def prepare(work: Path) -> tuple[Path, Path, Path]:
         turn = next(i for i, message in enumerate(row["messages"]) if message["role"] == "assistant")
         prompt = row["messages"][:turn]
         ids = generation_prompt(tokenizer, prompt)["input_ids"][0].tolist()
-        if len(ids) <= LONGEST and len(lines) < PROMPTS:
+        if len(ids) <= longest and len(lines) < PROMPTS:
             lines.append(json.dumps({"prompt": prompt, "input_ids": ids}) + "\n")
     (work / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
     (work / "data").mkdir()

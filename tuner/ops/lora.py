@@ -1,9 +1,8 @@
-"""A layer and its adapter as one operation.
+"""A layer and its adapter as one operation, which keeps less for the backward pass.
 
-PEFT adds `B(A(x)) · scale` to a layer's result: it makes that product as large as the result, multiplies all of it and
-adds it, three passes over memory beside two small products, and the backward pass the same again. Here the second
-product is added to the result as it is made, in both directions (Hu et al. 2021, https://arxiv.org/abs/2106.09685,
-equation 3).
+PEFT adds `B(A(x)) · scale` to a layer's result, and autograd keeps or makes several tensors of the result's size on the
+way. Here the second product is added to the result as it is made, in both directions, and what is kept are the input
+and the `r` columns of `A(x)` (Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3). It saves memory, not time.
 """
 
 from __future__ import annotations

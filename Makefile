@@ -71,13 +71,13 @@ ppo: install ## Have an adapter of SmolLM2 answer in a good mood, by the model o
 	@$(RUN) $(LAUNCH) recipes/ppo.py --config recipes/configs/ppo/smollm2.yaml $(ARGS)
 
 ladder: install ## From nothing to RLHF: pretrain, fine-tune, reward, PPO, and what each step changed (CPU, minutes)
-	@$(RUN) $(LAUNCH) recipes/pretrain.py --config recipes/configs/ladder/pretrain.yaml
-	@$(RUN) $(LAUNCH) recipes/sft.py --config recipes/configs/ladder/sft.yaml
-	@$(RUN) $(LAUNCH) recipes/reward.py --config recipes/configs/ladder/reward.yaml
-	@$(RUN) $(LAUNCH) recipes/ppo.py --config recipes/configs/ladder/ppo.yaml
-	@$(RUN) tuner compare runs/ladder/pretrain runs/ladder/sft runs/ladder/ppo --untrained --reference runs/ladder/sft \
-		--reward_model_path runs/ladder/reward --dataset_name builtin:chitchat --test_split_size 100 \
-		--max_prompt_length 64 --response_length 32 --output runs/ladder/table.json $(ARGS)
+	@$(RUN) $(LAUNCH) recipes/pretrain.py --config recipes/configs/pretrain/ladder.yaml
+	@$(RUN) $(LAUNCH) recipes/sft.py --config recipes/configs/sft/ladder.yaml
+	@$(RUN) $(LAUNCH) recipes/reward.py --config recipes/configs/reward/tiny.yaml
+	@$(RUN) $(LAUNCH) recipes/ppo.py --config recipes/configs/ppo/ladder.yaml
+	@$(RUN) tuner compare runs/pretrain/ladder runs/sft/ladder runs/ppo/ladder --untrained --reference runs/sft/ladder \
+		--reward_model_path runs/reward/tiny --dataset_name builtin:chitchat --test_split_size 100 \
+		--max_prompt_length 64 --response_length 32 --output runs/ppo/ladder/table.json $(ARGS)
 
 seq2seq: install ## Teach a new encoder-decoder capitals and punctuation (CPU, minutes)
 	@$(RUN) $(LAUNCH) recipes/seq2seq.py --config recipes/configs/seq2seq/tiny.yaml $(ARGS)

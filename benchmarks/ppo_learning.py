@@ -32,7 +32,7 @@ WINDOW = 5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", type=Path, default=ROOT / "runs/ladder/sft", help="the policy (default: of `make ladder`)"
+        "--model", type=Path, default=ROOT / "runs/sft/ladder", help="the policy (default: of `make ladder`)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=40)

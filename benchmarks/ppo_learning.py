@@ -1,6 +1,6 @@
 """What PPO makes of the same small model with the same reward model: ours beside TRL 1.12's, over several seeds.
 
-The policy is the fine-tuned model of `make ladder` as a Llama, the reward model a copy of it that learnt by
+The policy is the fine-tuned model of `make ladder` as a Qwen3, the reward model a copy of it that learnt by
 `recipes/reward.py` which of two sentences is more positive, so that TRL's, whose reward reads the policy's tokens, can
 use it too. Both sides have the same prompts, settings and number of completions. Reward against divergence is compared
 where both are: at the smaller of the two last divergences, each read off its own curve.
@@ -59,14 +59,14 @@ def main() -> None:
 
 
 def prepare(python: str, model: Path, work: Path, steps: int) -> tuple[Path, Path, Path]:
-    """The policy as a Llama, the reward model, and prompts: tokenised for TRL's, as a folder for ours."""
+    """The policy as a Qwen3, the reward model, and prompts: tokenised for TRL's, as a folder for ours."""
     from tuner.data.sources import load_splits
     from tuner.text.chat import generation_prompt
     from tuner.text.load_tokenizer import load_pretrained_tokenizer
 
     policy = work / "policy"
     subprocess.run(
-        [python, "-m", "tuner.cli", "convert", str(model), str(policy), "--to", "llama"], check=True, cwd=ROOT
+        [python, "-m", "tuner.cli", "convert", str(model), str(policy), "--to", "qwen3"], check=True, cwd=ROOT
     )
     flags = (
         f"--model_name_or_path {policy} --dataset_name builtin:sentiment-pairs --output_dir {work / 'reward'} "

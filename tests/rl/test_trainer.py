@@ -11,8 +11,10 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from tests.rl.models import policy, queries, scorer, share_of_a, tiny_tokenizer, trainer
+from tuner.config.ppo import PPOArguments
 from tuner.errors import ArgumentError, DataError, ModelError, NonFiniteError
 from tuner.ops.block_attention import BLOCK_ATTENTION
+from tuner.rl.trl_ppo import PPOConfig
 
 
 def weights(made):
@@ -57,6 +59,14 @@ def test_the_first_ratio_is_exactly_one(tmp_path):
     made.train()
     assert logged(made, "val/ratio") == [1.0] * 3
     assert logged(made, "policy/approxkl_avg") == [0.0] * 3
+
+
+def test_the_first_update_learns():
+    """An update is dear: none is spent at a learning rate of 0, unless a warm-up is asked for."""
+    args = PPOArguments(
+        model_name_or_path="model", reward_funcs=["rewards.py:f"], dataset_name="rows", output_dir="run"
+    )
+    assert args.to_training_arguments(PPOConfig, use_cpu=True).get_warmup_steps(40) == 0
 
 
 def test_two_runs_are_the_same_to_the_bit(tmp_path):

@@ -70,7 +70,7 @@ reward: install ## Teach MiniLM which of two sentences is more positive, as a re
 ppo: install ## Have an adapter of SmolLM2 answer in a good mood, by the model of `make reward`
 	@$(RUN) $(LAUNCH) recipes/ppo.py --config recipes/configs/ppo/smollm2.yaml $(ARGS)
 
-ladder: install ## From nothing to RLHF: pretrain, fine-tune, reward, PPO, and what each step changed (CPU, minutes)
+ladder: install ## From nothing to RLHF: pretrain, fine-tune, reward, PPO, and what each step changed
 	@$(RUN) $(LAUNCH) recipes/pretrain.py --config recipes/configs/pretrain/ladder.yaml
 	@$(RUN) $(LAUNCH) recipes/sft.py --config recipes/configs/sft/ladder.yaml
 	@$(RUN) $(LAUNCH) recipes/reward.py --config recipes/configs/reward/tiny.yaml

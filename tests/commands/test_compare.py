@@ -88,6 +88,22 @@ def test_prompts_without_answers(there, tmp_path):
     assert row["perplexity"] is None and row["reward"]["n"] == 4  # half of 8
 
 
+def test_a_column_answer_is_the_reward_s(there, tmp_path):
+    """It is not taken for what the assistant said, and that is not told to the reward."""
+    rows = [{"messages": talk, "answer": number} for number, talk in enumerate(TALKS)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = ["def f(completions, answer, **others):", "    assert set(others) == {'prompts', 'completion_ids'}, others"]
+    (tmp_path / "right.py").write_text("\n".join([*lines, "    return answer", ""]))
+    given = words(there, "model-0")
+    given[given.index("--dataset_name") + 1] = str(tmp_path / "rows.jsonl")
+    given[given.index("--reward_funcs") + 1] = f"{tmp_path / 'right.py'}:f"
+    done = call(*given, "--output", str(tmp_path / "table.json"))
+    assert done.returncode == 0, done.stderr
+    [row] = json.loads((tmp_path / "table.json").read_text())
+    assert row["perplexity"] > 1
+    assert row["reward"]["value"] * 6 == pytest.approx(round(row["reward"]["value"] * 6)) and row["reward"]["value"] > 1
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -100,6 +100,15 @@ def test_what_is_another_thing_is_left_to_peft(options, change, calls):
         torch.testing.assert_close(found, plain(input_ids=ids).logits)
 
 
+def test_a_second_derivative_is_refused():
+    """What is kept is taken for constant there: it would be wrong without a word."""
+    model = adapted()
+    use_fast_lora(model)
+    loss = model(input_ids=torch.arange(12)[None], labels=torch.arange(12)[None]).loss
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], create_graph=True)
+
+
 def test_autocast_is_left_to_peft(calls):
     model = adapted()
     use_fast_lora(model)

@@ -121,7 +121,7 @@ def test_without_vllm_the_error_says_so(tmp_path):
 def test_a_completion_of_nothing_is_refused(tmp_path):
     made = trainer(tmp_path)
     with pytest.raises(ModelError, match="no token"):
-        as_rollout(made.actor, [[5]], Written([[]], None), made.ends, 4)
+        as_rollout(made.actor, [[5]], Written([[]], [[]]), made.ends, 4)
 
 
 def test_what_only_vllm_reads_is_refused_without_it(tmp_path):

@@ -36,6 +36,8 @@ class _Adapted(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("An adapted layer has no second derivative; --fast_ops false takes PEFT's.")
         x, weight, down, up, low = ctx.saved_tensors
         need_x, need_weight, need_bias, need_down, need_up, _ = ctx.needs_input_grad
         low_grad = (grad @ up).mul_(ctx.scale)

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from tuner.data.collate import IGNORED, pad
 from tuner.data.sources import load_splits
 from tuner.data.turns import messages_of
 from tuner.evaluation.statistics import Estimate, mean, paired
-from tuner.loading.checkpoints import pretrained_decoder, resolve
+from tuner.loading.checkpoints import pretrained_decoder
 from tuner.loading.generation import room
 from tuner.ops.block_attention import BLOCK_ATTENTION, can_use_block_attention
 from tuner.rl.actor import ActorCritic, layout_of
@@ -28,6 +29,9 @@ from tuner.rl.prompts import encode_prompts, read_prompts
 from tuner.rl.rollout import Rollout, sample, uniforms
 from tuner.text.answers import training_tokenizer
 from tuner.text.chat import encode_conversations
+
+# Where a row's own answer is: no data set's column has this name, and reward functions are not told it.
+SAID = "said by the assistant"
 
 
 @dataclass
@@ -80,17 +84,18 @@ def compare(
         models: names and models, each gone when the next is asked for.
         reference: what the divergence is measured from.
         rows: with `input_ids`, a prompt's, and `prompt` as `tuner.rl.prompts` leaves it; what the assistant said to it
-            in `answer`, or None there.
+            under `SAID`, or None there.
         rewards: a `tuner.rl.rewards.Rewards`.
         ends: tokens that end a completion.
     """
-    pad = tokenizer.pad_token_id or 0
+    filler = tokenizer.pad_token_id or 0
     numbers = uniforms(seed, [EVALUATION + row for row in range(len(rows))], response_length)
     own = answers(tokenizer, rows)
-    of_reference = ActorCritic(reference, None, 1.0, layout_of(reference, None), pad)
+    of_reference = ActorCritic(reference, None, 1.0, layout_of(reference, None), filler)
+    told = [{key: value for key, value in row.items() if key != SAID} for row in rows]
     before: np.ndarray | None = None
     for name, model in models:
-        actor = ActorCritic(model, None, 1.0, layout_of(model, None), pad)
+        actor = ActorCritic(model, None, 1.0, layout_of(model, None), filler)
         rollout = sample(
             model,
             [row["input_ids"] for row in rows],
@@ -99,7 +104,7 @@ def compare(
             temperature=1.0,
             batch_size=batch_size,
         )
-        scores = rewards(rows, rollout.prompts, rollout.completions())[0].numpy()
+        scores = rewards(told, rollout.prompts, rollout.completions())[0].numpy()
         known = logprobs_of(of_reference, rollout, batch_size, reference)
         kl = (divergence(rollout.logprobs, known, "k1") * rollout.mask).sum(dim=1).mean()
         tokens = int(rollout.lengths.sum())
@@ -121,8 +126,7 @@ def load_stage(name: str, tokenizer: PreTrainedTokenizerBase, device: str, new: 
     Raises:
         ModelError: nothing to load, or a vocabulary smaller than the tokenizer's.
     """
-    path, how = resolve(name)
-    model = pretrained_decoder(path, tokenizer, **how)
+    model = pretrained_decoder(name, tokenizer)
     if new:
         torch.manual_seed(seed)
         model = type(model)(model.config)
@@ -149,8 +153,9 @@ def prompts_with_answers(
     held_out = held_out.select(range(min(most, len(held_out))))
     read = read_prompts(held_out, name)
     if "prompt" in read.column_names:
-        said = [_answer(row, len(known["prompt"])) for row, known in zip(held_out, read, strict=True)]
-        read = read.add_column("answer", said) if "answer" not in read.column_names else read
+        read = read.add_column(
+            SAID, [_answer(row, len(known["prompt"])) for row, known in zip(held_out, read, strict=True)]
+        )
     return list(encode_prompts(read, tokenizer, room(model, response_length), longest, name)[0])
 
 
@@ -166,22 +171,19 @@ def _answer(row: dict[str, Any], asked: int) -> str | None:
 
 def answers(tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]]) -> Rollout | None:
     """The answers that rows have, as if they had been sampled; None where no row has one."""
-    turns = [
-        [*row["prompt"], {"role": "assistant", "content": row["answer"]}]
-        for row in rows
-        if row.get("answer") is not None
-    ]
+    turns = [[*row["prompt"], {"role": "assistant", "content": row[SAID]}] for row in rows if row.get(SAID) is not None]
     if not turns:
         return None
     prompts, tokens = [], []
     writer, _ = training_tokenizer(tokenizer)
     for row in encode_conversations(writer, turns, eos_required=False, prompts=[len(turn) - 1 for turn in turns]):
-        learnt = [place for place, label in enumerate(row["labels"]) if label != -100]
-        prompts.append(row["input_ids"][: learnt[0]])
-        tokens.append(row["input_ids"][learnt[0] : learnt[-1] + 1])
-    lengths = torch.tensor([len(ids) for ids in tokens])
-    filled = torch.zeros(len(tokens), int(lengths.max()), dtype=torch.long)
-    for number, ids in enumerate(tokens):
-        filled[number, : len(ids)] = torch.tensor(ids)
+        learnt = [place for place, label in enumerate(row["labels"]) if label != IGNORED]
+        if learnt:  # of some templates an answer cannot be told from the rest
+            prompts.append(row["input_ids"][: learnt[0]])
+            tokens.append(row["input_ids"][learnt[0] : learnt[-1] + 1])
+    if not tokens:
+        return None
+    filled = pad(tokens, 0)
     empty = torch.zeros(filled.shape)
-    return Rollout(prompts, filled, lengths, torch.ones(len(tokens), dtype=torch.bool), *[empty] * 4)
+    ended = torch.ones(len(tokens), dtype=torch.bool)
+    return Rollout(prompts, filled, torch.tensor([len(ids) for ids in tokens]), ended, *[empty] * 4)

@@ -8,13 +8,16 @@ policy's. The policy's own are computed in a forward pass; by how much they diff
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from tuner.data.collate import pad
 from tuner.errors import ModelError, first_line
 from tuner.rl.actor import ActorCritic
 from tuner.rl.rollout import Rollout, sample, uniforms
@@ -26,10 +29,10 @@ PAGE = 64
 
 @dataclass
 class Written:
-    """Completions with their end tokens, and the log-probabilities that they were sampled with, where known."""
+    """Completions with their end tokens, and the log-probabilities that they were sampled with."""
 
     completions: list[list[int]]
-    logprobs: list[list[float]] | None
+    logprobs: list[list[float]]
 
 
 class Copy:
@@ -122,9 +125,9 @@ class VLLM:
         self.engine.sync_weights()
         group = args.num_generations or 1
         _, completions, logprobs, _ = self.engine.generate([list(p) for p in prompts], None, group)
-        if logprobs is None:
-            return Written(completions, None)
-        return Written(completions, [[token[0] for token in said] for said in logprobs])
+        # TRL's class says None for NaN, which ends the run where the gradient is looked at.
+        known = [[math.nan if token[0] is None else token[0] for token in said] for said in logprobs]
+        return Written(completions, known)
 
 
 def make_engine(args: Any, policy: Any, accelerator: Any, tokenizer: Any, ends: Sequence[int]) -> Any:
@@ -145,15 +148,10 @@ def as_rollout(
     lengths = torch.tensor([len(ids) for ids in written.completions], device=device)
     if not int(lengths.min()):
         raise ModelError("A completion has no token, not even an end.")
-    time = int(lengths.max())
-    tokens = torch.zeros(count, time, dtype=torch.long, device=device)
-    theirs = torch.zeros(count, time, device=device)
-    for row, ids in enumerate(written.completions):
-        tokens[row, : len(ids)] = torch.tensor(ids, device=device)
-        if written.logprobs is not None:
-            theirs[row, : len(ids)] = torch.tensor(written.logprobs[row], device=device)
+    tokens = pad(written.completions, 0).to(device)
+    theirs = pad_sequence([torch.tensor(said) for said in written.logprobs], batch_first=True).to(device)
     ended = torch.tensor([ids[-1] in ends for ids in written.completions], device=device)
-    logprobs, entropies, values = (torch.zeros(count, time, device=device) for _ in range(3))
+    logprobs, entropies, values = (torch.zeros(tokens.shape, device=device) for _ in range(3))
     found = Rollout([list(p) for p in prompts], tokens, lengths, ended, logprobs, entropies, values, theirs)
     shared, whole = actor.shares, found.whole_lengths()
     for batch in micro_batches(range(count), whole, size, actor.layout.padding_free):
@@ -162,5 +160,5 @@ def as_rollout(
         for into, values_ in ((logprobs, scores.logprobs), (entropies, scores.entropies), (values, scores.values)):
             if values_ is not None:
                 into[rows] = found.unflat(values_, batch)
-    found.drift = (logprobs - theirs) * found.mask if written.logprobs is not None else torch.zeros_like(logprobs)
+    found.drift = logprobs - theirs  # both are 0 behind a completion
     return found

@@ -16,7 +16,7 @@ from tests.text import samples
 from tests.text.samples import talk
 from tuner.config.recipes import arguments_of
 from tuner.objectives.records import Layout
-from tuner.text.chat import TUNER_TEMPLATE
+from tuner.text.chat_templates import TUNER_TEMPLATE
 
 SFT = arguments_of(ROOT / "recipes" / "sft.py")
 GOOD = json.dumps({"messages": talk("hi", "there")}) + "\n"

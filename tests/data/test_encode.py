@@ -12,7 +12,8 @@ from tuner.corpus.stream import TokenStream
 from tuner.data.encode import encode_dataset
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
-from tuner.text.chat import CHATML_TEMPLATE, TUNER_TEMPLATE, encode_conversations
+from tuner.text.chat import encode_conversations
+from tuner.text.chat_templates import CHATML_TEMPLATE, TUNER_TEMPLATE
 
 BOTH = pytest.mark.parametrize("name", ["small", "smollm2"])
 LONG = 10**6

@@ -21,7 +21,8 @@ KINDS = ("preference",)
 
 def canonical(row, kinds=KINDS):
     kind, rows, unused = canonicalize(Dataset.from_list([row]), "rows.jsonl", kinds)
-    return kind, {key: value for key, value in rows[0].items() if key != "source_row"}, unused
+    assert rows[0]["tools"] is None
+    return kind, {key: value for key, value in rows[0].items() if key not in ("source_row", "tools")}, unused
 
 
 @pytest.mark.parametrize(

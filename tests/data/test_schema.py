@@ -11,13 +11,15 @@ from tuner.data.schema import canonicalize, unused_sentence
 from tuner.errors import DataError
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+CALL = {"type": "function", "id": "c1", "function": {"name": "f", "arguments": {"a": None, "b": 1}}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 SYSTEM = {"role": "system", "content": "s"}
 
 
 def canonical(*rows):
     kind, converted, _ = canonicalize(Dataset.from_list(list(rows)), "rows.jsonl")
     assert converted["source_row"][:] == list(range(len(rows)))
-    assert sorted(converted.column_names) == sorted([kind, "source_row"])
+    assert sorted(converted.column_names) == sorted([kind, "source_row", *(["tools"] if kind == "messages" else [])])
     return kind, converted[kind][:]
 
 
@@ -96,13 +98,9 @@ def test_batches_and_order():
         ),
         (
             {"messages": [USER, {"role": "wizard", "content": "a"}]},
-            "column 'messages', turn 1: unknown role 'wizard'; known are system, user, human, assistant, gpt, chatgpt, "
-            "bing, bard, model.",
-        ),
-        (
-            {"messages": [{"role": 3, "content": "a"}]},
-            "column 'messages', turn 0: unknown role 3; known are system, user, human, assistant, gpt, chatgpt, bing, "
-            "bard, model.",
+            "column 'messages', turn 1: unknown role 'wizard'; known are system, developer, user, human, "
+            "assistant, gpt, chatgpt, bing, bard, model, function_call, tool_call, tool, function, observation, "
+            "tool_response, ipython.",
         ),
         (
             {"messages": [USER, {"role": "assistant", "content": None}]},
@@ -147,12 +145,20 @@ def test_the_row_is_counted_in_the_source():
     assert (kind, converted["source_row"][:]) == ("text", list(range(9, 0, -1)))
 
 
-@pytest.mark.parametrize("columns", [{"question": "q", "answer": "a"}, {"prompt": "q"}, {"Text": "q"}, {"output": "q"}])
-def test_unknown_columns_are_shown_beside_the_known(columns):
+@pytest.mark.parametrize(
+    ("columns", "advice"),
+    [
+        ({"question": "q", "answer": "a"}, " Try --column_mapping question=prompt,answer=completion."),
+        ({"prompt": "q"}, ""),
+        ({"Text": "q"}, " Try --column_mapping Text=text."),
+        ({"output": "q"}, ""),
+    ],
+)
+def test_unknown_columns_are_shown_beside_the_known(columns, advice):
     with pytest.raises(DataError) as caught:
         canonicalize(Dataset.from_list([columns | {"source_row": 3, "long": "x" * 200}]), "rows.jsonl")
     first, row, known, *shapes = str(caught.value).split("\n")
-    assert first == f"rows.jsonl: no known shape has the columns {', '.join(columns)}, long."
+    assert first == f"rows.jsonl: no known shape has the columns {', '.join(columns)}, long.{advice}"
     assert row == f"A row is {columns | {'long': 'x' * 77 + '...'}}."
     assert known == "The shapes accepted are:"
     assert [line.split("  ")[1].strip() for line in shapes] == [
@@ -202,33 +208,35 @@ def test_what_formats_put_beside_the_turns_is_used(row, expected):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (
-            {"messages": [USER, {**ASSISTANT, "weight": 0}]},
-            "column 'messages', turn 1: 'weight' is 0, but here .*",
-        ),
         ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, ".*turn 1: 'weight' is 0.5, .* drop the turn."),
-        ({"messages": [USER, {**ASSISTANT, "train": False}]}, ".*turn 1: 'train' is False, .*"),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, ".* no assistant turn but what has the weight 0, so .*"),
         ({"messages": [{**USER, "train": True}, ASSISTANT]}, ".*turn 0: 'train' is True, .*"),
         (
-            {"messages": [USER, {**ASSISTANT, "reasoning_content": "hm"}]},
-            ".*the message key 'reasoning_content' is not supp.*",
-        ),
-        (
-            {"messages": [USER, {**ASSISTANT, "thinking": "hm"}]},
-            ".*turn 1: the message key 'thinking' is not supported: .*",
+            {"messages": [{**USER, "tool_calls": [CALL]}, ASSISTANT]},
+            ".*turn 0: .*'tool_calls' is not supported: only.*",
         ),
         (
             {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
-            ".*turn 1: the message key 'tool_calls' is not supported: .*",
+            ".*turn 1: 'tool_calls' must be a call, .*: one has no 'name'.",
         ),
         (
-            {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
-            ".*turn 1: the message key 'tool_calls' is not supported: .*",
+            {"messages": [USER, {**ASSISTANT, "tool_calls": [{"function": {"name": "f", "arguments": "{x"}}]}]},
+            ".*turn 1: 'tool_calls': the arguments must be JSON, and is not: .*",
         ),
-        ({"messages": [USER, {"role": "tool", "content": "4"}, ASSISTANT]}, ".*turn 1: the role 'tool' is not supp.*"),
-        (sharegpt(("human", "q"), ("observation", "x"), ("gpt", "a")), ".*the role 'observation' is not supported.*"),
-        ({"messages": talk("q", "a"), "tools": [{"name": "f"}]}, "the column 'tools' is not supported: .* Drop .*"),
-        ({"messages": talk("q", "a"), "tools": '[{"name": "f"}]'}, "the column 'tools' is not supported: .*"),
+        (
+            {"messages": [USER, {**ASSISTANT, "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}]},
+            ".*the arguments of 'f' must be an object.",
+        ),
+        (sharegpt(("human", "q"), ("function_call", "f(1)")), ".*turn 1 must be JSON, and is not: .*"),
+        ({"messages": talk("q", "a"), "tools": "hammer"}, "column 'tools' must be JSON, and is not: .*"),
+        (
+            {"messages": talk("q", "a"), "tools": [{"type": "x"}]},
+            "column 'tools', function 0 must be an object .*",
+        ),
+        (
+            {"messages": talk("q", "a"), "tools": [TOOL], "functions": [TOOL]},
+            "the columns 'tools' and 'functions' .*",
+        ),
         ({"messages": talk("q", "a"), "history": [["q", "a"]]}, "the column 'history' is not supported: .*"),
         ({"messages": talk("q", "a", system="s"), "system": "t"}, "the column 'system' .* two system messages.*"),
         ({"messages": "[1, 2"}, "column 'messages' must be a list of turns, not str '.1, 2'."),
@@ -236,18 +244,118 @@ def test_what_formats_put_beside_the_turns_is_used(row, expected):
         ({"instruction": "q", "output": "a", "history": [["q", 1]]}, "column 'history'.*"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "text": None}]}, ASSISTANT]},
-            "column 'messages', turn 0: the content must be a string, not list .*",
+            "column 'messages', turn 0: the content has a part of the type 'image_url': only text is trained on.",
         ),
     ],
 )
 def test_what_has_a_meaning_that_cannot_be_honoured_is_refused(row, message):
     with pytest.raises(DataError) as caught:
-        rows = Dataset.from_list(
-            [{key: json.dumps(value) for key, value in row.items()}],
-            Features.from_dict({key: {"_type": "Json"} for key in row}),
-        )
-        canonicalize(rows, "rows.jsonl")
+        canonicalize(as_file(row), "rows.jsonl")
     assert re.fullmatch(f"rows.jsonl, row 0: {message}", str(caught.value), re.DOTALL), caught.value
+
+
+def as_file(*rows):
+    """As `read_files` gives them: each value exactly what a JSON file says."""
+    columns = dict.fromkeys(key for row in rows for key in row)
+    texts = {key: [json.dumps(row.get(key)) for row in rows] for key in columns}
+    return Dataset.from_dict(texts, Features.from_dict({key: {"_type": "Json"} for key in columns}))
+
+
+CALLED = [USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}]
+RESULT = {"role": "tool", "content": "4", "tool_call_id": "c1", "name": "f"}
+FUNCTION = {"name": "f", "arguments": '{"a": null, "b": 1}'}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected", "tools"),
+    [
+        (
+            {
+                "messages": [
+                    USER,
+                    {"role": "assistant", "content": None, "tool_calls": [{**CALL, "function": FUNCTION}]},
+                    RESULT,
+                    ASSISTANT,
+                ],
+                "tools": [TOOL],
+            },
+            [*CALLED, RESULT, ASSISTANT],
+            [TOOL],
+        ),
+        (  # OpenAI's older form
+            {
+                "messages": [
+                    USER,
+                    {"role": "assistant", "content": None, "function_call": FUNCTION},
+                    {"role": "function", "name": "f", "content": "4"},
+                    ASSISTANT,
+                ],
+                "functions": [TOOL["function"]],
+            },
+            [
+                USER,
+                {"role": "assistant", "content": "", "tool_calls": [{k: v for k, v in CALL.items() if k != "id"}]},
+                {"role": "tool", "content": "4", "name": "f"},
+                ASSISTANT,
+            ],
+            [TOOL],
+        ),
+        (  # LLaMA-Factory's ShareGPT
+            {
+                **sharegpt(
+                    ("human", "q"),
+                    ("function_call", '{"name": "f", "arguments": {"b": 1}}'),
+                    ("observation", "4"),
+                    ("gpt", "a"),
+                ),
+                "tools": json.dumps([TOOL["function"]]),
+            },
+            [
+                USER,
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"b": 1}}}],
+                },
+                {"role": "tool", "content": "4"},
+                ASSISTANT,
+            ],
+            [TOOL],
+        ),
+        (
+            {
+                "prompt": [USER],
+                "completion": [{"role": "assistant", "content": "", "tool_calls": [CALL]}],
+                "tools": [TOOL],
+            },
+            CALLED,
+            [TOOL],
+        ),
+        (
+            {"messages": [USER, {**ASSISTANT, "reasoning": "hm"}]},
+            [USER, {**ASSISTANT, "reasoning_content": "hm", "thinking": "hm"}],
+            None,
+        ),
+        (
+            {"messages": [USER, {**ASSISTANT, "train": False}, USER, {**ASSISTANT, "weight": 1}]},
+            [USER, {**ASSISTANT, "weight": 0}, USER, ASSISTANT],
+            None,
+        ),
+        ({"messages": [{"role": "developer", "content": "s"}, USER, ASSISTANT]}, [SYSTEM, USER, ASSISTANT], None),
+    ],
+)
+def test_calls_reasoning_and_weights_are_kept(row, expected, tools):
+    kind, converted, not_used = canonicalize(as_file(row), "rows.jsonl")
+    assert (kind, converted[0]["messages"], converted[0]["tools"], not_used) == ("messages", expected, tools, {})
+
+
+def test_nulls_that_a_table_adds_are_no_arguments():
+    """In Parquet each call has the arguments of all calls."""
+    calls = [{"function": {"name": "f", "arguments": {"a": 1}}}, {"function": {"name": "g", "arguments": {"b": 2}}}]
+    rows = Dataset.from_list([{"messages": [USER, {**ASSISTANT, "tool_calls": [call]}]} for call in calls])
+    assert rows[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"a": 1, "b": None}
+    found = canonicalize(rows, "rows.parquet")[1]["messages"][:]
+    assert [turns[1]["tool_calls"][0]["function"]["arguments"] for turns in found] == [{"a": 1}, {"b": 2}]
 
 
 def test_what_is_not_used_is_told_with_its_share():

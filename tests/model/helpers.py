@@ -5,13 +5,15 @@ A model as initialised has norms of ones, biases of zero and logits near zero: m
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
 import tuner.ops.block_attention  # noqa: F401  (registers its attention)
-from tuner.loading.checkpoints import new_model, new_shape
+from tuner.loading.checkpoints import new_model
+from tuner.loading.shapes import new_shape
 from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
 
 VOCAB_SIZE = 101
@@ -57,4 +59,6 @@ def greatest_difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def new_decoder(preset: str, tokenizer: Any, max_length: int, **options: Any) -> TunerDecoderForCausalLM:
     """A new decoder of a preset's shape over a tokenizer's vocabulary."""
-    return new_model(TunerDecoderForCausalLM, TunerDecoderConfig, new_shape(preset, tokenizer, max_length, **options))
+    given = {"preset": preset, "max_length": max_length, "model_config": None, "config_overrides": None, "dropout": 0.0}
+    shape = new_shape(SimpleNamespace(**(given | options)), tokenizer)
+    return new_model(TunerDecoderForCausalLM, TunerDecoderConfig, shape)

@@ -49,7 +49,8 @@ from tuner.model import TunerDecoderConfig, TunerDecoderForSequenceClassificatio
 from tuner.objectives.arguments import RewardArguments
 from tuner.objectives.records import Predictions
 from tuner.objectives.reward import Reward
-from tuner.text.chat import BERT_TEMPLATE, CHATML_TEMPLATE, encode_conversations
+from tuner.text.chat import encode_conversations
+from tuner.text.chat_templates import BERT_TEMPLATE, CHATML_TEMPLATE
 from tuner.text.load_tokenizer import load_pretrained_tokenizer
 
 LENGTH = 96

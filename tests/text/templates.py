@@ -107,7 +107,8 @@ def page() -> str:
                     )
                 )
             except DataError as error:
-                cells.append("refused: " + str(error).rsplit("refused it: ", 1)[-1])
+                reason = str(error).rsplit("refused it: ", 1)[-1].split("this model leaves", 1)[-1]
+                cells.append("refused: " + reason.split(". Take one")[0].replace(" out the", "leaves out the"))
         lines.append(f"| {name} | {found} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

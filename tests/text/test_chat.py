@@ -11,13 +11,8 @@ from tests.text import samples
 from tests.text.samples import talk
 from tuner.errors import DataError, ModelError
 from tuner.text.answers import training_tokenizer
-from tuner.text.chat import (
-    CHATML_TEMPLATE,
-    TUNER_TEMPLATE,
-    encode_conversations,
-    generation_prompt,
-    require_chat_template,
-)
+from tuner.text.chat import encode_conversations, generation_prompt, require_chat_template
+from tuner.text.chat_templates import CHATML_TEMPLATE, TUNER_TEMPLATE
 
 BOTH = pytest.mark.parametrize("name", ["small", "smollm2"])
 
@@ -93,7 +88,7 @@ def test_no_template_is_refused(template):
             "small",
             TUNER_TEMPLATE.replace("+ eos_token", "").replace("endgeneration %}", "endgeneration %}{{ eos_token }}"),
         ),
-        ("smollm2", CHATML_TEMPLATE.replace("['content'] + '<|im_end|>'", "['content']")),
+        ("smollm2", CHATML_TEMPLATE.replace("+ calls + '<|im_end|>'", "+ calls")),
     ],
     ids=["no end", "end outside the marks", "chatml without"],
 )

@@ -10,7 +10,8 @@ from tests.text import samples
 from tests.text.samples import train_bpe_tokenizer
 from tuner.data.collate import collate_causal
 from tuner.errors import ModelError
-from tuner.text.chat import CHATML_TEMPLATE, TUNER_TEMPLATE, encode_conversations
+from tuner.text.chat import encode_conversations
+from tuner.text.chat_templates import CHATML_TEMPLATE, TUNER_TEMPLATE
 from tuner.text.load_tokenizer import (
     BOS,
     EOS,

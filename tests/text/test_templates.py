@@ -10,7 +10,8 @@ from tests.text.samples import talk
 from tests.text.templates import CONVERSATIONS, NAMES, PAGE, TOOLS, learnt, page, tokenizer_of, tools_of
 from tuner.errors import DataError
 from tuner.text.answers import training_tokenizer
-from tuner.text.chat import CHATML_TEMPLATE, answer_end, encode_conversations, generation_prompt
+from tuner.text.chat import answer_end, encode_conversations, generation_prompt
+from tuner.text.chat_templates import CHATML_TEMPLATE
 
 WITHOUT_MARKS = CHATML_TEMPLATE.replace("{%- generation %}", "").replace("{%- endgeneration %}", "")
 
@@ -23,7 +24,8 @@ def test_a_stock_template_is_learnt_from(name):
         try:
             found = learnt(name, conversation)
         except DataError as error:
-            assert conversation in ("system", "tools") and "refused it" in str(error)
+            why = "refused it" in str(error), "leaves out the definition of the tool 'clock'" in str(error)
+            assert conversation in ("system", "tools") and (why[0] or (why[1] and conversation == "tools"))
             continue
         answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
         assert len(found) == len(answers)
@@ -49,9 +51,12 @@ def test_masks_are_those_of_trls_training_templates(name):
             theirs = tokenizer.apply_chat_template(turns, tools=tools_of(conversation), **how)
         except Exception:
             continue  # the roles of this conversation are not for it; the test above asks that ours says so
-        (ours,) = encode_conversations(
-            training_tokenizer(tokenizer)[0], [CONVERSATIONS[conversation]], tools=[tools_of(conversation)]
-        )
+        how_ours = {"tools": [tools_of(conversation)]}
+        try:
+            (ours,) = encode_conversations(training_tokenizer(tokenizer)[0], [CONVERSATIONS[conversation]], **how_ours)
+        except DataError as error:
+            assert "leaves out the definition" in str(error)  # TRL's says nothing
+            continue
         assert ours["input_ids"] == theirs["input_ids"]
         assert [int(label != -100) for label in ours["labels"]] == theirs["assistant_masks"]
 
@@ -136,6 +141,6 @@ def test_control_tokens_in_arguments_and_reasoning_stay_text(name):
     ]
     if name == "gemma":
         del turns[1]["tool_calls"]
-    (row,) = encode_conversations(tokenizer, [turns], tools=[TOOLS])
+    (row,) = encode_conversations(tokenizer, [turns], tools=[None if name == "gemma" else TOOLS])
     assert row["labels"].count(end) == 1
     assert generation_prompt(tokenizer, turns[:1])["input_ids"].tolist()[0].count(end) <= 2

@@ -19,7 +19,8 @@ from transformers import AutoTokenizer, BertTokenizer
 from tests.processes import run_python
 from tests.text import samples
 from tuner.errors import DataError, ModelError
-from tuner.text.chat import TUNER_TEMPLATE, encode_conversations
+from tuner.text.chat import encode_conversations
+from tuner.text.chat_templates import TUNER_TEMPLATE
 from tuner.text.load_tokenizer import BOS, EOS, PAD, ROLES
 from tuner.text.train_tokenizer import (
     BYTES,

@@ -163,12 +163,12 @@ def _import(args: argparse.Namespace) -> None:
         raise ArgumentError(f"--label {wrong}: expected LABEL=FIELD.")
     if not file.is_file():
         raise ArgumentError(f"{file}: no such file.{nearest(file.name, (path.name for path in file.parent.glob('*')))}")
-    from tuner.data.local_files import EXTENSIONS, FORMATS
+    from tuner.data.local_files import EXTENSIONS, file_format
     from tuner.data.read_files import read_rows
     from tuner.feedback.argilla import read_argilla
     from tuner.feedback.export import write_preferences
 
-    if file.suffix.lower() not in FORMATS:
+    if file_format(file) is None:
         raise ArgumentError(f"{file}: unknown extension; expected one of {EXTENSIONS}.")
     labels = dict(label.split("=", 1) for label in args.label)
     rows, statuses = read_argilla(read_rows(file), str(file), args.question, args.prompt, labels)

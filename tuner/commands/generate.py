@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _answer_file(args: argparse.Namespace) -> None:
-    from tuner.data.local_files import EXTENSIONS, FORMATS
+    from tuner.data.local_files import EXTENSIONS, file_format
 
     file, output = Path(args.prompts).expanduser(), Path(args.output or "").expanduser()
     if args.prompt:
@@ -80,7 +80,7 @@ def _answer_file(args: argparse.Namespace) -> None:
     if not file.is_file():
         beside = [path.name for path in file.parent.glob("*")]
         raise ArgumentError(f"--prompts {file}: no such file.{nearest(file.name, beside)}")
-    if file.suffix.lower() not in FORMATS:
+    if file_format(file) is None:
         raise ArgumentError(f"--prompts {file}: unknown extension; expected one of {EXTENSIONS}.")
     if output.exists():
         raise ArgumentError(f"--output {output} is there already. Delete it, or choose another.")

@@ -28,7 +28,7 @@ SECRET = re.compile(r"^(?!eos_token$)(.*_)?(token|key|secret|password)$")
 # Flags that may name a file or a folder, where `~` is the home directory.
 PATHS = (
     *("output_dir", "dataset_name", "model_name_or_path", "tokenizer_name_or_path", "chat_template_path"),
-    "safety_classifier",
+    *("model_config", "safety_classifier"),
     *("resume_from_checkpoint", "logging_dir", "deepspeed", "fsdp_config", "accelerator_config"),
 )
 
@@ -49,8 +49,11 @@ class ModelArguments:
     preset: Literal["tiny", "small", "base"] | None = flag(
         None, "Size of a new model: tiny (5 M parameters, where nothing is said), small (30 M) or base (125 M)."
     )
+    model_config: str | None = flag(
+        None, "JSON file with the fields of a new model's configuration, instead of a preset's."
+    )
     config_overrides: str | None = flag(
-        None, "Fields of a new model's configuration beside the preset's: hidden_act=relu2,mlp_type=plain,..."
+        None, "Fields of a new model's configuration over those: hidden_act=relu2,mlp_type=plain,..."
     )
     dropout: float = flag(0.0, "Dropout of a new model, on the residual branches and the attention weights.", least=0)
     dtype: Literal["float32", "bfloat16"] = flag(
@@ -78,9 +81,13 @@ class DataArguments:
     """Which rows, and how they become sequences."""
 
     dataset_name: str = flag(
-        "builtin:chitchat", "A Hub id, a local file or folder (jsonl, json, csv, parquet, txt), or builtin:<name>."
+        "builtin:chitchat",
+        "A Hub id, a file or folder (jsonl, json, csv, txt, parquet), or builtin:<name>.",
     )
     dataset_config: str | None = flag(None, "Configuration of a Hub dataset.")
+    column_mapping: str | None = flag(
+        None, "Columns of other names, as question=prompt,answer=completion: each is read under the second."
+    )
     dataset_train_split: str = flag("train", "Split to train on.")
     dataset_test_split: str = flag("test", "Split to validate on; where there is none, rows are set aside.")
     test_split_size: float = flag(0.05, "Rows set aside for validation: a share below 1, or a number of rows.", least=0)
@@ -164,7 +171,9 @@ class RecipeArguments(RunArguments, DataArguments, ModelArguments):
     RATES: ClassVar[tuple[float, float]] = (2e-5, 1e-3)
     # The recipe's own model, where none is named and no flag of a new one is given.
     MODEL: ClassVar[str | None] = None
-    NEW: ClassVar[tuple[str, ...]] = ("preset", "config_overrides", "dropout", "vocab_size", "tokenizer_name_or_path")
+    NEW: ClassVar[tuple[str, ...]] = (
+        *("preset", "model_config", "config_overrides", "dropout", "vocab_size", "tokenizer_name_or_path"),
+    )
 
     def __post_init__(self) -> None:
         self.extra: dict[str, Any] = {}

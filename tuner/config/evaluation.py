@@ -21,7 +21,7 @@ READ_BY = {
     "harness_tasks": ("harness",),
     "num_fewshot": ("harness",),
     **dict.fromkeys(
-        ("dataset_name", "dataset_config", "dataset_test_split", "test_split_size", "cluster_column"),
+        ("dataset_name", "dataset_config", "dataset_test_split", "test_split_size", "column_mapping", "cluster_column"),
         ("perplexity", "generation", "classification", "qa", "preference"),
     ),
 }
@@ -49,6 +49,7 @@ class EvaluationArguments:
         None, "A Hub id, a local file or folder, or builtin:<name>. Without it, a built-in one for each task."
     )
     dataset_config: str | None = flag(None, "Configuration of a Hub dataset.")
+    column_mapping: str | None = flag(None, "Columns of other names, as question=prompt,answer=completion.")
     dataset_test_split: str = flag("test", "Split to evaluate on; of a file without splits, all of it.")
     test_split_size: float | None = flag(
         None, "Of a source without splits only what training sets aside: a share below 1, or a number of rows.", least=0

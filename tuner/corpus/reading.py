@@ -12,21 +12,28 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from tuner.corpus.segments import turns_to_lines
+from tuner.data.columns import parse_mapping, rename_row
 from tuner.data.local_files import local_files
 from tuner.data.read_files import read_rows
 from tuner.data.schema import canonical, shape_of
-from tuner.data.sources import SOURCE_ROW, has_text, held_out_split, load_hub, load_splits, require_split
+from tuner.data.sources import SOURCE_ROW, has_text, held_out_split, load_hub, load_splits, require_split, saved_splits
 from tuner.errors import DataError
 
 
 def open_stream(
-    name: str, config: str | None, splits: tuple[str, str], seed: int, buffer_size: int
+    name: str,
+    config: str | None,
+    splits: tuple[str, str],
+    seed: int,
+    buffer_size: int,
+    column_mapping: str | None = None,
 ) -> tuple[IterableDataset, IterableDataset | None]:
     """The documents of a source as rows of `text`.
 
     Args:
         splits: the names of the training and of the validation split.
         seed, buffer_size: training documents are shuffled in a buffer of so many; validation documents are not.
+        column_mapping: as `load_splits`.
 
     Returns:
         Those of the training split and, where the source has one, of the validation split.
@@ -34,13 +41,16 @@ def open_stream(
     Raises:
         DataError: nothing there, or no such split. Whatever is wrong with a row is raised when it is read.
     """
+    mapping = parse_mapping(column_mapping)
     if name.startswith("builtin:"):
         rows = load_splits(name)[0].remove_columns(SOURCE_ROW)
-        found = {splits[0]: _documents(rows.to_iterable_dataset(), name)}
+        found = {splits[0]: _documents(rows.to_iterable_dataset(), name, mapping)}
+    elif (saved := saved_splits(name, splits[0])) is not None:
+        found = {s: _documents(rows.to_iterable_dataset(), name, mapping) for s, rows in saved.items()}
     elif (files := local_files(name, splits, config)) is None:
-        found = {split: _documents(rows, name) for split, rows in load_hub(name, config, streaming=True).items()}
+        found = {s: _documents(rows, name, mapping) for s, rows in load_hub(name, config, streaming=True).items()}
     else:
-        read = {split: {"files": [str(file) for file in files[split]]} for split in files}
+        read = {split: {"files": [str(file) for file in files[split]], "mapping": mapping} for split in files}
         found = {split: IterableDataset.from_generator(_read, gen_kwargs=what) for split, what in read.items()}
     train = found[require_split(found, splits[0], name)]
     test = held_out_split(found, splits, name)
@@ -49,19 +59,22 @@ def open_stream(
     return ordered, found[test] if test else None
 
 
-def _documents(rows: IterableDataset, name: str) -> IterableDataset:
-    return rows.map(_to_text, with_indices=True, fn_kwargs={"name": name}, remove_columns=rows.column_names)
+def _documents(rows: IterableDataset, name: str, mapping: dict[str, str]) -> IterableDataset:
+    how = {"name": name, "mapping": mapping}
+    return rows.map(_to_text, with_indices=True, fn_kwargs=how, remove_columns=rows.column_names)
 
 
-def _to_text(row: dict[str, Any], number: int, name: str) -> dict[str, str]:
-    return {"text": _text(row, f"{name}, row {number}")}
+def _to_text(row: dict[str, Any], number: int, name: str, mapping: dict[str, str]) -> dict[str, str]:
+    name = f"{name}, row {number}"
+    return {"text": _text(rename_row(row, mapping, name), name)}
 
 
-def _read(files: list[str]) -> Iterator[dict[str, str]]:
+def _read(files: list[str], mapping: dict[str, str]) -> Iterator[dict[str, str]]:
     """The documents of files, without blank ones."""
     for file in files:
         for number, row in enumerate(read_rows(Path(file))):
-            text = _text(row, f"{file}, row {number}")
+            name = f"{file}, row {number}"
+            text = _text(rename_row(row, mapping, name), name)
             if has_text(text):
                 yield {"text": text}
 

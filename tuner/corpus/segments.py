@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from tuner.data.cache_key import map_batches
 from tuner.data.schema import CANONICAL, Kind
 from tuner.data.sources import SOURCE_ROW
+from tuner.data.turns import Message, said
 from tuner.errors import DataError
 
 LONG_LINE = 200  # characters; longer ones are taken in sentences
@@ -26,16 +27,17 @@ def to_documents(rows: Dataset, kind: Kind) -> Dataset:
     """Canonical rows as documents: `text` and `source_row`. Each turn of a conversation becomes a line."""
     if kind == "text":
         return rows
-    return map_batches(rows, _lines_of_batch, [__file__], {}, remove_columns=["messages"], features=CANONICAL["text"])
+    gone = [column for column in CANONICAL[kind] if column in rows.column_names and column != SOURCE_ROW]
+    return map_batches(rows, _lines_of_batch, [__file__], {}, remove_columns=gone, features=CANONICAL["text"])
 
 
 def _lines_of_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {"text": [turns_to_lines(turns) for turns in batch["messages"]], SOURCE_ROW: batch[SOURCE_ROW]}
 
 
-def turns_to_lines(turns: list[dict[str, str]]) -> str:
+def turns_to_lines(turns: list[Message]) -> str:
     """A conversation as text: a line a turn."""
-    return "\n".join(" ".join(turn["content"].split()) for turn in turns)
+    return "\n".join(" ".join(said(turn).split()) for turn in turns)
 
 
 def parts(text: str) -> list[str]:

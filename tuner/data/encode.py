@@ -8,6 +8,7 @@ or refused (`error`). What is cut is counted, and a run that would lose more lab
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,11 +19,11 @@ from transformers import PreTrainedTokenizerBase
 from tuner.data import tokens
 from tuner.data.cache_key import map_batches
 from tuner.data.encoding_report import EncodingReport
-from tuner.data.schema import Kind
+from tuner.data.schema import TOOLS, Kind
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
 from tuner.text import answers, chat
-from tuner.text.answers import Message, training_tokenizer
+from tuner.text.answers import Message, learnt, training_tokenizer
 from tuner.text.chat import encode_conversations, require_chat_template
 
 Encoded = dict[str, Any]
@@ -36,8 +37,8 @@ SEQUENCES: dict[Kind, dict[str, str]] = {
 # Columns of canonical rows that stay as they are.
 PASSED = ("label", "margin", "tie")
 # Of a row: tokens that stay, those of them with a label, as many of either that were cut off, answers that the chat
-# template hides, two answers the same.
-COUNTS = ("tokens", "supervised", "lost_tokens", "lost_supervised", "unlearnt_answers", "identical")
+# template hides, answers whose reasoning it hides, two answers the same.
+COUNTS = ("tokens", "supervised", "lost_tokens", "lost_supervised", "unlearnt_answers", "hidden_reasoning", "identical")
 
 
 def encode_dataset(
@@ -107,13 +108,15 @@ def _encode_batch(
     numbers = batch.get(SOURCE_ROW, indices)
     names = [f"{name}, row {number}" for number in numbers]
     prompts = batch.get("prompt", [[]] * len(numbers))
+    tools = batch.get(TOOLS, [None] * len(numbers))
     encoded: list[list[Encoded]] = []
     for column in SEQUENCES[kind]:
         if kind == "text":
             encoded.append([{"input_ids": ids, "labels": ids} for ids in tokens.documents(tokenizer, batch[column])])
         else:
             whole = [[*prompt, *answer] for prompt, answer in zip(prompts, batch[column], strict=True)]
-            encoded.append(encode_conversations(tokenizer, whole, names=names, prompts=[len(p) for p in prompts]))
+            before = [len(prompt) for prompt in prompts]
+            encoded.append(encode_conversations(tokenizer, whole, names=names, prompts=before, tools=tools))
     longest = [max(len(sequence["input_ids"]) for sequence in found) for found in zip(*encoded, strict=True)]
     longer = [position for position, length in enumerate(longest) if length > max_length]
     if longer and mode == "error":
@@ -122,7 +125,7 @@ def _encode_batch(
     pieces: dict[int, list[Any]] = {position: [found] for position, found in enumerate(zip(*encoded, strict=True))}
     if kind == "messages" and mode == "split":
         conversations = {position: batch["messages"][position] for position in longer}
-        split = _split(tokenizer, conversations, dict(enumerate(encoded[0])), max_length)
+        split = _split(tokenizer, conversations, tools, dict(enumerate(encoded[0])), max_length)
         pieces |= {position: [[part] for part in parts] for position, parts in split.items()}
     if kind == "text" and mode == "split":
         for position in longer:
@@ -148,46 +151,59 @@ def _cut(sequences: list[Encoded], kind: Kind, max_length: int) -> dict[str, Any
         kept = next((t for t in range(most, 0, -1) if labels[t - 1] != -100), 0)
         kept = most if kept and kind == "ranked" else kept
         row |= {f"{prefix}input_ids": ids[:kept], f"{prefix}labels": labels[:kept]}
-        learnt, within = (len(part) - part.count(-100) for part in (labels, labels[:kept]))
-        counts.append((kept, within, max(len(ids) - max_length, 0), learnt - within))
+        labelled, within = (len(part) - part.count(-100) for part in (labels, labels[:kept]))
+        counts.append((kept, within, max(len(ids) - max_length, 0), labelled - within))
     kept, within, *lost = map(sum, zip(*counts, strict=True))
-    unlearnt = sum(sequence.get("unlearnt", 0) for sequence in sequences)
-    whole = all(learnt for _, learnt, *_ in counts)
+    hidden = [sum(sequence.get(name, 0) for sequence in sequences) for name in ("unlearnt", "unreasoned")]
+    whole = all(labelled for _, labelled, *_ in counts)
     identical = len({tuple(sequence["input_ids"]) for sequence in sequences}) < len(sequences)
-    return row | dict(zip(COUNTS, (kept * whole, within * whole, *lost, unlearnt, identical), strict=True))
+    return row | dict(zip(COUNTS, (kept * whole, within * whole, *lost, *hidden, identical), strict=True))
 
 
 def _split(
     tokenizer: PreTrainedTokenizerBase,
     conversations: dict[int, list[Message]],
+    tools: Sequence[list[Any] | None],
     encoded: dict[int, Encoded],
     max_length: int,
 ) -> dict[int, list[Encoded]]:
     """Conversations cut after answers into pieces that fit, each encoded as a conversation of its own, which its system
-    message leads. A single exchange that is longer stays whole: `_cut` cuts it, and counts what is lost."""
+    message leads. A single exchange that is longer stays whole, as a call does with its result: `_cut` cuts it, and
+    counts what is lost."""
     runs = {}
     for i, turns in conversations.items():
         # What the template puts before the first turn comes again in every piece: a system message, a few marks.
         system = turns[0]["content"] if turns[0]["role"] == "system" else ""
         overhead = len(tokenizer(system, add_special_tokens=False)["input_ids"]) + 8
-        turn_ends = [turn for turn, message in enumerate(turns, 1) if message["role"] == "assistant"]
-        token_ends = _answer_ends(tokenizer, turns, encoded[i], turn_ends)
-        runs[i] = _cut_after_answers(turns, turn_ends, token_ends, max_length, overhead)
-    flat = [run for pieces in runs.values() for run in pieces]
-    rows = encode_conversations(tokenizer, flat, eos_required=False) if flat else []
-    # A template may repeat more than `overhead`, a system message of its own for instance: then the piece is cut again.
+        answers = [turn for turn, message in enumerate(turns, 1) if learnt(message)]
+        ends = dict(zip(answers, _answer_ends(tokenizer, turns, tools[i], encoded[i], answers), strict=True))
+        cuts = _cuts(turns)
+        runs[i] = _cut_after_answers(turns, cuts, [ends[turn] for turn in cuts], max_length, overhead)
+    flat, called = [run for pieces in runs.values() for run in pieces], [tools[i] for i in runs for _ in runs[i]]
+    rows = encode_conversations(tokenizer, flat, eos_required=False, tools=called) if flat else []
+    # A template may repeat more than `overhead`, a system message of its own or what may be called: then the piece is
+    # cut again.
     again = {
-        n: run
-        for n, run in enumerate(flat)
-        if set(rows[n]["labels"][max_length:]) - {-100} and sum(message["role"] == "assistant" for message in run) > 1
+        n: run for n, run in enumerate(flat) if set(rows[n]["labels"][max_length:]) - {-100} and len(_cuts(run)) > 1
     }
-    finer = _split(tokenizer, again, dict(enumerate(rows)), max_length) if again else {}
+    finer = _split(tokenizer, again, called, dict(enumerate(rows)), max_length) if again else {}
     pieces_of = iter([finer.get(n, [row]) for n, row in enumerate(rows)])
     return {i: [piece for _ in pieces for piece in next(pieces_of)] for i, pieces in runs.items()}
 
 
+def _cuts(turns: list[Message]) -> list[int]:
+    """After how many messages a conversation may be cut: behind an answer, but not between a call and its result; the
+    last answer counts in any case."""
+    answers = [turn for turn, message in enumerate(turns, 1) if learnt(message)]
+    return [turn for turn in answers if turn == answers[-1] or turns[turn]["role"] != "tool"]
+
+
 def _answer_ends(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], row: Encoded, turn_ends: list[int]
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    tools: list[Any] | None,
+    row: Encoded,
+    turn_ends: list[int],
 ) -> list[int]:
     """The number of tokens up to the end of each answer, where `turn_ends` says after how many messages that is."""
     steps = enumerate(pairwise([*row["labels"], -100]), 1)
@@ -195,8 +211,9 @@ def _answer_ends(
     if len(ends) == len(turn_ends):  # each answer is one stretch of labels, nearly always
         return ends
     # Answers that touch one another or have no token.
-    heads = encode_conversations(tokenizer, [messages[:turn] for turn in turn_ends], eos_required=False)
-    return [len(head["input_ids"]) for head in heads]
+    heads = [messages[:turn] for turn in turn_ends]
+    found = encode_conversations(tokenizer, heads, eos_required=False, tools=[tools] * len(heads))
+    return [len(head["input_ids"]) for head in found]
 
 
 def _cut_after_answers(

@@ -11,9 +11,9 @@ class EncodingReport:
 
     `unlabelled` examples had no supervised token, nearly always because of a prompt that is longer than `max_length`:
     they are left out, and are none of `sequences`. `unlearnt_answers` are those that the chat template writes otherwise
-    once the conversation goes on, or that do not begin where its generation prompt ends. `identical` are preferences
-    whose two answers are the same, which teach nothing and stay. The shares are of all tokens, of all supervised
-    tokens, and of the tokens kept.
+    once the conversation goes on, or that do not begin where its generation prompt ends; of those of `hidden_reasoning`
+    it leaves out what the assistant thought. `identical` are preferences whose two answers are the same, which teach
+    nothing and stay. The shares are of all tokens, of all supervised tokens, and of the tokens kept.
     """
 
     rows: int
@@ -24,6 +24,7 @@ class EncodingReport:
     lost_supervised: int
     unlabelled: int = 0
     unlearnt_answers: int = 0
+    hidden_reasoning: int = 0
     identical: int = 0
     share_truncated: float = field(init=False)
     share_labels_lost: float = field(init=False)

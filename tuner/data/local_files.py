@@ -16,11 +16,19 @@ from huggingface_hub import DatasetCard
 
 from tuner.errors import DataError, nearest
 
-# Extension to how its files are read.
+# Extension to how its files are read; all but parquet may be compressed.
 FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-EXTENSIONS = ", ".join(FORMATS)
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+EXTENSIONS = f"{', '.join(FORMATS)}, also with {', '.join(COMPRESSIONS)}"
 
 Files = dict[str, list[Path]]
+
+
+def file_format(file: Path) -> str | None:
+    """How a file is read, by its extension; None where it is not."""
+    inner = file.with_suffix("") if file.suffix.lower() in COMPRESSIONS else file
+    found = FORMATS.get(inner.suffix.lower())
+    return None if found == "parquet" and inner != file else found
 
 
 def local_files(name: str, splits: tuple[str, str], config: str | None = None) -> Files | None:
@@ -36,17 +44,17 @@ def local_files(name: str, splits: tuple[str, str], config: str | None = None) -
     """
     path = Path(name).expanduser()
     if path.is_file():
-        if path.suffix.lower() not in FORMATS:
+        if file_format(path) is None:
             raise DataError(f"--dataset_name {path}: unknown extension; expected one of {EXTENSIONS}.")
         return {splits[0]: [path]}
     if path.is_dir():
         found = _files_of_folder(path, name, splits, config)
-        formats = {FORMATS[file.suffix.lower()] for files in found.values() for file in files}
+        formats = {str(file_format(file)) for files in found.values() for file in files}
         if len(formats) != 1:
             shown = f"files of several kinds ({', '.join(sorted(formats))})" if formats else "none of them"
             raise DataError(f"--dataset_name {name}: a folder must hold {EXTENSIONS} files of one kind; found {shown}.")
         return found
-    if path.suffix.lower() in FORMATS or name.startswith((".", "/", "~")):
+    if file_format(path) or name.startswith((".", "/", "~")):
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"--dataset_name {name}: no such file or folder.{nearest(path.name, beside)}")
     return None
@@ -75,7 +83,7 @@ def _files_of_folder(folder: Path, name: str, splits: tuple[str, str], config: s
 def _resolve(patterns: dict[str, Any], base: str) -> Files:
     resolved = DataFilesDict.from_local_or_remote(patterns, base_path=base)
     files = {str(split): sorted({Path(file) for file in found}) for split, found in resolved.items()}
-    ours = {s: [f for f in found if f.suffix.lower() in FORMATS and f.name[0] != "~"] for s, found in files.items()}
+    ours = {s: [f for f in found if file_format(f) and f.name[0] != "~"] for s, found in files.items()}
     return {split: found for split, found in ours.items() if found}
 
 

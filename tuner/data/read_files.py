@@ -8,18 +8,23 @@ of mixed types is one like any other; `datasets` may read the 16th digit of a fr
 
 from __future__ import annotations
 
+import bz2
 import csv
 import glob
+import gzip
+import io
 import json
+import lzma
 import os
 import re
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import datasets
 import pyarrow as pa
@@ -27,7 +32,7 @@ from datasets import Dataset, Features, Json
 from datasets.table import CastError
 
 from tuner.data.cache_key import cache_key
-from tuner.data.local_files import FORMATS
+from tuner.data.local_files import COMPRESSIONS, file_format
 from tuner.errors import DataError, one_line
 
 Row = dict[str, Any]
@@ -41,7 +46,7 @@ def load_files(files: list[Path], name: str) -> Dataset:
 
     A file that cannot be read or has no rows is a DataError.
     """
-    if FORMATS[files[0].suffix.lower()] == "parquet":
+    if file_format(files[0]) == "parquet":
         return _load_parquet(files, name)
     key = [(str(file.resolve()), (found := file.stat()).st_size, found.st_mtime_ns) for file in files]
     digest = blake2b(f"{key} {cache_key(__file__)}".encode(), digest_size=16).hexdigest()
@@ -66,7 +71,7 @@ def read_rows(file: Path) -> Iterator[Row]:
     """The rows of a file, one at a time; a DataError for one that cannot be read or has no rows."""
     readers = {"json": _json_rows, "csv": _csv_rows, "text": _text_rows, "parquet": _parquet_rows}
     empty = True
-    for row in readers[FORMATS[file.suffix.lower()]](file):
+    for row in readers[str(file_format(file))](file):
         empty = False
         yield row
     if empty:
@@ -95,15 +100,28 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
         raise DataError(f"{file}: {one_line(error)}") from error
 
 
+def _opened(file: Path) -> BinaryIO:
+    """A file's bytes, without its compression."""
+    suffix = file.suffix.lower()
+    if suffix == ".zst":
+        return cast(BinaryIO, io.BufferedReader(pa.input_stream(str(file), compression="zstd")))
+    readers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return cast(BinaryIO, readers.get(suffix, open)(file, "rb"))
+
+
 def _lines(file: Path) -> Iterator[str]:
     """Lines with their ends. They end at a line feed alone: strings may hold what else Unicode calls a line end."""
     number = 0
     try:
-        with file.open("rb") as stream:
+        with _opened(file) as stream:
             for number, line in enumerate(stream, 1):
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}.") from error
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if file.suffix.lower() in COMPRESSIONS:
+            raise DataError(
+                f"{file}, after line {number}: damaged, or not {file.suffix}: {one_line(error)}."
+            ) from error
+        raise DataError(f"{file}: cannot be read: {getattr(error, 'strerror', error)}.") from error
     except UnicodeDecodeError as error:
         where = f"{file}, line {number}"
         raise DataError(f"{where}: not UTF-8 (byte {error.start + 1} of the line). Convert it first.") from error
@@ -136,7 +154,7 @@ def _csv_rows(file: Path) -> Iterator[Row]:
 def _json_rows(file: Path) -> Iterator[Row]:
     lines = enumerate(_lines(file), 1)
     for number, line in lines:
-        if file.suffix.lower() == ".json" and line.lstrip().startswith("["):
+        if ".json" in (suffix.lower() for suffix in file.suffixes[-2:]) and line.lstrip().startswith("["):
             whole = line + "".join(rest for _, rest in lines)
             for element, row in enumerate(_parse_json(whole, file, number)):
                 yield _checked(row, f"{file}, element {element}")

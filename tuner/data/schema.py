@@ -1,14 +1,15 @@
 """Which shape is this row? Every shape the field uses, mapped to a canonical one by kind.
 
-    messages    a conversation      {"messages": [{"role": "system" | "user" | "assistant", "content": str}]}
+    messages    a conversation      {"messages": [{"role": "system" | "user" | "assistant" | "tool", "content": str}]}
     text        text without turns  {"text": str}
     preference  of two answers      {"prompt": [messages], "chosen": [messages], "rejected": [messages]}
     ranked      the same, by how much   {..., "margin": float, "tie": bool}
     unpaired    one judged answer   {"prompt": [messages], "completion": [messages], "label": bool}
     pair        a rewritten text    {"source": str, "target": str}
 
-and those of `tuner.data.labels`. Nothing else reaches the encoders. What of a row is not used is counted; what has a
-meaning that cannot be honoured is refused (see also `turns`).
+and those of `tuner.data.labels`. Beside turns `tools` says what may be called, and a turn may hold more (see `turns`).
+Nothing else reaches the encoders. What of a row is not used is counted; what has a meaning that cannot be honoured is
+refused.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import pyarrow.compute as pc
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, Json, List, Value
 
-from tuner.data import labels, pairs, turns
+from tuner.data import labels, pairs, tools, turns
 from tuner.data.cache_key import map_batches
+from tuner.data.columns import suggestion
 from tuner.data.labels import TAG_COLUMNS, TEXTS, is_class, is_number, named
 from tuner.data.sources import LABEL_COLUMNS, SOURCE_ROW
 from tuner.data.turns import REFUSED_COLUMNS, Row, message, passed_over, says_something, text_of
@@ -30,17 +32,18 @@ Kind = Literal[
     "messages", "text", "preference", "ranked", "unpaired", "pair", "class", "classes", "score", "tags", "question"
 ]
 
-_TURNS = List({"role": Value("string"), "content": Value("string")})
+_TURNS = List(Json())
 _UNUSED = "_unused"
 _TEXTS = {"text": Value("string"), "text_pair": Value("string")}
 _NAMES = List(Value("string"))
-_PREFERENCE = {"prompt": _TURNS, "chosen": _TURNS, "rejected": _TURNS}
+TOOLS = "tools"
+_PREFERENCE = {"prompt": _TURNS, "chosen": _TURNS, "rejected": _TURNS, TOOLS: Json()}
 _COLUMNS: dict[Kind, dict[str, Any]] = {
-    "messages": {"messages": _TURNS},
+    "messages": {"messages": _TURNS, TOOLS: Json()},
     "text": {"text": Value("string")},
     "preference": _PREFERENCE,
     "ranked": {**_PREFERENCE, "margin": Value("float64"), "tie": Value("bool")},
-    "unpaired": {"prompt": _TURNS, "completion": _TURNS, "label": Value("bool")},
+    "unpaired": {"prompt": _TURNS, "completion": _TURNS, "label": Value("bool"), TOOLS: Json()},
     "pair": {"source": Value("string"), "target": Value("string")},
     "class": {**_TEXTS, "label": Value("string")},
     "classes": {**_TEXTS, "labels": _NAMES},
@@ -60,6 +63,8 @@ CALLED = {
 }
 # Columns of instruction formats that mean something to a conversation.
 SYSTEM_COLUMNS = ("system", "system_prompt")
+# Columns that hold turns, or what may be called.
+SPOKEN = ("messages", "conversations", "prompt", "completion", "chosen", "rejected", *tools.COLUMNS)
 # Kinds beside which a column like `tools` means nothing.
 ANY_COLUMNS = ("text", "pair", *labels.CALLED)
 
@@ -91,13 +96,15 @@ def canonicalize(
         DataError: columns of no known shape or of another kind, or a row that breaks its shape.
     """
     names = named(rows)
+    # Where columns are no JSON, each turn has the keys of all turns, and those of others are null.
+    filled = [c for c, feature in (rows.features or {}).items() if c in SPOKEN and not isinstance(feature, Json)]
     first = rows[0] if len(rows) else dict.fromkeys(rows.column_names)
     shape = shape_of(_with_names(first, names), name, kinds)
     mapped = map_batches(
         rows,
         _convert_batch,
-        [__file__, turns.__file__, labels.__file__, pairs.__file__],
-        {"shape": SHAPES.index(shape), "name": name, "names": names},
+        [__file__, turns.__file__, tools.__file__, labels.__file__, pairs.__file__],
+        {"shape": SHAPES.index(shape), "name": name, "names": names, "filled": filled},
         with_indices=True,
         remove_columns=rows.column_names,
         features=Features({**CANONICAL[shape.kind], _UNUSED: List(Value("string"))}),
@@ -132,8 +139,13 @@ def shape_of(row: Row, name: str, kinds: tuple[Kind, ...] = ("messages", "text")
         its, needed = f"{CALLED[shape.kind]} (columns {', '.join(shape.needed)})", [CALLED[kind] for kind in kinds]
         raise DataError(f"{name}: its rows are {its}, but {' or '.join(needed)} are needed.\n{accepted}")
     found = {column: value for column, value in row.items() if column != SOURCE_ROW}
+    shapes = [shape.needed for shape in SHAPES if shape.kind in kinds]
+    advice = suggestion(found, shapes)
     cut = {column: v if len(str(v)) <= 80 else f"{str(v)[:77]}..." for column, v in found.items()}
-    raise DataError(f"{name}: no known shape has the columns {', '.join(found)}.\nA row is {cut}.\n{accepted}")
+    raise DataError(
+        f"{name}: no known shape has the columns {', '.join(found)}.{f' Try {advice}.' if advice else ''}"
+        f"\nA row is {cut}.\n{accepted}"
+    )
 
 
 def canonical(row: Row, shape: Shape, unused: set[str]) -> Row:
@@ -147,25 +159,43 @@ def canonical(row: Row, shape: Shape, unused: set[str]) -> Row:
                 said.insert(0, system)
             elif said[0] != system:
                 raise DataError(f"the column {column!r} and the first message are two system messages. Drop one.")
-    for column in row.keys() - {*shape.needed, *shape.optional, SOURCE_ROW}:
+    spoken = TOOLS in CANONICAL[shape.kind]
+    if spoken:
+        converted[TOOLS] = tools.tools_of(row)
+    used = {*shape.needed, *shape.optional, SOURCE_ROW, *(tools.COLUMNS if spoken else ())}
+    for column in row.keys() - used:
         if says_something(row[column]):
             unused.add(passed_over("column", column, {} if shape.kind in ANY_COLUMNS else REFUSED_COLUMNS))
     return converted
 
 
 def _convert_batch(
-    batch: dict[str, list[Any]], indices: list[int], shape: int, name: str, names: dict[str, list[str]]
+    batch: dict[str, list[Any]],
+    indices: list[int],
+    shape: int,
+    name: str,
+    names: dict[str, list[str]],
+    filled: list[str],
 ) -> dict[str, list[Any]]:
     rows = []
     for position, number in enumerate(batch.get(SOURCE_ROW, indices)):
         unused: set[str] = set()
         try:
             found = _with_names({column: values[position] for column, values in batch.items()}, names)
+            found |= {column: _without_nulls(found[column]) for column in filled}
             row = canonical(found, SHAPES[shape], unused)
         except DataError as error:
             raise DataError(f"{name}, row {number}: {error}") from None
         rows.append({**row, SOURCE_ROW: number, _UNUSED: sorted(unused)})
     return {column: [row[column] for row in rows] for column in rows[0]}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return value
 
 
 def _with_names(row: Row, names: dict[str, list[str]]) -> Row:

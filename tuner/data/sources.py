@@ -6,7 +6,8 @@ A source without a validation split gets one that is the same on every run and m
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
 
 from tuner.data.builtin import BUILTIN
+from tuner.data.columns import parse_mapping, rename_columns
 from tuner.data.local_files import local_files
 from tuner.data.read_files import load_files
 from tuner.errors import DataError, nearest, notice, one_line
@@ -37,6 +39,7 @@ def load_splits(
     test_split_size: float = 0.05,
     split_seed: int = SPLIT_SEED,
     stratify: bool = False,
+    column_mapping: str | None = None,
 ) -> tuple[Dataset, Dataset]:
     """Load a source and return its training and validation rows.
 
@@ -47,17 +50,20 @@ def load_splits(
             `test_split_size` of the training rows (below 1 a share, else a count; at most half) are set aside, always
             the same ones for a `split_seed`. The rows then have a column `source_row`.
         stratify: set aside the same share of each class.
+        column_mapping: names of columns and what to call them, `question=prompt,answer=completion`.
 
     Raises:
-        DataError: nothing there, an unreadable file, no such split, or no rows.
+        ArgumentError: a `column_mapping` that is none.
+        DataError: nothing there, an unreadable file, no such split or column, or no rows.
     """
+    mapping = parse_mapping(column_mapping)
     if name.startswith("builtin:"):
-        return split_rows(_load_builtin(name), test_split_size, name, split_seed, stratify)
-    files = local_files(name, (train_split, test_split), config)
-    source = load_hub(name, config) if files is None else files
+        rows = rename_columns(_load_builtin(name), mapping, name)
+        return split_rows(rows, test_split_size, name, split_seed, stratify)
+    source = open_source(name, (train_split, test_split), config)
 
     def read(split: str) -> Dataset:
-        return source[split] if files is None else load_files(files[split], name)
+        return rename_columns(source[split](), mapping, name)
 
     train = read(require_split(source, train_split, name))
     if len(train) == 0:
@@ -70,13 +76,39 @@ def load_rows(name: str, split: str = "train") -> Dataset:
     """All rows of a source's split, in its order. Raises as `load_splits`."""
     if name.startswith("builtin:"):
         return _load_builtin(name)
-    files = local_files(name, (split, split), None)
-    source = load_hub(name, None) if files is None else files
-    found = require_split(source, split, name, "--split")
-    rows: Dataset = source[found] if files is None else load_files(files[found], name)
+    source = open_source(name, (split, split))
+    rows = source[require_split(source, split, name, "--split")]()
     if len(rows) == 0:
         raise DataError(f"{name} is empty: it has columns {rows.column_names} and no rows.")
     return rows
+
+
+def open_source(name: str, splits: tuple[str, str], config: str | None = None) -> dict[str, Callable[[], Dataset]]:
+    """How to read each split of a local file or folder, of a folder that `save_to_disk` wrote, or of a data set of the
+    Hub; those of `splits` as `tuner.data.local_files` has them. A DataError where there is none of these."""
+    if (saved := saved_splits(name, splits[0])) is not None:
+        return {split: partial(_as_it_is, rows) for split, rows in saved.items()}
+    if (files := local_files(name, splits, config)) is not None:
+        return {split: partial(load_files, found, name) for split, found in files.items()}
+    return {split: partial(_as_it_is, rows) for split, rows in load_hub(name, config).items()}
+
+
+def _as_it_is(rows: Dataset) -> Dataset:
+    return rows
+
+
+def saved_splits(name: str, split: str) -> dict[str, Dataset] | None:
+    """The splits of a folder that `save_to_disk` wrote, or its rows as the one called `split`; None where it is none. A
+    DataError where it is damaged."""
+    folder = Path(name).expanduser()
+    kinds = (("dataset_dict.json",), ("state.json", "dataset_info.json"))
+    if not any(all((folder / file).is_file() for file in files) for files in kinds):
+        return None
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except Exception as error:  # readers of Arrow and JSON fail in many ways
+        raise DataError(f"--dataset_name {name}: a folder of save_to_disk, but damaged: {one_line(error)}") from error
+    return {split: found} if isinstance(found, Dataset) else {str(key): rows for key, rows in found.items()}
 
 
 def split_rows(

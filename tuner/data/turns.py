@@ -1,4 +1,9 @@
-"""Turns of a conversation as data sets write them, made canonical: a role and a content, both strings.
+"""Turns of a conversation as data sets write them, made canonical: a role and a content, both strings, and beside them
+what the turn has of this:
+
+    tool_calls, tool_call_id, name   calls, and whose result a turn of the role `tool` is (see `tools`)
+    reasoning_content, thinking      what the assistant thought, under the two names that chat templates read
+    weight                           0 where a turn of the assistant is read and not learnt
 
 Keys that mean something to the formats that have them (OpenAI's chat format, ShareGPT, axolotl, LLaMA-Factory), and
 that training here cannot honour, are refused where they say something. Other keys are passed over, and told.
@@ -11,30 +16,27 @@ import math
 import re
 from typing import Any
 
+from tuner.data import tools
 from tuner.errors import DataError
-from tuner.text.answers import common_length
+from tuner.text.answers import Message, common_length, learnt
 
-Message = dict[str, str]
 Row = dict[str, Any]
 
 # ShareGPT and its relatives name the speakers otherwise.
 ROLES = {
-    "system": "system",
+    **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model"), "assistant"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model", *tools.CALLERS), "assistant"),
+    **dict.fromkeys(tools.RESULTS, "tool"),
 }
-TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "tool_response", "observation", "ipython")
 SPOKEN = {"role", "content", "from", "value"}
-NO_TOOLS = "tool use is not trained here"
+REASONING = ("reasoning_content", "thinking", "reasoning")
+# Of a result: whose it is.
+RESULT_KEYS = ("tool_call_id", "name")
 MEDIA = dict.fromkeys(("images", "image", "audio", "audios", "videos", "video"), "only text is trained on")
 # What a turn says beside its content, and what its user can do.
-REFUSED_KEYS = {
-    **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "write the reasoning into the content"),
-    **dict.fromkeys(("tool_calls", "function_call", "tool_call_id"), NO_TOOLS),
-    **MEDIA,
-}
+REFUSED_KEYS = {**MEDIA, **dict.fromkeys(tools.KEYS, "only the assistant calls tools")}
 REFUSED_COLUMNS = {
-    **dict.fromkeys(("tools", "functions"), NO_TOOLS),
     **MEDIA,
     "history": "it belongs beside 'instruction' or a 'prompt' that is a string",
 }
@@ -47,40 +49,77 @@ LEARNT_KEYS = ("weight", "train", "training")
 
 def messages_of(turns: Any, column: str, unused: set[str], answered: bool = True) -> list[Message]:
     """A list of turns, or a JSON text of one, as canonical messages; a DataError for anything else, which names column
-    and turn. `unused` takes the names of keys that say something and are not used; turns of which none is the
-    assistant's are refused where they must be `answered`."""
+    and turn. `unused` takes the names of keys that say something and are not used; turns of which none is an answer to
+    learn are refused where they must be `answered`."""
     turns = parsed(turns)
     if not isinstance(turns, list) or not turns:
         raise DataError(f"column {column!r} must be a list of turns, not {shown(turns)}.")
-    messages = []
-    for number, turn in enumerate(turns):
-        where = f"column {column!r}, turn {number}"
-        if not isinstance(turn, dict):
-            raise DataError(f"{where} must be an object, not {shown(turn)}.")
-        speaker = turn.get("role") or turn.get("from")
-        role = ROLES.get(str(speaker).lower())
-        if speaker is None:
-            given = {name: value for name, value in turn.items() if value is not None}  # Arrow adds the others' keys
-            raise DataError(f"{where} has neither 'role' nor 'from': {shown(given)}.")
-        if role is None:
-            if str(speaker).lower() in TOOL_ROLES:
-                raise DataError(f"{where}: the role {speaker!r} is not supported: {NO_TOOLS}. Drop such rows.")
-            raise DataError(f"{where}: unknown role {speaker!r}; known are {', '.join(ROLES)}.")
-        for key in turn.keys() - SPOKEN:
-            value = turn[key]
-            if key in LEARNT_KEYS:
-                if value not in (None, 1) if role == "assistant" else value and key != "weight":
-                    raise DataError(
-                        f"{where}: {key!r} is {value}, but here every turn of the assistant is learnt and no other. "
-                        "Drop the key to accept that, or drop the turn."
-                    )
-            elif says_something(value):
-                unused.add(passed_over("message key", key, REFUSED_KEYS, f"{where}: "))
-        content = turn["content"] if turn.get("content") is not None else turn.get("value")
-        messages.append(message(role, content, f"{column!r}, turn {number}: the content"))
-    if answered and not any(m["role"] == "assistant" for m in messages):
-        raise DataError(f"column {column!r} has no assistant turn, so there is nothing to learn.")
+    messages = [_turn(turn, column, number, unused) for number, turn in enumerate(turns)]
+    if answered and not any(map(learnt, messages)):
+        left_out = " but what has the weight 0" if any("weight" in turn for turn in messages) else ""
+        raise DataError(f"column {column!r} has no assistant turn{left_out}, so there is nothing to learn.")
     return messages
+
+
+def plain(messages: list[Message], column: str) -> list[Message]:
+    """The messages, where each is a role and a content and nothing more; else a DataError."""
+    for number, turn in enumerate(messages):
+        more = [key for key in turn if key not in ("role", "content")]
+        if turn["role"] == "tool" or more:
+            said = f"the key {more[0]!r}" if more else "the role 'tool'"
+            raise DataError(f"column {column!r}, turn {number}: {said} is not supported here. Drop such rows.")
+    return messages
+
+
+def _turn(turn: Any, column: str, number: int, unused: set[str]) -> Message:
+    where = f"column {column!r}, turn {number}"
+    if not isinstance(turn, dict):
+        raise DataError(f"{where} must be an object, not {shown(turn)}.")
+    speaker = turn.get("role") or turn.get("from")
+    if speaker is None:
+        given = {name: value for name, value in turn.items() if value is not None}  # Arrow adds the others' keys
+        raise DataError(f"{where} has neither 'role' nor 'from': {shown(given)}.")
+    role = ROLES.get(str(speaker).lower())
+    if role is None:
+        raise DataError(f"{where}: unknown role {speaker!r}; known are {', '.join(ROLES)}.")
+    content = turn["content"] if turn.get("content") is not None else turn.get("value")
+    more: Message = {}
+    if str(speaker).lower() in tools.CALLERS:
+        more["tool_calls"], content = tools.calls(content, where), ""
+    for key in turn.keys() - SPOKEN:
+        value = turn[key]
+        if key in LEARNT_KEYS:
+            more |= _weight(role, key, value, where)
+        elif not says_something(value):
+            continue
+        elif role == "assistant" and key in tools.KEYS:
+            more["tool_calls"] = tools.calls(value, f"{where}: {key!r}")
+            content = "" if content is None else content
+        elif role == "assistant" and key in REASONING:
+            more |= dict.fromkeys(REASONING[:2], text_of(value, f"{column!r}, turn {number}: {key!r}"))
+        elif role == "tool" and key in RESULT_KEYS:
+            more[key] = value
+        else:
+            unused.add(passed_over("message key", key, REFUSED_KEYS, f"{where}: "))
+    return {**message(role, content, f"{column!r}, turn {number}: the content"), **more}
+
+
+def _weight(role: str, key: str, value: Any, where: str) -> Message:
+    """Whether a turn is learnt, as OpenAI's and axolotl's formats say it."""
+    if role == "assistant" and value in (None, 0, 1):
+        return {} if value in (None, 1) else {"weight": 0}
+    if role == "assistant" or (value and key != "weight"):
+        raise DataError(
+            f"{where}: {key!r} is {value}, but here a turn of the assistant is learnt (1) or not (0), and no other. "
+            "Drop the key to accept that, or drop the turn."
+        )
+    return {}
+
+
+def said(turn: Message) -> str:
+    """What a turn says, as text: its content, and its calls as JSON."""
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls", ())]
+    return "\n".join(filter(None, (turn["content"], *calls)))
 
 
 def passed_over(what: str, name: str, refused: dict[str, str], where: str = "") -> str:
@@ -91,10 +130,13 @@ def passed_over(what: str, name: str, refused: dict[str, str], where: str = "") 
 
 
 def message(role: str, content: Any, where: str) -> Message:
-    """One canonical message; a DataError where the content is not text, nor parts that all are
-    (`[{"type": "text", "text": ...}]`)."""
+    """A role and a content; a DataError where that is neither text nor parts that all are, as
+    `[{"type": "text", "text": ...}]`."""
     if isinstance(content, list) and content:
-        parts: list[Any] = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
+        kinds = {part.get("type", "text") if isinstance(part, dict) else "text" for part in content}
+        if other := sorted(map(str, kinds - {"text"})):
+            raise DataError(f"column {where} has a part of the type {other[0]!r}: only text is trained on.")
+        parts: list[Any] = [part.get("text") if isinstance(part, dict) else part for part in content]
         if all(isinstance(part, str) for part in parts):
             content = "".join(parts)
     return {"role": role, "content": text_of(content, where)}

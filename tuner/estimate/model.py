@@ -162,14 +162,12 @@ def _met(module: nn.Module, config: Any) -> int:
 def _attention(module: Any, config: Any, decodes: bool, cross: bool) -> list[AttentionLayer]:
     """A module's own attention, if it is one: it then has projections of queries and keys."""
     parts = dict(module.named_children())
-    widths = [
-        getattr(parts[name], "out_features", 0) or parts[name].weight.shape[0]
-        for name in (*QUERIES, *KEYS)
-        if name in parts
-    ]
-    if any(name in parts for name in FUSED):
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        widths = [head * config.num_attention_heads] * 2
+    named = [parts[name] for name in (*QUERIES, *KEYS) if name in parts]
+    widths = [getattr(p, "out_features", 0) or len(p.weight) for p in named if hasattr(p, "weight")]
+    heads = getattr(config, "num_attention_heads", None)  # none where states take the place of attention
+    if heads and any(name in parts for name in FUSED):
+        head = getattr(config, "head_dim", None) or config.hidden_size // heads
+        widths = [head * heads] * 2
     if len(widths) != 2:
         return []
     width, key_width = widths

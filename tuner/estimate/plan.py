@@ -13,9 +13,10 @@ from tuner.config.arguments import parse_arguments
 from tuner.config.recipes import arguments_of, find_recipe
 from tuner.errors import ModelError, one_line
 from tuner.families import FAMILIES
-from tuner.loading.checkpoints import overrides, resolve
+from tuner.loading.checkpoints import resolve
 from tuner.loading.electra import GeneratorAndDiscriminator
 from tuner.loading.models import CLASSES, fields_of
+from tuner.loading.shapes import base_shape
 from tuner.model import (
     PRESETS,
     TunerDecoderConfig,
@@ -87,8 +88,8 @@ def read_config(source: str) -> Any:
 
 
 def _new_config(args: Any, objective: str) -> PreTrainedConfig:
-    shape = {**PRESETS[args.preset or "tiny"], **overrides(args.config_overrides or "")}
-    shape["vocab_size"] = args.vocab_size or shape["vocab_size"]
+    shape = base_shape(args)
+    shape["vocab_size"] = args.vocab_size or shape.get("vocab_size") or PRESETS["tiny"]["vocab_size"]
     kind = PRETRAINING[objective].model
     try:
         return CLASSES[kind].config_class(**fields_of(kind, shape))

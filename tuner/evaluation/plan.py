@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import yaml
@@ -15,10 +15,9 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from tuner.config.evaluation import TASKS, EvaluationArguments
-from tuner.data.local_files import local_files
-from tuner.data.read_files import load_files
+from tuner.data.columns import parse_mapping, rename_columns
 from tuner.data.schema import Kind, canonicalize, shape_of, unused_sentence
-from tuner.data.sources import SOURCE_ROW, held_out_split, load_hub, load_splits
+from tuner.data.sources import SOURCE_ROW, held_out_split, load_splits, open_source
 from tuner.errors import ArgumentError, DataError, ModelError, nearest
 from tuner.evaluation.subject import CALLED, kind_of
 from tuner.evaluation.tasks.base import Data, Task, spread
@@ -27,7 +26,14 @@ from tuner.train.run import say
 
 GATE = re.compile(r"(?:([a-z]+)\.)?(\S+?)\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
 # What training says of the rows that it sets aside: flags of a run that an evaluation of its model reads.
-SPLIT_FLAGS = ("dataset_name", "dataset_config", "dataset_test_split", "test_split_size", "split_seed")
+SPLIT_FLAGS = (
+    "dataset_name",
+    "dataset_config",
+    "dataset_test_split",
+    "test_split_size",
+    "split_seed",
+    "column_mapping",
+)
 
 
 @dataclass(frozen=True)
@@ -156,18 +162,17 @@ def read_rows(args: EvaluationArguments, name: str, share: float, stratify: bool
     if name.startswith("builtin:") or args.test_split_size is not None:
         size = share if args.test_split_size is None else args.test_split_size
         given = (args.dataset_config, "train", args.dataset_test_split, size)
-        train, rows = load_splits(name, *given, stratify=stratify)
+        train, rows = load_splits(name, *given, stratify=stratify, column_mapping=args.column_mapping)
         return Found(rows, name, "those that training sets aside", train)
     splits = ("train", args.dataset_test_split)
-    files = local_files(name, splits, args.dataset_config)
-    source: Any = load_hub(name, args.dataset_config) if files is None else files
+    source = open_source(name, splits, args.dataset_config)
     split = args.dataset_test_split if args.dataset_test_split in source else held_out_split(source, splits, name)
     if split is None and (len(source) > 1 or args.dataset_test_split != "test"):
         there = ", ".join(sorted(source))
         raise DataError(f"{name} has no split {args.dataset_test_split!r} (--dataset_test_split); it has {there}.")
 
     def read(split: str) -> Dataset:
-        return source[split] if files is None else load_files(files[split], name)
+        return rename_columns(source[split](), parse_mapping(args.column_mapping), name)
 
     train = read("train") if split and split != "train" and "train" in source else None
     what = f"its split {split!r}" if split else "all of its rows"

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
-from tuner.data.schema import Kind
+from tuner.data.schema import TOOLS, Kind
+from tuner.data.turns import said
 from tuner.errors import survive
 from tuner.loading.generation import generate_texts, room
 from tuner.objectives.base import Objective
@@ -32,13 +33,13 @@ def prompts_of(rows: Dataset, kind: Kind, tokenizer: PreTrainedTokenizerBase, co
             shown, reference = " ".join(words[:12]), " ".join(words[12:40])
             ids = tokenizer(shown, add_special_tokens=False)["input_ids"]
         else:
-            said = ("prompt", "chosen" if "chosen" in row else "completion")
-            turns = row["messages"] if kind == "messages" else [turn for name in said for turn in row[name]]
+            columns = ("prompt", "chosen" if "chosen" in row else "completion")
+            turns = row["messages"] if kind == "messages" else [turn for name in columns for turn in row[name]]
             turn = next((i for i, m in enumerate(turns) if m["role"] == "assistant"), 0)
             if not turn:  # the assistant opens: there is nothing to answer
                 continue
-            shown, reference = " / ".join(m["content"] for m in turns[:turn]), turns[turn]["content"]
-            ids = generation_prompt(tokenizer, turns[:turn])["input_ids"][0].tolist()
+            shown, reference = " / ".join(m["content"] for m in turns[:turn]), said(turns[turn])
+            ids = generation_prompt(tokenizer, turns[:turn], row.get(TOOLS))["input_ids"][0].tolist()
         if ids:  # a blank text is no prompt
             found.append((shown, reference, ids))
     return found

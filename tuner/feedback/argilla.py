@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
-from tuner.data.turns import Row, messages_of, parsed, shown, text_of
+from tuner.data.turns import Row, messages_of, parsed, plain, shown, text_of
 from tuner.errors import DataError, nearest
 
 RESPONSES = ".responses"
@@ -48,7 +48,9 @@ def read_argilla(
                 statuses[str(status)] += 1
                 if status == "submitted":
                     asked = _field(record, prompt)
-                    turns = asked if isinstance(asked, str) else messages_of(asked, prompt, set(), answered=False)
+                    turns = asked
+                    if not isinstance(asked, str):
+                        turns = plain(messages_of(asked, prompt, set(), answered=False), prompt)
                     for better, worse, tie in _pairs(value, labels):
                         texts = {"chosen": _text(record, better), "rejected": _text(record, worse)}
                         rows.append({"prompt": turns, **texts, "tie": "tie" if tie else "", "annotator": str(user)})

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from datasets import Dataset
 
-from tuner.data.turns import REFUSED_COLUMNS, Row, message, messages_of, passed_over, preference, says_something
+from tuner.data import tools
+from tuner.data.turns import (
+    REFUSED_COLUMNS,
+    Row,
+    message,
+    messages_of,
+    passed_over,
+    plain,
+    preference,
+    says_something,
+)
 from tuner.errors import DataError, notice
 from tuner.feedback.store import Prompt, messages
 
@@ -12,6 +22,8 @@ from tuner.feedback.store import Prompt, messages
 PROMPTS = ("prompt", "messages", "conversations")
 # Columns of two completions, under the names that data sets give them.
 COMPLETIONS = (("chosen", "rejected"), ("completion_a", "completion_b"), ("response_a", "response_b"))
+# What the page does not show.
+NOT_SHOWN = {**REFUSED_COLUMNS, **dict.fromkeys(tools.COLUMNS, "tool use is not shown here")}
 Pair = tuple[int, Prompt, str | None, str | None]
 
 
@@ -61,7 +73,7 @@ def _prompt(row: Row, unused: set[str]) -> Prompt:
     _tell(row, {column}, unused)
     if column == "prompt" and isinstance(row[column], str):
         return str(row[column])
-    turns = messages_of(row[column], column, unused, answered=False)
+    turns = plain(messages_of(row[column], column, unused, answered=False), column)
     if turns[-1]["role"] == "assistant":
         if column == "prompt" or len(turns) == 1:
             raise DataError(f"column {column!r} ends with the assistant's turn: there is nothing to answer.")
@@ -78,6 +90,8 @@ def _pair(row: Row, unused: set[str]) -> tuple[Prompt, str, str]:
     asked = row.get("prompt")
     both = {"chosen": row[columns[0]], "rejected": row[columns[1]]}
     found = preference(both if asked is None else {"prompt": asked, **both}, unused)
+    for column, turns in found.items():
+        plain(turns, column)
     if not found["prompt"]:
         raise DataError("has no column 'prompt', and its completions have no beginning in common.")
     if len(found["chosen"]) > 1 or len(found["rejected"]) > 1:
@@ -89,4 +103,4 @@ def _pair(row: Row, unused: set[str]) -> tuple[Prompt, str, str]:
 def _tell(row: Row, used: set[str], unused: set[str]) -> None:
     for column in row.keys() - used:
         if says_something(row[column]):
-            unused.add(passed_over("column", column, REFUSED_COLUMNS))
+            unused.add(passed_over("column", column, NOT_SHOWN))

@@ -19,8 +19,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tuner.data.turns import Message, message
+from tuner.data.turns import message
 from tuner.errors import CheckpointError, DataError
+from tuner.text.answers import Message
 
 Prompt = str | list[Message]
 # What a person can say of a pair, as it is shown.

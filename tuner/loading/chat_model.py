@@ -53,9 +53,9 @@ class ChatModel:
         begun = (self.tokenizer.bos_token or "") + text
         return self.tokenizer(begun, add_special_tokens=False, return_tensors="pt")
 
-    def prompt(self, messages: Sequence[Message]) -> Inputs:
-        """A conversation to answer."""
-        return generation_prompt(self.tokenizer, messages)
+    def prompt(self, messages: Sequence[Message], tools: list[Any] | None = None) -> Inputs:
+        """A conversation to answer, with what may be called."""
+        return generation_prompt(self.tokenizer, messages, tools)
 
     def fitting(self, messages: list[Message], kept: int) -> Inputs:
         """As `prompt`; the oldest exchanges after the first `kept` messages are deleted from `messages` where there

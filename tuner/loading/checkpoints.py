@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import tempfile
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
@@ -25,8 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from tuner.errors import ModelError, first_line, nearest, one_line
-from tuner.model import PRESETS, TunerPreTrainedModel
-from tuner.model.components import TunerConfig
+from tuner.model import TunerPreTrainedModel
 from tuner.model.convert import from_transformers
 from tuner.text.chat import answer_end
 from tuner.text.gguf import read_once
@@ -38,7 +35,6 @@ BUILTIN = {
 }
 # What a table of positions is called in GPT-2, OPT and our models.
 POSITIONS = ("wpe", "embed_positions")
-SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def resolve(name_or_path: str) -> tuple[str, dict[str, Any]]:
@@ -64,42 +60,6 @@ def resolve(name_or_path: str) -> tuple[str, dict[str, Any]]:
     if name_or_path.startswith((".", "/", "~")) and not path.is_dir():
         raise ModelError(f"{name_or_path}: no such folder.")
     return str(path) if path.is_dir() else name_or_path, {}
-
-
-def new_shape(
-    preset: str,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    dropout: float = 0.0,
-    config_overrides: str | None = None,
-) -> dict[str, Any]:
-    """The fields of a new model's configuration: a preset's, over a tokenizer's vocabulary, and `overrides`."""
-    return {
-        **PRESETS[preset],
-        **{name: getattr(tokenizer, name) for name in SPECIAL_IDS},
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": max(max_length, 2048),
-        "hidden_dropout": dropout,
-        "attention_dropout": dropout,
-        **overrides(config_overrides or ""),
-    }
-
-
-def overrides(text: str) -> dict[str, Any]:
-    """The fields of `--config_overrides hidden_act=relu2,mlp_type=plain`, values read as YAML; a `ModelError` for one
-    that is no field's."""
-    known = {field.name for field in dataclasses.fields(TunerConfig)}
-    found = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or name not in known or name == "vocab_size":
-            hint = nearest(name, known)
-            raise ModelError(f"--config_overrides {part}: field=value of a configuration, but vocab_size.{hint}")
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ModelError(f"--config_overrides {part}: {one_line(error)}") from error
-    return found
 
 
 def new_model(
@@ -146,7 +106,8 @@ def set_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None
     ends.pop(None, None)
     model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else next(iter(ends), None)
     config = model.config.get_text_config()
-    if tokenizer.eos_token_id not in (config.eos_token_id if isinstance(config.eos_token_id, list) else []):
+    own = getattr(config, "eos_token_id", None)  # not every family has one
+    if tokenizer.eos_token_id not in (own if isinstance(own, list) else []):
         config.eos_token_id = tokenizer.eos_token_id
 
 
@@ -175,6 +136,17 @@ def require_positions(model: PreTrainedModel, length: int) -> None:
         most = getattr(part.config, "max_position_embeddings", None) or length
         if length > most and (learnt or getattr(part.config, "attention_type", "") == "linformer"):
             raise ModelError(f"--max_length {length}: the model has {most} positions. Pass at most {most}.")
+
+
+def beyond_positions(model: PreTrainedModel, length: int) -> str | None:
+    """What to say of sequences longer than those that a model was trained on, which it reads none the less."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not most or length <= most:
+        return None
+    return (
+        f"--max_length {length:,} is beyond the {most:,} positions that the model was trained on: it has never seen "
+        "what stands behind them."
+    )
 
 
 def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **options: Any) -> PreTrainedModel:

@@ -21,7 +21,8 @@ from transformers import (
 from tuner.config.arguments import RecipeArguments
 from tuner.data.labels import Labels
 from tuner.errors import ModelError, first_line
-from tuner.loading.checkpoints import as_ours, load_pretrained, new_model, new_shape, require_vocabulary, resolve
+from tuner.loading.checkpoints import as_ours, load_pretrained, new_model, require_vocabulary, resolve
+from tuner.loading.shapes import new_shape
 from tuner.loading.transfer import take_weights
 from tuner.model import (
     TunerDecoderForSequenceClassification,
@@ -58,7 +59,7 @@ def build_with_head(
     name, new = args.model_name_or_path, list[str]()
     set_seed(args.seed)
     if not name:
-        shape = new_shape(args.preset or "tiny", tokenizer, args.max_length, args.dropout, args.config_overrides)
+        shape = new_shape(args, tokenizer)
         fields = {**shape, **pooling, **_fields(labels, kind)}
         return new_model(ours, ours.config_class, fields, args.attn_implementation), ""
     options: dict[str, Any] = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}

@@ -25,11 +25,9 @@ from tuner.data.labels import Labels
 from tuner.errors import ModelError
 from tuner.hardware import device_type
 from tuner.loading.checkpoints import (
-    SPECIAL_IDS,
     as_ours,
     load_pretrained,
     new_model,
-    new_shape,
     pretrained_decoder,
     require_positions,
     require_vocabulary,
@@ -38,6 +36,7 @@ from tuner.loading.checkpoints import (
 )
 from tuner.loading.classifiers import HEADS, build_with_head
 from tuner.loading.electra import GeneratorAndDiscriminator
+from tuner.loading.shapes import SPECIAL_IDS, new_shape
 from tuner.loading.transfer import take_weights
 from tuner.model import (
     TunerDecoderForCausalLM,
@@ -84,7 +83,7 @@ def build_model(
         ModelError: see `tuner.loading.checkpoints`; a checkpoint without a counterpart, or of another shape; flags that
             only a new model takes, with a checkpoint.
     """
-    for name in ("preset", "config_overrides", "dropout") if args.model_name_or_path else ():
+    for name in ("preset", "model_config", "config_overrides", "dropout") if args.model_name_or_path else ():
         if getattr(args, name):
             raise ModelError(f"--{name} is for a new model: a checkpoint's configuration is its own.")
     new = ""
@@ -92,7 +91,7 @@ def build_model(
         model, new = build_with_head(args, kind, tokenizer, labels or Labels())
     elif not args.model_name_or_path:
         set_seed(args.seed)
-        fields = new_shape(args.preset or "tiny", tokenizer, args.max_length, args.dropout, args.config_overrides)
+        fields = new_shape(args, tokenizer)
         class_ = CLASSES[kind]
         model = new_model(class_, class_.config_class, fields_of(kind, fields), args.attn_implementation)
     elif kind == "decoder":
@@ -122,10 +121,21 @@ def prepare_model(args: RecipeArguments, model: PreTrainedModel) -> PreTrainedMo
         use_plain_ops(model)
     elif on_cpu and not args.attn_implementation and can_use_block_attention(model):
         model.set_attn_implementation(BLOCK_ATTENTION)
+        if not _runs(model):  # a family that looks into its masks, or into the memory of what attention gives
+            model.set_attn_implementation("sdpa")
     if args.dtype == "bfloat16":
         halve_parameters(model)
         model.config.dtype = torch.bfloat16
     return model
+
+
+@torch.no_grad()
+def _runs(model: PreTrainedModel) -> bool:
+    try:
+        model(**{name: value.to(model.device) for name, value in model.dummy_inputs.items()})
+    except Exception:  # whatever a family's code raises
+        return False
+    return True
 
 
 def use_plain_ops(model: PreTrainedModel) -> None:

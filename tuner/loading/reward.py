@@ -82,13 +82,16 @@ class RewardModel:
         models = [_load(name, tokenizer, dtype, options).to(device) for name in names]
         return cls(models, tokenizer, kept["centres"], kept["spread"], batch_size, max_length)
 
-    def score(self, prompts: Sequence[str | list[Message]], completions: Sequence[str]) -> torch.Tensor:
-        """The rewards of completions `(n,)`, each as the answer to its prompt: a text, or the turns before."""
+    def score(
+        self, prompts: Sequence[str | list[Message]], completions: Sequence[str], tools: Sequence[Any] | None = None
+    ) -> torch.Tensor:
+        """The rewards of completions `(n,)`, each as the answer to its prompt: a text, or the turns before, with the
+        tools that it may call."""
         turns = [
             [*([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt), _answer(completion)]
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
-        rows = encode_conversations(self.writer, turns, eos_required=False)
+        rows = encode_conversations(self.writer, turns, eos_required=False, tools=tools)
         return self._rewards([row["input_ids"] for row in rows])
 
     def score_ids(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:

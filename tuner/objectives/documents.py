@@ -32,7 +32,8 @@ def open_documents(args: TextArguments) -> tuple[IterableDataset, Dataset]:
     if args.train_sampling_strategy != "random":
         raise ArgumentError("--streaming true shuffles in --shuffle_buffer: leave out --train_sampling_strategy.")
     splits, count = (args.dataset_train_split, args.dataset_test_split), int(args.test_split_size)
-    train, held_out = open_stream(args.dataset_name, args.dataset_config, splits, args.seed, args.shuffle_buffer)
+    where = (args.dataset_name, args.dataset_config, splits)
+    train, held_out = open_stream(*where, args.seed, args.shuffle_buffer, args.column_mapping)
     if held_out is not None:
         return train, Dataset.from_list(list(held_out.take(count)))
     return set_aside(train, count, args.dataset_name)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from rich.text import Text
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -17,6 +17,7 @@ from tuner.data.collate import IGNORED
 from tuner.data.draws import FILLER
 from tuner.data.encode import encode_dataset
 from tuner.data.encoding_report import EncodingReport
+from tuner.data.schema import CANONICAL
 from tuner.errors import DataError
 from tuner.objectives.arguments import PreferenceArguments
 from tuner.objectives.base import Batch, Row, Sums, own_class
@@ -146,4 +147,6 @@ def _unpaired(rows: Dataset) -> Dataset:
         found = [{**row, "completion": row[part], "label": part == "chosen"} for part in PARTS for row in found]
     said = [row["completion"] for row in found]
     pairs = zip(found, said, said[-1:] + said[:-1], strict=True)
-    return Dataset.from_list([{**row, "chosen": one, "rejected": other} for row, one, other in pairs])
+    columns = Features({**CANONICAL["preference"], "label": Value("bool")})
+    whole = [{**row, "chosen": one, "rejected": other} for row, one, other in pairs]
+    return Dataset.from_list([{column: row[column] for column in columns} for row in whole], columns)

@@ -14,6 +14,7 @@ from tuner.corpus.clean import CleaningStep
 from tuner.data.encoding_report import EncodingReport
 from tuner.data.labels import Labels
 from tuner.data.schema import Kind
+from tuner.data.turns import said
 
 # Documents of a stream that a tokenizer is trained on.
 TOKENIZER_DOCUMENTS = 20_000
@@ -54,7 +55,7 @@ def _texts(rows: Any) -> Iterator[str]:
                 elif column == "tokens":
                     yield " ".join(value)
                 else:
-                    yield from (turn["content"] for turn in value or ())
+                    yield from map(said, value or ())
 
 
 @dataclass

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from tuner.data import turns
 from tuner.data.cache_key import map_batches
 from tuner.data.sources import SOURCE_ROW
+from tuner.data.tools import tools_of
 from tuner.errors import DataError
 from tuner.text.chat import generation_prompt, require_chat_template
 
@@ -104,7 +105,9 @@ def encode_prompts(
 
 def _encode(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
     if "prompt" in batch:
-        return {"input_ids": [generation_prompt(tokenizer, p)["input_ids"][0].tolist() for p in batch["prompt"]]}
+        rows = ({column: batch[column][number] for column in batch} for number in range(len(batch["prompt"])))
+        prompts = (generation_prompt(tokenizer, row["prompt"], tools_of(row)) for row in rows)
+        return {"input_ids": [prompt["input_ids"][0].tolist() for prompt in prompts]}
     return {"input_ids": tokenizer(batch["text"])["input_ids"]}
 
 

@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.data.sources import SOURCE_ROW
+from tuner.data.tools import tools_of
 from tuner.errors import ArgumentError, DataError, one_line
 from tuner.loading.reward import RewardModel
 from tuner.rl.actor import score_head
@@ -81,15 +82,16 @@ class Rewards:
             asked = [self.tokenizer.decode(prompt, skip_special_tokens=True) for prompt in prompts]
         chat = [isinstance(prompt, list) for prompt in asked]
         said = [[{"role": "assistant", "content": t}] if is_chat else t for t, is_chat in zip(texts, chat, strict=True)]
+        tools = [tools_of(row) for row in rows]
         found: dict[str, torch.Tensor] = {}
         for name, reward, tokenizer in zip(self.names, self.rewards, self.tokenizers, strict=True):
             if isinstance(reward, RewardModel):
-                found[name] = reward.score(asked, texts)
+                found[name] = reward.score(asked, texts, tools)
             elif isinstance(reward, PreTrainedModel):
                 if tokenizer is None:
                     sequences = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
                 else:
-                    sequences = [_tokens(tokenizer, p, t) for p, t in zip(asked, texts, strict=True)]
+                    sequences = [_tokens(tokenizer, *each) for each in zip(asked, texts, tools, strict=True)]
                 found[name] = score_sequences(reward, sequences, self.batch_size)
             else:
                 columns = {key: [row[key] for row in rows] for key in rows[0] if key not in TOLD}
@@ -138,11 +140,11 @@ def _called(
     return torch.tensor(found)
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: Any, text: str) -> list[int]:
+def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: Any, text: str, tools: list[Any] | None) -> list[int]:
     """A prompt and its completion as a reward model with a tokenizer of its own reads them."""
     if isinstance(prompt, list):
         whole = [*prompt, {"role": "assistant", "content": text}]
-        return list(tokenizer.apply_chat_template(whole, tokenize=True, return_dict=True)["input_ids"])
+        return list(tokenizer.apply_chat_template(whole, tools=tools, tokenize=True, return_dict=True)["input_ids"])
     return list(tokenizer(prompt + text)["input_ids"])
 
 

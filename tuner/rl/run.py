@@ -83,7 +83,8 @@ def load_prompts(run: Run[PPOArguments]) -> Prompts:
     args = run.args
     with PartialState().main_process_first():
         splits = (args.dataset_train_split, args.dataset_test_split)
-        train, held_out = load_splits(args.dataset_name, args.dataset_config, *splits, args.test_split_size)
+        given = (args.dataset_name, args.dataset_config, *splits, args.test_split_size)
+        train, held_out = load_splits(*given, column_mapping=args.column_mapping)
         found = Prompts(read_prompts(train, args.dataset_name), read_prompts(held_out, args.dataset_name))
     others = [name for name in found.train.column_names if name not in ("prompt", "text", "source_row")]
     if others:

@@ -11,15 +11,15 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tuner.errors import DataError
+from tuner.text.tool_use import Message, shows_python, with_text_arguments
 
-Message = dict[str, Any]
 Spans = list[tuple[int, int]]  # each from the first character to one past the last
 Writer = Callable[..., tuple[str, Spans]]  # `render` of one tokenizer, with its failures told
 UNKNOWN = (0, 0)
@@ -55,14 +55,23 @@ def render(
     template = tokenizer.chat_template
     if _takes_parts(template):
         messages = [{**turn, "content": [{"type": "text", "text": turn["content"] or ""}]} for turn in messages]
-    (text,), spans = render_jinja_template(
-        [list(messages)],
+    write = partial(
+        render_jinja_template,
         tools=tools,
         chat_template=template,
         return_assistant_tokens_mask=marks,
         add_generation_prompt=add_generation_prompt,
         **tokenizer.special_tokens_map,
     )
+    try:
+        (text,), spans = write([list(messages)])
+        as_text = shows_python(text, messages)
+    except Exception:
+        if not any(message.get("tool_calls") for message in messages):
+            raise
+        as_text = True
+    if as_text:
+        (text,), spans = write([with_text_arguments(messages)])
     return text, spans[0] if spans else []
 
 
@@ -79,18 +88,26 @@ def _takes_parts(template: str) -> bool:
     return False
 
 
-def marked_answers(write: Writer, messages: Sequence[Message], prompt: int) -> tuple[str, Spans]:
-    """What the template writes of a conversation, and what lies between its marks after the first `prompt` messages."""
+def marked_answers(
+    write: Writer, messages: Sequence[Message], prompt: int, control: re.Pattern[str]
+) -> tuple[str, Spans]:
+    """What the template writes of a conversation, and what lies between its marks after the first `prompt` messages: of
+    the answers that are learnt. Where marks and answers are not as many, `rendered_answers` says which those are."""
     text, spans = write(messages, marks=True)
     if any(message["role"] == "assistant" for message in messages[:prompt]):
         spans = spans[len(write(messages[:prompt], marks=True)[1]) :]
-    return text, spans
+    answers = [message for message in messages[prompt:] if message["role"] == "assistant"]
+    if all(map(learnt, answers)):
+        return text, spans
+    if len(spans) != len(answers):
+        return rendered_answers(write, messages, prompt, control)
+    return text, [span for span, message in zip(spans, answers, strict=True) if learnt(message)]
 
 
 def rendered_answers(
     write: Writer, messages: Sequence[Message], prompt: int, control: re.Pattern[str]
 ) -> tuple[str, Spans]:
-    """As `marked_answers`, without marks: one span for each answer, `UNKNOWN` where it cannot be told.
+    """As `marked_answers`, without marks: a span for each answer that is learnt, `UNKNOWN` where it cannot be told.
 
     Args:
         control: matches the tokenizer's special tokens; an answer ends with its last one, or where the next turn
@@ -98,7 +115,7 @@ def rendered_answers(
     """
     whole, spans = write(messages)[0], []
     for turn, message in enumerate(messages):
-        if message["role"] == "assistant" and turn >= prompt:
+        if learnt(message) and turn >= prompt:
             try:
                 before = write(messages[:turn], add_generation_prompt=True)[0]
                 after = write(messages[: turn + 1])[0]
@@ -123,6 +140,11 @@ def _answer(whole: str, before: str, after: str, control: re.Pattern[str]) -> tu
     if not kept or not after.startswith(before) or same == begin:
         return UNKNOWN
     return begin, end if ended else same
+
+
+def learnt(message: Message) -> bool:
+    """Whether a turn is the assistant's, and not one that is only read (`weight` 0)."""
+    return message["role"] == "assistant" and message.get("weight") != 0
 
 
 def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:

@@ -25,65 +25,14 @@ from tuner.text.answers import (
     UNKNOWN,
     Message,
     Spans,
+    learnt,
     marked_answers,
     render,
     rendered_answers,
     training_tokenizer,
 )
 from tuner.text.quoted_tokens import any_of, quoted_tokens, special_tokens
-
-# One token says who speaks, one ends an assistant's turn. The end lies inside the generation marks: it is supervised,
-# and it is what the model emits to hand the turn back.
-TUNER_TEMPLATE = """\
-{{- bos_token }}
-{%- for message in messages %}
-    {%- if message['role'] == 'assistant' %}
-        {{- '<|assistant|>' }}
-        {%- generation %}
-            {{- message['content'] + eos_token }}
-        {%- endgeneration %}
-    {%- else %}
-        {{- '<|' + message['role'] + '|>' + message['content'] }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|assistant|>' }}
-{%- endif %}
-"""
-
-# ChatML (OpenAI's markup; SmolLM2, Qwen), with generation marks.
-CHATML_TEMPLATE = """\
-{%- for message in messages %}
-    {{- '<|im_start|>' + message['role'] + '\\n' }}
-    {%- if message['role'] == 'assistant' %}
-        {%- generation %}
-            {{- message['content'] + '<|im_end|>' }}
-        {%- endgeneration %}
-        {{- '\\n' }}
-    {%- else %}
-        {{- message['content'] + '<|im_end|>\\n' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-{%- endif %}
-"""
-
-# An encoder of BERT's kind: a separator ends each turn, and nothing says whose it was.
-BERT_TEMPLATE = """\
-{{- cls_token }}
-{%- for message in messages %}
-    {%- if message['role'] == 'assistant' %}
-        {%- generation %}
-            {{- message['content'] + sep_token }}
-        {%- endgeneration %}
-    {%- else %}
-        {{- message['content'] + sep_token }}
-    {%- endif %}
-{%- endfor %}
-"""
-# Those that `--chat_template_path` knows by name.
-TEMPLATES = {"chatml": CHATML_TEMPLATE, "bert": BERT_TEMPLATE}
+from tuner.text.tool_use import hidden_reasoning, not_shown
 
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -120,16 +69,17 @@ def encode_conversations(
         tools: for each conversation the JSON schemas of the functions that it may call.
 
     Returns:
-        For each: `input_ids`, `labels` of the same length (the id where the assistant speaks, else -100), and
-        `unlearnt`, the number of answers that cannot be told from the rest.
+        For each: `input_ids`, `labels` of the same length (the id where the assistant speaks, else -100; a turn whose
+        `weight` is 0 is read alone), `unlearnt`, the number of answers that cannot be told from the rest, and
+        `unreasoned`, of those whose reasoning the template leaves out.
 
     Raises:
-        DataError: a conversation that the template refuses.
+        DataError: a conversation that the template refuses, or of which it leaves out what tools have to do with.
         ModelError: a template that is not Jinja, two beginning tokens, or an end token that is not supervised.
     """
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     rows = []
-    for encoding, spans in _encode(tokenizer, conversations, names, tools, prompts):
+    for encoding, spans, unreasoned in _encode(tokenizer, conversations, names, tools, prompts):
         ids, offsets = encoding.ids, encoding.offsets
         starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
         labels = [-100] * len(ids)
@@ -144,7 +94,7 @@ def encode_conversations(
                 f"{origin(tokenizer)} ends the answers with no special token that is learnt, the end token "
                 f"{tokenizer.eos_token!r} for instance: the model would not learn to stop. --eos_token names another."
             )
-        rows.append({"input_ids": ids, "labels": labels, "unlearnt": spans.count(UNKNOWN)})
+        rows.append({"input_ids": ids, "labels": labels, "unlearnt": spans.count(UNKNOWN), "unreasoned": unreasoned})
     return rows
 
 
@@ -157,7 +107,7 @@ def generation_prompt(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: list[Any] | None = None
 ) -> BatchEncoding:
     """A conversation, or none yet, that ends where the assistant is to speak, as tensors `(1, time)` for `generate`."""
-    [(encoding, _)] = _encode(tokenizer, [messages], ["the prompt"], [tools], add_generation_prompt=True)
+    [(encoding, *_)] = _encode(tokenizer, [messages], ["the prompt"], [tools], add_generation_prompt=True)
     return BatchEncoding({"input_ids": [encoding.ids], "attention_mask": [encoding.attention_mask]}, tensor_type="pt")
 
 
@@ -180,30 +130,35 @@ def _encode(
     tools: Sequence[list[Any] | None] | None,
     prompts: Sequence[int] | None = None,
     add_generation_prompt: bool = False,
-) -> list[tuple[Encoding, Spans]]:
-    """Of each conversation the tokens, and which characters of what the template wrote are the assistant's."""
+) -> list[tuple[Encoding, Spans, int]]:
+    """Of each conversation the tokens, which characters of what the template wrote are the assistant's, and how many
+    answers' reasoning it has left out."""
     if not conversations:
         return []
     given = [[list(turns), tools[number] if tools else None] for number, turns in enumerate(conversations)]
     quoted = quoted_tokens(tokenizer, [json.dumps(both, ensure_ascii=False, default=str) for both in given])
     control = any_of(special_tokens(tokenizer))
-    texts, spans = [], []
+    texts, spans, unreasoned = [], [], []
     for number, (turns, functions) in enumerate(map(quoted.hide, given) if quoted else given):
-        write = partial(_write, tokenizer, names[number] if names else f"conversation {number}", functions)
+        name, prompt = names[number] if names else f"conversation {number}", prompts[number] if prompts else 0
+        write = partial(_write, tokenizer, name, functions)
         if add_generation_prompt:
             text, found = write(turns, add_generation_prompt=True)
         elif MARKS.search(tokenizer.chat_template):
-            text, found = marked_answers(write, turns, prompts[number] if prompts else 0)
+            text, found = marked_answers(write, turns, prompt, control)
         else:
-            text, found = rendered_answers(write, turns, prompts[number] if prompts else 0, control)
+            text, found = rendered_answers(write, turns, prompt, control)
+        if missing := not_shown(text, turns, functions):
+            raise DataError(f"{name}: {origin(tokenizer)} leaves out {missing}. Take one for tools, or drop such rows.")
         texts.append(text)
         spans.append(found)
+        unreasoned.append(hidden_reasoning(text, [turn for turn in turns[prompt:] if learnt(turn)]))
     if quoted:
         encodings = quoted.encode(texts)
     else:  # `verbose=False`: rows longer than the model are `data/encode.py`'s business, not a warning's
         batch = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         encodings = batch.encodings or []
-    return list(zip(encodings, spans, strict=True))
+    return list(zip(encodings, spans, unreasoned, strict=True))
 
 
 def _write(

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tuner.errors import ModelError, one_line
-from tuner.text.chat import TEMPLATES
+from tuner.text.chat_templates import TEMPLATES
 from tuner.text.gguf import read_once
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"

@@ -21,7 +21,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tuner.errors import DataError, ModelError
-from tuner.text.chat import TUNER_TEMPLATE
+from tuner.text.chat_templates import TUNER_TEMPLATE
 from tuner.text.load_tokenizer import BOS, EOS, PAD, ROLES
 
 Algorithm = Literal["bpe", "wordpiece", "unigram"]

@@ -17,11 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tuner.corpus.segments import to_documents
 from tuner.data.labels import PROBLEMS, check_labels
 from tuner.data.pairs import translated
-from tuner.data.schema import Kind, canonicalize, unused_sentence
+from tuner.data.schema import TOOLS, Kind, canonicalize, unused_sentence
 from tuner.data.sources import load_splits
 from tuner.errors import ModelError
-from tuner.loading.checkpoints import resolve
+from tuner.loading.checkpoints import beyond_positions, resolve
 from tuner.loading.models import build_model
+from tuner.loading.shapes import base_shape
 from tuner.model import PRESETS
 from tuner.objectives.arguments import ClassifyArguments, TextArguments
 from tuner.objectives.base import Objective
@@ -44,7 +45,14 @@ def load_rows(run: Run, kinds: tuple[Kind, ...] | None = None, **split: Any) -> 
     args = run.args
     with PartialState().main_process_first():
         splits = (args.dataset_train_split, args.dataset_test_split)
-        train, held_out = load_splits(args.dataset_name, args.dataset_config, *splits, args.test_split_size, **split)
+        train, held_out = load_splits(
+            args.dataset_name,
+            args.dataset_config,
+            *splits,
+            args.test_split_size,
+            column_mapping=args.column_mapping,
+            **split,
+        )
         if languages := getattr(args, "source_lang", None) and (args.source_lang, args.target_lang):
             train, held_out = (translated(rows, languages, args.dataset_name) for rows in (train, held_out))
         kind, train, unused = canonicalize(train, args.dataset_name, kinds or run.method.kinds)
@@ -74,6 +82,8 @@ def load_documents(run: Run[TextArguments]) -> Rows:
         return Rows("text", *open_documents(args))
     rows = load_rows(run, ("messages", "text"))
     with PartialState().main_process_first():
+        if rows.kind == "messages" and any(rows.train[TOOLS]):
+            say(f"{args.dataset_name}: the column 'tools' is no part of the text.")
         train, held_out = to_documents(rows.train, rows.kind), to_documents(rows.eval, rows.kind)
         if args.clean == "none":
             return Rows("text", train, held_out)
@@ -116,7 +126,7 @@ def load_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
 
 def _train_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
     args = run.args
-    size = args.vocab_size or PRESETS[args.preset or "tiny"]["vocab_size"]
+    size = args.vocab_size or base_shape(args).get("vocab_size") or PRESETS["tiny"]["vocab_size"]
     algorithm = args.train_tokenizer if isinstance(args, TextArguments) else "bpe"
     tokenizer = train_tokenizer(rows.texts(), algorithm, size, run.method.vocabulary, max(args.max_length, 2048))
     if args.chat_template_path:
@@ -133,6 +143,7 @@ def load_model(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     `ModelError` as `build_model` does."""
     model, new = build_model(run.args, run.method.model, tokenizer, run.labels)
     say(new)
+    say(beyond_positions(model, run.args.max_length))
     if not getattr(run.args, "use_peft", False):
         return model
     from tuner.loading.adapters import add_adapter  # peft takes seconds to import

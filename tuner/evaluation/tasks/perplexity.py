@@ -12,11 +12,13 @@ import lzma
 from collections.abc import Iterator, Sequence
 
 from tuner.data.collate import IGNORED
+from tuner.data.schema import TOOLS
+from tuner.data.turns import said
 from tuner.errors import ArgumentError
 from tuner.evaluation.metrics import text_sizes
 from tuner.evaluation.subject import Subject
 from tuner.evaluation.tasks.base import Baselines, Figures, Row, Samples, Task
-from tuner.text.answers import training_tokenizer
+from tuner.text.answers import learnt, training_tokenizer
 from tuner.text.chat import encode_conversations, require_chat_template
 
 Sequence_ = tuple[Sequence[int], Sequence[int]]
@@ -68,7 +70,7 @@ class Perplexity(Task):
                 sample: Row = {"text": row["text"]}
                 words, size = text_sizes(row["text"])
             else:
-                answers = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
+                answers = [said(turn) for turn in row["messages"] if learnt(turn)]
                 sample = {"answers": answers}
                 words, size = map(sum, zip(*map(text_sizes, answers), strict=True)) if answers else (0, 0)
             if tokens and size:
@@ -88,7 +90,8 @@ class Perplexity(Task):
 
     def _conversations(self, rows: list[Row]) -> list[Sequence_]:
         turns, names = [row["messages"] for row in rows], [f"{self.data.name}, row {row['source_row']}" for row in rows]
-        found = encode_conversations(self.encoder, turns, eos_required=False, names=names)
+        tools = [row.get(TOOLS) for row in rows]
+        found = encode_conversations(self.encoder, turns, eos_required=False, names=names, tools=tools)
         return [(row["input_ids"], row["labels"]) for row in found]
 
     def summarise(self, samples: Samples) -> Figures:

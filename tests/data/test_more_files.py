@@ -1,0 +1,134 @@
+"""Compressed files, folders of `save_to_disk`, and columns of other names: the same rows as without."""
+
+import bz2
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from datasets import Dataset, DatasetDict
+
+from tests.data.test_sources import KINDS, TEXTS, all_texts
+from tuner.corpus.reading import open_stream
+from tuner.data.columns import suggestion
+from tuner.data.schema import canonicalize
+from tuner.data.sources import load_rows, load_splits
+from tuner.errors import ArgumentError, DataError
+
+
+def zstd(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as out:
+        out.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("file", [name for name in KINDS if "parquet" not in name])
+def test_a_compressed_file_has_the_same_rows(tmp_path, file, suffix):
+    KINDS[file](tmp_path / file, TEXTS)
+    packed = tmp_path / "packed" / f"{file}{suffix}"
+    packed.parent.mkdir()
+    packed.write_bytes(COMPRESS[suffix]((tmp_path / file).read_bytes()))
+    assert sorted(all_texts(packed)) == sorted(all_texts(tmp_path / file))
+    assert sorted(all_texts(packed.parent)) == sorted(all_texts(tmp_path / file))
+    stream, _ = open_stream(str(packed), None, ("train", "test"), 0, 1)
+    assert [row["text"] for row in stream] == [text for text in load_rows(str(tmp_path / file))["text"] if text.strip()]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("data", [b"no archive at all", None])
+def test_a_damaged_archive_is_named(tmp_path, suffix, data):
+    file = tmp_path / f"rows.jsonl{suffix}"
+    lines = "".join(json.dumps({"text": f"{n} {hash(str(n))}"}) + "\n" for n in range(5000)).encode()
+    file.write_bytes(data or COMPRESS[suffix](lines)[:-2000])
+    with pytest.raises(DataError, match=rf"rows\.jsonl\{suffix}, after line \d+: damaged, or not \{suffix}: "):
+        load_splits(str(file))
+
+
+def test_a_compressed_parquet_file_is_none_of_ours(tmp_path):
+    (tmp_path / "rows.parquet.gz").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"unknown extension; expected one of \.jsonl, .*, also with \.gz, \.zst"):
+        load_splits(str(tmp_path / "rows.parquet.gz"))
+
+
+def test_a_folder_of_save_to_disk(tmp_path):
+    train, test = ({"text": [f"{split} {n}" for n in range(6)], "source": ["x"] * 6} for split in ("train", "test"))
+    Dataset.from_dict(train).save_to_disk(str(tmp_path / "one"))
+    both = DatasetDict(train=Dataset.from_dict(train), validation=Dataset.from_dict(test))
+    both.save_to_disk(str(tmp_path / "two"))
+    assert sorted(all_texts(tmp_path / "one")) == train["text"]
+    found, held_out = load_splits(str(tmp_path / "two"))
+    assert (found["text"][:], held_out["text"][:]) == (train["text"], test["text"])
+    assert load_rows(str(tmp_path / "two"), "validation")["text"][:] == test["text"]
+    stream, held = open_stream(str(tmp_path / "two"), None, ("train", "test"), 0, 1)
+    assert [row["text"] for row in stream] == train["text"] and [row["text"] for row in held] == test["text"]
+    with pytest.raises(DataError, match=r"has no split 'dev' \(--dataset_train_split\); it has train, validation\."):
+        load_splits(str(tmp_path / "two"), train_split="dev")
+    for file in Path(tmp_path, "one").glob("*.arrow"):
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match="a folder of save_to_disk, but damaged"):
+        load_splits(str(tmp_path / "one"))
+
+
+def write(tmp_path, *rows):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(file)
+
+
+def test_columns_of_other_names(tmp_path):
+    file = write(tmp_path, *({"question": f"q{n}", "answer": f"a{n}", "prompt": "x"} for n in range(8)))
+    mapping = "question=prompt, answer=completion,prompt=old"
+    train, held_out = load_splits(file, test_split_size=2, column_mapping=mapping)
+    kind, rows, unused = canonicalize(train, file)
+    assert kind == "messages" and unused == {"column 'old'": 1.0} and len(rows) == 6
+    assert {turns[0]["content"].replace("q", "a") for turns in rows["messages"]} == {
+        turns[1]["content"] for turns in rows["messages"]
+    }
+    assert held_out.column_names == train.column_names
+    stream, _ = open_stream(file, None, ("train", "test"), 0, 1, mapping)
+    assert next(iter(stream)) == {"text": "q0\na0"}
+
+
+@pytest.mark.parametrize(
+    ("mapping", "error", "message"),
+    [
+        ("question", ArgumentError, r"--column_mapping question: expected name=new_name,\.\.\., each of them once\."),
+        ("question=", ArgumentError, "expected name=new_name"),
+        ("question=a,answer=a", ArgumentError, "each of them once"),
+        (
+            "quesion=prompt",
+            DataError,
+            r"has the columns question, answer, and no 'quesion'\. Did you mean question",
+        ),
+        ("question=answer", DataError, r"has a column 'answer' too\. Give it another name\."),
+    ],
+)
+def test_a_mapping_that_cannot_be(tmp_path, mapping, error, message):
+    file = write(tmp_path, *[{"question": "q", "answer": "a"}] * 4)
+    with pytest.raises(error, match=message):
+        load_splits(file, column_mapping=mapping)
+    with pytest.raises(error, match=message):
+        stream, _ = open_stream(file, None, ("train", "test"), 0, 1, mapping)
+        list(stream)
+
+
+@pytest.mark.parametrize(
+    ("columns", "shapes", "expected"),
+    [
+        (["question", "answer"], [("messages",), ("prompt", "completion")], "question=prompt,answer=completion"),
+        (["Query", "Response", "id"], [("prompt", "completion")], "Query=prompt,Response=completion"),
+        (["dialogue"], [("messages",)], "dialogue=messages"),
+        (["Text"], [("prompt", "completion"), ("text",)], "Text=text"),
+        (["prompt", "better", "worse"], [("prompt", "chosen", "rejected")], "better=chosen,worse=rejected"),
+        (["a", "b"], [("messages",), ("prompt", "completion"), ("text",)], ""),
+    ],
+)
+def test_a_mapping_is_suggested_where_names_are_alike(columns, shapes, expected):
+    assert suggestion(columns, shapes) == (expected and f"--column_mapping {expected}")

@@ -1,0 +1,72 @@
+"""Columns under other names: `--column_mapping question=prompt,answer=completion`, and which one to suggest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from datasets import Dataset
+
+from tuner.errors import ArgumentError, DataError, nearest
+
+# Names that data sets give to columns of ours.
+SYNONYMS = {
+    "prompt": ("question", "query", "input", "user", "human", "request", "problem", "ask"),
+    "completion": ("answer", "response", "output", "assistant", "reply", "target", "solution", "completions"),
+    "messages": ("message", "conversation", "dialog", "dialogue", "dialogs", "chat", "turns"),
+    "text": ("content", "body", "document", "article", "sentence", "passage", "review", "texts", "raw_text"),
+    "chosen": ("preferred", "better", "good", "accepted", "winner", "positive", "chosen_response"),
+    "rejected": ("dispreferred", "worse", "bad", "refused", "loser", "negative", "rejected_response"),
+    "label": ("labels", "class", "category", "rating", "stars", "sentiment"),
+}
+
+
+def parse_mapping(text: str | None) -> dict[str, str]:
+    """`old=new,old=new` as a dictionary; an ArgumentError for anything else."""
+    pairs = [part.partition("=")[::2] for part in (text or "").split(",") if part.strip()]
+    found = {old.strip(): new.strip() for old, new in pairs}
+    if not all(found) or not all(found.values()) or len(found) < len(pairs) or len(set(found.values())) < len(pairs):
+        raise ArgumentError(f"--column_mapping {text}: expected name=new_name,..., each of them once.")
+    return found
+
+
+def rename_columns(rows: Dataset, mapping: dict[str, str], name: str) -> Dataset:
+    """Rows with columns under other names. What is there under the new name already gives way, if it is renamed too; a
+    DataError where it is not, or where there is no such column."""
+    if not mapping:
+        return rows
+    check_mapping(rows.column_names, mapping, name)
+    return rows.rename_columns(mapping)
+
+
+def check_mapping(columns: Iterable[str], mapping: dict[str, str], name: str) -> None:
+    """A DataError where columns cannot be renamed."""
+    known = list(columns)
+    for old, new in mapping.items():
+        if old not in known:
+            there = f"{name} has the columns {', '.join(known)}, and no {old!r}"
+            raise DataError(f"--column_mapping {old}={new}: {there}.{nearest(old, known)}")
+        if new in known and new not in mapping:
+            raise DataError(f"--column_mapping {old}={new}: {name} has a column {new!r} too. Give it another name.")
+
+
+def suggestion(columns: Iterable[str], shapes: Iterable[tuple[str, ...]]) -> str:
+    """What to pass so that columns have one of some shapes; nothing where no names are alike."""
+    known = list(columns)
+    for shape in shapes:
+        found: dict[str, str] = {}
+        for wanted in (column for column in shape if column not in known):
+            alike = (wanted, *SYNONYMS.get(wanted, ()))
+            old = next((c for name in alike for c in known if c.lower() == name and c not in found), None)
+            if old is None:
+                break
+            found[old] = wanted
+        else:
+            return f"--column_mapping {','.join(f'{old}={new}' for old, new in found.items())}" if found else ""
+    return ""
+
+
+def rename_row(row: dict[str, Any], mapping: dict[str, str], name: str) -> dict[str, Any]:
+    """A row of a stream with its columns under other names. Raises as `rename_columns`."""
+    check_mapping(row, mapping, name)
+    return {mapping.get(column, column): value for column, value in row.items()}

@@ -1,0 +1,77 @@
+"""Tools in a conversation, as data sets write them (OpenAI, ShareGPT, LLaMA-Factory), made OpenAI's.
+
+    what may be called   {"type": "function", "function": {"name": str, "description": str, "parameters": JSON schema}}
+    a call               {"type": "function", "id": str (where it has one), "function": {"name": str, "arguments": {}}}
+
+A call is the assistant's, and learnt; its result is a turn of the role `tool`, and read.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tuner.errors import DataError
+
+# Columns of what may be called, roles whose turn is a result, and roles whose turn is a call in its content.
+COLUMNS = ("tools", "functions")
+RESULTS = ("tool", "function", "observation", "tool_response", "ipython")
+CALLERS = ("function_call", "tool_call")
+# Keys of an assistant's turn that hold calls.
+KEYS = ("tool_calls", "function_call")
+FUNCTION = '{"name": "...", "arguments": {...}}'
+
+
+def tools_of(row: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """What may be called in a row's conversation; a DataError where two columns say it."""
+    found = {column: tools for column in COLUMNS if (tools := definitions(row.get(column), column))}
+    if len(found) > 1:
+        raise DataError(f"the columns {' and '.join(map(repr, found))} both say what may be called. Drop one.")
+    return next(iter(found.values()), None)
+
+
+def definitions(value: Any, column: str) -> list[dict[str, Any]] | None:
+    """What may be called, of a list or a JSON text of one; None where there is nothing. Else a DataError."""
+    found = _parsed(value, f"column {column!r}")
+    if not found:
+        return None
+    found = [found] if isinstance(found, dict) else found
+    if not isinstance(found, list):
+        raise DataError(f"column {column!r} must be a list of functions, not {type(found).__name__}.")
+    tools = []
+    for number, tool in enumerate(found):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise DataError(f"column {column!r}, function {number} must be an object with a 'name'.")
+        tools.append(tool if "function" in tool else {"type": "function", "function": tool})
+    return tools
+
+
+def calls(value: Any, where: str) -> list[dict[str, Any]]:
+    """The calls of a turn: of OpenAI's `tool_calls`, of one function with its arguments, or of a JSON text of either. A
+    DataError where it is none."""
+    found = _parsed(value, where)
+    found = [found] if isinstance(found, dict) else found
+    if not isinstance(found, list) or not found:
+        raise DataError(f"{where} must be a call, {FUNCTION}, or a list of such.")
+    return [_call(call, where) for call in found]
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise DataError(f"{where} must be a call, {FUNCTION}: one has no 'name'.")
+    arguments = _parsed(function.get("arguments", function.get("parameters")) or {}, f"{where}: the arguments")
+    if not isinstance(arguments, dict):
+        raise DataError(f"{where}: the arguments of {function['name']!r} must be an object.")
+    known = {"id": call["id"]} if call.get("id") else {}
+    return {"type": "function", **known, "function": {"name": function["name"], "arguments": arguments}}
+
+
+def _parsed(value: Any, where: str) -> Any:
+    if not isinstance(value, str) or not value.strip():
+        return value or None
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} must be JSON, and is not: {str(error).splitlines()[0]}.") from error

@@ -23,7 +23,7 @@ class Arguments(tuner.ClassifyArguments):
     model_name_or_path: str | None = tuner.flag(
         None, f"Model to put a head on: a folder, a Hub id or builtin:<name>. Without flags of a new one: {MODEL}."
     )
-    dataset_name: str = tuner.flag("builtin:bbc-news", "A Hub id, a local file or folder, or builtin:<name>.")
+    dataset_name: list[str] = tuner.flag(["builtin:bbc-news"], "Hub ids, files, folders or builtin:<name>s.")
     output_dir: str = tuner.flag("runs/classify/run", "Folder for checkpoints, the model and the report.")
 
 

@@ -21,7 +21,7 @@ class DPOArguments(tuner.PreferenceArguments):
     model_name_or_path: str | None = tuner.flag(
         "builtin:smollm2-135m-instruct", "Model to continue from, which is also the reference."
     )
-    dataset_name: str = tuner.flag("builtin:chitchat-pairs", "A Hub id, a local file or folder, or builtin:<name>.")
+    dataset_name: list[str] = tuner.flag(["builtin:chitchat-pairs"], "Hub ids, files, folders or builtin:<name>s.")
     output_dir: str = tuner.flag("runs/dpo/run", "Folder for checkpoints, the model and the report.")
     learning_rate: float | None = tuner.flag(1e-6, "Peak learning rate (TRL's default).")
 

@@ -22,7 +22,7 @@ class LoraArguments(tuner.AdapterArguments):
         "builtin:smollm2-135m-instruct", "Model that stays as it is: a folder, a Hub id or builtin:<name>."
     )
     use_peft: bool = tuner.flag(True, "Train an adapter; the model's own weights stay as they are.")
-    dataset_name: str = tuner.flag("builtin:chitchat-small", "A Hub id, a local file or folder, or builtin:<name>.")
+    dataset_name: list[str] = tuner.flag(["builtin:chitchat-small"], "Hub ids, files, folders or builtin:<name>s.")
     per_device_train_batch_size: int = tuner.flag(2, "Sequences, or packed blocks, that a device computes at once.", 1)
     output_dir: str = tuner.flag("runs/lora/run", "Folder for checkpoints, the adapter and the report.")
 

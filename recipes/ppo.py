@@ -23,8 +23,8 @@ class Arguments(tuner.PPOArguments):
     model_name_or_path: str | None = tuner.flag(
         "builtin:smollm2-135m-instruct", "Model to continue from, which is also the reference."
     )
-    dataset_name: str = tuner.flag(
-        "builtin:chitchat-small", "Prompts: a Hub id, a local file or folder, builtin:<name>."
+    dataset_name: list[str] = tuner.flag(
+        ["builtin:chitchat-small"], "Prompts: Hub ids, files, folders or builtin:<name>s."
     )
     output_dir: str = tuner.flag("runs/ppo/run", "Folder for checkpoints, the model and the report.")
 

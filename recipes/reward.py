@@ -23,7 +23,7 @@ class Arguments(tuner.RewardArguments):
     model_name_or_path: str | None = tuner.flag(
         None, f"Model to put a head on, a decoder or an encoder. Without flags of a new one: {MODEL}."
     )
-    dataset_name: str = tuner.flag("builtin:sentiment-pairs", "A Hub id, a local file or folder, or builtin:<name>.")
+    dataset_name: list[str] = tuner.flag(["builtin:sentiment-pairs"], "Hub ids, files, folders or builtin:<name>s.")
     output_dir: str = tuner.flag("runs/reward/run", "Folder for checkpoints, the model and the report.")
     learning_rate: float | None = tuner.flag(1e-4, "Peak learning rate (TRL's default).")
 

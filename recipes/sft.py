@@ -26,7 +26,7 @@ class SFTArguments(tuner.AdapterArguments):
     model_name_or_path: str | None = tuner.flag(
         None, f"Model to continue from: a folder, a Hub id or builtin:<name>. Without flags of a new one: {MODEL}."
     )
-    dataset_name: str = tuner.flag("builtin:chitchat-small", "A Hub id, a local file or folder, or builtin:<name>.")
+    dataset_name: list[str] = tuner.flag(["builtin:chitchat-small"], "Hub ids, files, folders or builtin:<name>s.")
     per_device_train_batch_size: int = tuner.flag(2, "Sequences, or packed blocks, that a device computes at once.", 1)
     output_dir: str = tuner.flag("runs/sft/run", "Folder for checkpoints, the model and the report.")
 

@@ -80,10 +80,11 @@ class ModelArguments:
 class DataArguments:
     """Which rows, and how they become sequences."""
 
-    dataset_name: str = flag(
-        "builtin:chitchat",
-        "A Hub id, a file or folder (jsonl, json, csv, txt, parquet), or builtin:<name>.",
+    dataset_name: list[str] = flag(
+        ["builtin:chitchat"],
+        "A Hub id, a file or folder (jsonl, json, csv, txt, parquet), or builtin:<name>; or several of them.",
     )
+    dataset_weights: list[float] = flag([], "Shares of several data sets in an epoch. Without it, each row once.")
     dataset_config: str | None = flag(None, "Configuration of a Hub dataset.")
     column_mapping: str | None = flag(
         None, "Columns of other names, as question=prompt,answer=completion: each is read under the second."
@@ -177,14 +178,24 @@ class RecipeArguments(RunArguments, DataArguments, ModelArguments):
 
     def __post_init__(self) -> None:
         self.extra: dict[str, Any] = {}
+        if isinstance(self.dataset_name, str):
+            self.dataset_name = [self.dataset_name]
         if self.model_name_or_path is None and not any(getattr(self, name) for name in self.NEW):
             self.model_name_or_path = self.MODEL
         if self.learning_rate is None:
             self.learning_rate = self.RATES[self.model_name_or_path is None]
 
+    @property
+    def data(self) -> str:
+        """The data sets, to speak of."""
+        return ", ".join(self.dataset_name)
+
     def values(self) -> dict[str, Any]:
         """Every resolved argument by name, those passed on to transformers included."""
-        return {f.name: getattr(self, f.name) for f in fields(self)} | self.extra
+        found = {f.name: getattr(self, f.name) for f in fields(self)} | self.extra
+        if len(self.dataset_name) == 1:
+            found["dataset_name"] = self.dataset_name[0]
+        return found
 
     def saved(self) -> dict[str, Any]:
         """As `values`, without secrets: what may be written into a run's folder."""
@@ -228,6 +239,13 @@ class RecipeArguments(RunArguments, DataArguments, ModelArguments):
         return f"{flags}: {reason}" if flags else reason
 
 
+def _expanded(name: str, value: Any) -> Any:
+    try:
+        return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~") else value
+    except RuntimeError as error:  # ~nobody
+        raise ArgumentError(f"--{name} {value}: {error}") from error
+
+
 def parse_arguments(kind: type[T], argv: Sequence[str] | None = None) -> T:
     """Read the dataclass `kind` from the command line (and the YAML file that `--config` names).
 
@@ -236,11 +254,8 @@ def parse_arguments(kind: type[T], argv: Sequence[str] | None = None) -> T:
     """
     values = read_flags(kind, list(sys.argv[1:] if argv is None else argv))
     for name, value in values.items():  # a shell expands ~ on its command line, nobody does in YAML
-        if name in PATHS and isinstance(value, str) and value.startswith("~"):
-            try:
-                values[name] = str(Path(value).expanduser())
-            except RuntimeError as error:  # ~nobody
-                raise ArgumentError(f"--{name} {value}: {error}") from error
+        if name in PATHS:
+            values[name] = [_expanded(name, v) for v in value] if isinstance(value, list) else _expanded(name, value)
     arguments = kind(**{f.name: values.pop(f.name) for f in fields(kind) if f.name in values})  # type: ignore[arg-type]
     if isinstance(arguments, RecipeArguments):
         arguments.extra = values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 
 @dataclass
@@ -34,6 +34,10 @@ class EncodingReport:
         self.share_truncated = self.lost_tokens / max(self.tokens + self.lost_tokens, 1)
         self.share_labels_lost = self.lost_supervised / max(self.supervised + self.lost_supervised, 1)
         self.share_supervised = self.supervised / max(self.tokens, 1)
+
+    def __add__(self, other: EncodingReport) -> EncodingReport:
+        counted = [f.name for f in fields(self) if f.init]
+        return EncodingReport(**{name: getattr(self, name) + getattr(other, name) for name in counted})
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)

@@ -83,11 +83,14 @@ def _turn(turn: Any, column: str, number: int, unused: set[str]) -> Message:
     if role is None:
         raise DataError(f"{where}: unknown role {speaker!r}; known are {', '.join(ROLES)}.")
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
+    if role == "tool" and isinstance(content, dict):
+        content = json.dumps(content, ensure_ascii=False)
     more: Message = {}
     if str(speaker).lower() in tools.CALLERS:
         more["tool_calls"], content = tools.calls(content, where), ""
-    for key in turn.keys() - SPOKEN:
-        value = turn[key]
+    for key, value in turn.items():
+        if key in SPOKEN:
+            continue
         if key in LEARNT_KEYS:
             more |= _weight(role, key, value, where)
         elif not says_something(value):

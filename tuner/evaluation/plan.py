@@ -139,6 +139,8 @@ def _of_run(args: EvaluationArguments, wanted: tuple[Kind, ...]) -> Found | None
     if not file.is_file():
         return None
     said = yaml.safe_load(file.read_text("utf-8")) or {}
+    if isinstance(said.get("dataset_name"), list):
+        return None  # which of them is meant, a flag says
     try:
         options = {k.removeprefix("dataset_"): said[k] for k in SPLIT_FLAGS[1:] if said.get(k) is not None}
         train, rows = load_splits(said["dataset_name"], **options, stratify="split_seed" in said)

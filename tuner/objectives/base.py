@@ -69,6 +69,8 @@ class Objective(Generic[A]):
     rivals: ClassVar[str] = ""
     # Whether `rows` of an example are the rows' own numbers; whether examples can be made of a stream.
     keeps_rows: ClassVar[bool] = False
+    # Whether several data sets may have shares in an epoch, and losses of their own.
+    mixes: ClassVar[bool] = False
     streams: ClassVar[bool] = False
     # Whether evaluation tells how many tokens were guessed, for which it holds the logits of all that are asked for.
     guesses: ClassVar[bool] = False
@@ -229,6 +231,9 @@ class Objective(Generic[A]):
             values = [form.format(split[name]) for split in (train, held_out)]
             if set(values) != {"0"}:
                 table.add_row(name.replace("_", " "), *values)
+        for part in examples.parts:
+            weight = "" if part.source.weight is None else f" ({part.source.weight:.1%} of an epoch)"
+            table.add_row(f"{part.source.short}{weight}", *part.shares(examples.reports))
         return table
 
     def show(self, draws: list[Row]) -> Iterator[Text]:

@@ -109,6 +109,7 @@ class SFT(NextToken[RecipeArguments]):
     https://arxiv.org/abs/2203.02155)."""
 
     name = "sft"
+    mixes = True
     kinds = ("messages", "text")
     loss_unit = "nats a supervised token"
 

@@ -11,6 +11,7 @@ from tuner.corpus.clean import CleaningStep, clean_corpus, clean_text, fault
 from tuner.corpus.duplicates import HELD_OUT_WORDS, held_out_ngrams
 from tuner.corpus.reading import open_stream, set_aside
 from tuner.data.cache_key import map_batches
+from tuner.data.mixture import data_sources
 from tuner.data.sources import has_text
 from tuner.errors import ArgumentError
 from tuner.objectives.arguments import TextArguments
@@ -23,6 +24,9 @@ def open_documents(args: TextArguments) -> tuple[IterableDataset, Dataset]:
         ArgumentError: flags that a stream does not go with.
         DataError: nothing there.
     """
+    if len(args.dataset_name) > 1 or args.dataset_weights:
+        raise ArgumentError("--streaming true reads one data set: leave out the others, and --dataset_weights.")
+    [source] = data_sources(args)
     if args.test_split_size < 1 or args.max_steps < 1:
         raise ArgumentError("--streaming true needs --max_steps, and --test_split_size as a number of documents.")
     if args.extra.get("dataloader_num_workers"):  # its place would be known in another process
@@ -32,11 +36,11 @@ def open_documents(args: TextArguments) -> tuple[IterableDataset, Dataset]:
     if args.train_sampling_strategy != "random":
         raise ArgumentError("--streaming true shuffles in --shuffle_buffer: leave out --train_sampling_strategy.")
     splits, count = (args.dataset_train_split, args.dataset_test_split), int(args.test_split_size)
-    where = (args.dataset_name, args.dataset_config, splits)
-    train, held_out = open_stream(*where, args.seed, args.shuffle_buffer, args.column_mapping)
+    where = (source.name, source.config, splits)
+    train, held_out = open_stream(*where, args.seed, args.shuffle_buffer, source.column_mapping)
     if held_out is not None:
         return train, Dataset.from_list(list(held_out.take(count)))
-    return set_aside(train, count, args.dataset_name)
+    return set_aside(train, count, source.name)
 
 
 def clean_documents(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from tuner.corpus.clean import CleaningStep
 from tuner.data.encoding_report import EncodingReport
 from tuner.data.labels import Labels
+from tuner.data.mixture import Shares, Source
 from tuner.data.schema import Kind
 from tuner.data.turns import said
 
@@ -27,15 +28,31 @@ WRITTEN = (
 Comparison = dict[str, dict[str, float]]  # metric to {who: how much}
 
 
+class Part(NamedTuple):
+    """The rows, or the examples, of one data set of several; and of examples how they came to be."""
+
+    source: Source
+    train: Dataset
+    eval: Dataset
+    reports: tuple[EncodingReport, EncodingReport] | None = None
+
+    def shares(self, whole: tuple[EncodingReport, EncodingReport]) -> list[str]:
+        """Of both splits, what share of rows and of tokens this set has."""
+        both = zip(self.reports or (), whole, strict=True)
+        return [f"{a.rows / b.rows:.1%} of rows, {a.tokens / max(b.tokens, 1):.1%} of tokens" for a, b in both]
+
+
 @dataclass
 class Rows:
-    """Canonical rows of one kind (`tuner.data.schema`), and what cleaning made of them."""
+    """Canonical rows of one kind (`tuner.data.schema`), of several data sets also each one's own, and what cleaning
+    made of them."""
 
     kind: Kind
     train: Any  # a Dataset, or with --streaming an IterableDataset
     eval: Dataset
     cleaning: list[CleaningStep] | None = None
     labels: Labels | None = None
+    parts: list[Part] = field(default_factory=list)
 
     def texts(self) -> Iterator[str]:
         """Every training text (of a stream the first), for a tokenizer to be trained on."""
@@ -60,11 +77,18 @@ def _texts(rows: Any) -> Iterator[str]:
 
 @dataclass
 class Examples:
-    """Rows ready for the trainer, and for both splits the report of how they came to be, where there is one."""
+    """Rows ready for the trainer, and for both splits the report of how they came to be, where there is one. Those of
+    several data sets lie one set after the other."""
 
     train: Any  # a Dataset, or with --streaming a TokenStream
     eval: Dataset
     reports: tuple[EncodingReport, EncodingReport] | None = None
+    parts: list[Part] = field(default_factory=list)
+
+    def shares(self, seed: int) -> Shares | None:
+        """Which examples an epoch has, where data sets have a share in it."""
+        weights = [part.source.weight for part in self.parts if part.source.weight is not None]
+        return Shares([len(part.train) for part in self.parts], weights, seed) if weights else None
 
 
 @dataclass

@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard, ModelCardData
 def write_card(loop: Any, repo_id: str) -> None:
     """Write `README.md` into the run's folder: metadata, and the comparison of `metrics.json` where that is there."""
     args, name = loop.run.args, repo_id.split("/")[-1]
-    named = {"base_model": public(args.model_name_or_path), "datasets": public(args.dataset_name)}
+    data = [name for name in map(public, args.dataset_name) if name]
+    named = {"base_model": public(args.model_name_or_path), "datasets": data or None}
     tags = {"tags": ["tuner", "ppo"], "pipeline_tag": "text-generation"}
     library = "peft" if args.use_peft else "transformers"
     given: dict[str, Any] = tags | {key: value for key, value in named.items() if value is not None}

@@ -8,12 +8,13 @@ from itertools import chain
 from typing import Any
 
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from rich.console import Console
 from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.config.ppo import PPOArguments
+from tuner.data.mixture import data_sources
 from tuner.data.sources import load_splits
 from tuner.errors import ArgumentError
 from tuner.estimate.model import parameters_by_component
@@ -83,9 +84,15 @@ def load_prompts(run: Run[PPOArguments]) -> Prompts:
     args = run.args
     with PartialState().main_process_first():
         splits = (args.dataset_train_split, args.dataset_test_split)
-        given = (args.dataset_name, args.dataset_config, *splits, args.test_split_size)
-        train, held_out = load_splits(*given, column_mapping=args.column_mapping)
-        found = Prompts(read_prompts(train, args.dataset_name), read_prompts(held_out, args.dataset_name))
+        if args.dataset_weights:
+            raise ArgumentError("--dataset_weights: ppo reads all prompts alike. Leave it out.")
+        parts = []
+        for source in data_sources(args):
+            given = (source.name, source.config, *splits, args.test_split_size)
+            both = load_splits(*given, column_mapping=source.column_mapping)
+            parts.append([read_prompts(rows, source.name) for rows in both])
+        train, held_out = (concatenate_datasets(list(split)) for split in zip(*parts, strict=True))
+        found = Prompts(train, held_out)
     others = [name for name in found.train.column_names if name not in ("prompt", "text", "source_row")]
     if others:
         say(f"Reward functions are given the columns {', '.join(others)}.")
@@ -135,7 +142,7 @@ def show_prompts_plan(
     most = 2**31 if args.max_prompt_length is None else args.max_prompt_length
     rows = []
     for name, split in (("train", prompts.train), ("eval", prompts.eval)):
-        encoded, left_out = encode_prompts(split, tokenizer, most, args.max_prompt_length, args.dataset_name)
+        encoded, left_out = encode_prompts(split, tokenizer, most, args.max_prompt_length, args.data)
         lengths = sorted(map(len, encoded["input_ids"]))
         rows.append((name, f"{len(encoded):,}", f"{left_out:,}", f"{lengths[len(lengths) // 2]:,}", f"{lengths[-1]:,}"))
         if name == "train":

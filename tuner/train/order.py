@@ -29,6 +29,7 @@ class EpochOrder(Sampler[int]):
         processes: that share the rows. The last step's batches must be of one size, so that what is missing is filled
             with draws that do not count (`FILLER`), not with rows that come a second time.
         drop_last: leave out the rows of an incomplete last batch instead.
+        shares: which rows an epoch has; without it, each of them once.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class EpochOrder(Sampler[int]):
         epoch: Callable[[], int],
         processes: int = 1,
         drop_last: bool = False,
+        shares: Callable[[int], np.ndarray] | None = None,
     ):
         self.strategy, self.batch_size, self.seed, self.epoch = strategy, batch_size, seed, epoch
+        self.shares = shares
         self.size, together = len(draws), batch_size * processes
         self.kept = self.size - self.size % together if drop_last else self.size
         self.filled = -self.kept % together if processes > 1 else 0
@@ -57,6 +60,8 @@ class EpochOrder(Sampler[int]):
         epoch = self.epoch()
         generator = np.random.default_rng([self.seed, epoch])
         order = np.arange(self.size) if self.strategy == "sequential" else generator.permutation(self.size)
+        if self.shares is not None:
+            order = self.shares(epoch)[order]
         if self.strategy == "group_by_length":
             order = self._grouped(order, generator)
         return iter([*(order[: self.kept] + epoch * self.size).tolist(), *[FILLER] * self.filled])

@@ -6,20 +6,23 @@ mapped rows from the cache of `datasets`.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.corpus.segments import to_documents
 from tuner.data.labels import PROBLEMS, check_labels
+from tuner.data.mixture import Source, data_sources
 from tuner.data.pairs import translated
 from tuner.data.schema import TOOLS, Kind, canonicalize, unused_sentence
-from tuner.data.sources import load_splits
-from tuner.errors import ModelError
+from tuner.data.sources import SOURCE_ROW, load_splits
+from tuner.errors import ArgumentError, ModelError
 from tuner.loading.checkpoints import beyond_positions, resolve
 from tuner.loading.models import build_model
 from tuner.loading.shapes import base_shape
@@ -28,7 +31,7 @@ from tuner.objectives.arguments import ClassifyArguments, TextArguments
 from tuner.objectives.base import Objective
 from tuner.objectives.causal_lm import NextToken
 from tuner.objectives.documents import clean_documents, clean_one, clean_texts, open_documents
-from tuner.objectives.records import Examples, Layout, Rows
+from tuner.objectives.records import Examples, Layout, Part, Rows
 from tuner.objectives.registry import METHODS
 from tuner.ops.block_attention import BLOCK_ATTENTION
 from tuner.text.load_tokenizer import load_pretrained_tokenizer, use_chat_template
@@ -40,25 +43,35 @@ EVALUATED = "(validation)"
 
 
 def load_rows(run: Run, kinds: tuple[Kind, ...] | None = None, **split: Any) -> Rows:
-    """Load `--dataset_name` and map its rows to the canonical shape of one of `kinds`, else of those that the method
-    takes. Raises a `DataError` where they have none."""
-    args = run.args
-    with PartialState().main_process_first():
-        splits = (args.dataset_train_split, args.dataset_test_split)
-        train, held_out = load_splits(
-            args.dataset_name,
-            args.dataset_config,
-            *splits,
-            args.test_split_size,
-            column_mapping=args.column_mapping,
-            **split,
-        )
-        if languages := getattr(args, "source_lang", None) and (args.source_lang, args.target_lang):
-            train, held_out = (translated(rows, languages, args.dataset_name) for rows in (train, held_out))
-        kind, train, unused = canonicalize(train, args.dataset_name, kinds or run.method.kinds)
-        _, held_out, _ = canonicalize(held_out, f"{args.dataset_name} {EVALUATED}", (kind,))
-    say(unused_sentence(unused, args.dataset_name))
-    return Rows(kind, train, held_out)
+    """Load the data sets of `--dataset_name` and map their rows to the canonical shape of one of `kinds`, else of those
+    that the method takes. Raises a `DataError` where they have none, and an `ArgumentError` for shares that the method
+    does not know."""
+    args, splits = run.args, (run.args.dataset_train_split, run.args.dataset_test_split)
+    sources, parts, kind = data_sources(args), list[Part](), None
+    if sources[0].weight is not None and not run.method.mixes:
+        raise ArgumentError(f"--dataset_weights: {run.method.name} reads all rows alike. Leave it out.")
+    for source in sources:
+        with PartialState().main_process_first():
+            how = {"column_mapping": source.column_mapping, **split}
+            both = load_splits(source.name, source.config, *splits, args.test_split_size, **how)
+            if languages := getattr(args, "source_lang", None) and (args.source_lang, args.target_lang):
+                both = (translated(both[0], languages, source.name), translated(both[1], languages, source.name))
+            wanted = (kind,) if kind else kinds or run.method.kinds
+            kind, train, unused = canonicalize(both[0], source.name, wanted)
+            _, held_out, _ = canonicalize(both[1], f"{source.name} {EVALUATED}", (kind,))
+        say(unused_sentence(unused, source.name))
+        parts.append(Part(source, train, held_out))
+    assert kind is not None
+    if len(parts) == 1:
+        return Rows(kind, parts[0].train, parts[0].eval)
+    train, held_out = _one_of([part.train for part in parts]), _one_of([part.eval for part in parts])
+    return Rows(kind, train, held_out, parts=parts if run.method.mixes else [])
+
+
+def _one_of(parts: list[Dataset]) -> Dataset:
+    """Rows of several data sets as one, counted through."""
+    whole = concatenate_datasets(parts).remove_columns(SOURCE_ROW)
+    return whole.add_column(SOURCE_ROW, np.arange(len(whole)))
 
 
 def load_labelled_rows(run: Run[ClassifyArguments]) -> Rows:
@@ -68,7 +81,7 @@ def load_labelled_rows(run: Run[ClassifyArguments]) -> Rows:
     kinds: Any = PROBLEMS[args.problem_type] if args.problem_type else tuple(METHODS)
     rows = load_rows(run, kinds, split_seed=args.split_seed, stratify=True)
     run.method = METHODS[rows.kind]
-    run.labels = check_labels(rows.train, rows.eval, rows.kind, args.dataset_name, bool(args.problem_type))
+    run.labels = check_labels(rows.train, rows.eval, rows.kind, args.data, bool(args.problem_type))
     run.method.check(args, PartialState().num_processes)
     say(f"{run.labels.problem}: {', '.join(run.labels.names[:20]) or 'no classes'}.")
     return rows
@@ -83,7 +96,7 @@ def load_documents(run: Run[TextArguments]) -> Rows:
     rows = load_rows(run, ("messages", "text"))
     with PartialState().main_process_first():
         if rows.kind == "messages" and any(rows.train[TOOLS]):
-            say(f"{args.dataset_name}: the column 'tools' is no part of the text.")
+            say(f"{args.data}: the column 'tools' is no part of the text.")
         train, held_out = to_documents(rows.train, rows.kind), to_documents(rows.eval, rows.kind)
         if args.clean == "none":
             return Rows("text", train, held_out)
@@ -171,10 +184,23 @@ def make_examples(run: Run, rows: Rows, objective: Objective[Any]) -> Examples:
         held_out = clean_texts(rows.eval, web) if cleans else rows.eval
         examples, _ = objective.examples(held_out, "the documents set aside")
         return Examples(objective.stream(rows.train, cleans), examples)  # type: ignore[attr-defined]
+    made = [
+        _examples(source, train, held_out, objective)
+        for source, train, held_out, _ in rows.parts or [Part(Source(args.data), rows.train, rows.eval)]
+    ]
+    if len(made) == 1:
+        return Examples(made[0].train, made[0].eval, made[0].reports)
+    train, held_out = concatenate_datasets([p.train for p in made]), concatenate_datasets([p.eval for p in made])
+    reports = [part.reports for part in made if part.reports]
+    whole = (reduce(add, [train for train, _ in reports]), reduce(add, [held_out for _, held_out in reports]))
+    return Examples(train, held_out, whole, made)
+
+
+def _examples(source: Source, train: Dataset, held_out: Dataset, objective: Objective[Any]) -> Part:
     with PartialState().main_process_first():
-        train, train_report = objective.examples(rows.train, args.dataset_name)
-        held_out, eval_report = objective.examples(rows.eval, f"{args.dataset_name} {EVALUATED}")
-    return Examples(train, held_out, (train_report, eval_report) if train_report and eval_report else None)
+        found, train_report = objective.examples(train, source.name)
+        kept, eval_report = objective.examples(held_out, f"{source.name} {EVALUATED}")
+    return Part(source, found, kept, (train_report, eval_report) if train_report and eval_report else None)
 
 
 def choose_layout(run: Run, model: PreTrainedModel) -> Layout:

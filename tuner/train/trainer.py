@@ -17,12 +17,13 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
-from torch.utils.data import DataLoader, Sampler, SequentialSampler
+from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from tuner.corpus.stream import TokenStream
 from tuner.data.draws import Draws
+from tuner.data.mixture import data_sources
 from tuner.errors import ArgumentError, CheckpointError, NonFiniteError, survive
 from tuner.estimate.model import Operations
 from tuner.hardware import release_unused_memory
@@ -35,17 +36,16 @@ from tuner.optim.split_adamw import own_optimizer
 from tuner.train.adapters import prepare_adapter
 from tuner.train.callbacks import Guarded, SpikeGuard, StepSeed, StopOnRequest, Throughput
 from tuner.train.checkpoint import last_saved
+from tuner.train.evaluating import EvaluatingTrainer, model_inputs
 from tuner.train.order import EpochOrder
 from tuner.train.run import Run, locked, product_dtype, report_stop, say
 from tuner.train.saving import SavingTrainer
 
 # Steps in a row that fp16's loss scaling may leave out: from 2^16 it has halved to less than 2^-14 then.
 OVERFLOWS = 30
-# What of a batch is counted with, and no input of the model.
-COUNTED = ("rows", "tokens")
 
 
-class Trainer(SavingTrainer):
+class Trainer(EvaluatingTrainer):
     """Trains a model, bare or in a PEFT wrapper, by an objective: its loss is put into the model (`use_objective`). Of
     examples that are a stream, the place goes into each checkpoint."""
 
@@ -92,16 +92,8 @@ class Trainer(SavingTrainer):
             epoch=lambda: int(self.state.epoch or 0),
             processes=self.args.world_size,
             drop_last=bool(self.run.args.extra.get("dataloader_drop_last")),
+            shares=self.examples.shares(self.args.seed if self.args.data_seed is None else self.args.data_seed),
         )
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
-        return SequentialSampler(eval_dataset)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        # The last batches of several processes must not repeat rows: what fills them has no label.
-        together = self.args.eval_batch_size * self.args.world_size if self.args.world_size > 1 else 1
-        return super().get_eval_dataloader(Draws(rows, -(-len(rows) // together) * together))
 
     def _with_reference(self, rows: Dataset) -> Dataset:
         """The examples with what the objective keeps of the model as it begins; each process computes its share."""
@@ -193,7 +185,7 @@ class Trainer(SavingTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         self._throughput.count(inputs)
-        loss = super().training_step(model, _model_inputs(inputs), num_items_in_batch)
+        loss = super().training_step(model, model_inputs(inputs), num_items_in_batch)
         self._step.append((inputs["rows"], loss))
         return loss
 
@@ -235,26 +227,6 @@ class Trainer(SavingTrainer):
                 logs["skipped_steps"] = self.guard.skipped
         super().log(logs, start_time)
 
-    # ---- evaluation: sums over all batches and processes, not means of means ----
-
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        self._sums = {}
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        found = {name: self.accelerator.reduce(value, "sum").cpu().numpy() for name, value in self._sums.items()}
-        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in self.objective.metrics(found).items()})
-        return output
-
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Any:
-        inputs = self._prepare_inputs(_model_inputs(inputs))
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        runs = model if sharded else self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        with torch.no_grad(), self.accelerator.autocast():
-            found = runs(**inputs)
-        wide = torch.float32 if self.args.device.type == "mps" else torch.float64  # sums of many batches
-        for name, value in found.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach().to(self.args.device, wide)
-        return None, None, None
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not _internal_call:
             say(self.objective.finish(self.accelerator.unwrap_model(self.model), self.examples))
@@ -272,12 +244,9 @@ class Trainer(SavingTrainer):
     def push_to_hub(self, message: str = "End of training") -> None:
         """Push what was saved, in one commit; an `ArgumentError` where the Hub does not take it."""
         if self.hub is not None:
-            name, data = self.hub.repo_id.split("/")[-1], self.run.args.dataset_name
+            name = self.hub.repo_id.split("/")[-1]
             # Of a file or folder its name: where it lies here is nobody's business.
-            data = Path(data).name if Path(data).expanduser().exists() else data
-            self.create_model_card(model_name=name, dataset=data)
+            names = [source.name for source in data_sources(self.run.args)]
+            data = [Path(name).name if Path(name).expanduser().exists() else name for name in names]
+            self.create_model_card(model_name=name, dataset=data if len(data) > 1 else data[0])
             say(f"Pushed to {self.hub.push(self.folder, message)}")
-
-
-def _model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in batch.items() if name not in COUNTED}

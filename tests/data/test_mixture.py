@@ -70,6 +70,7 @@ def test_names_weights_and_objects():
         (arguments("a", "a"), "--dataset_name a a: name each data set once"),
         (arguments("a", "b", weights=(1,)), "--dataset_weights 1: one above 0 for each of a, b is needed"),
         (arguments("a", "b", weights=(1, 0)), "--dataset_weights 1 0: one above 0"),
+        (arguments("a", "b", weights=(1, float("nan"))), "--dataset_weights 1 nan: one above 0"),
         (arguments("a", weights=(1,)), "a is the only data set"),
         (arguments("a", '{"name": "b", "weight": 1}'), "--dataset_weights none 1: one above 0 for each of a, b"),
         (arguments('{"name": "b", "wieght": 1}'), r"'wieght' is none of name, .*\. Did you mean weight"),

@@ -23,9 +23,9 @@ def test_a_saved_configuration_is_a_shape(tmp_path):
     config = TunerDecoderConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=2, vocab_size=77)
     config.save_pretrained(tmp_path)
     tokenizer = samples.small()
-    given = arguments(model_config=str(tmp_path / "config.json"), config_overrides="num_hidden_layers=5")
+    given = arguments(model_config=str(tmp_path / "config.json"), config_overrides="intermediate_size=96")
     shape = new_shape(given, tokenizer)
-    assert (shape["hidden_size"], shape["num_hidden_layers"], shape["vocab_size"]) == (64, 5, len(tokenizer))
+    assert (shape["hidden_size"], shape["intermediate_size"], shape["vocab_size"]) == (64, 96, len(tokenizer))
     assert shape["eos_token_id"] == tokenizer.eos_token_id
     TunerDecoderConfig(**shape)
 

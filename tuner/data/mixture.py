@@ -8,6 +8,7 @@ its set. Which ones an epoch has is a function of (seed, epoch), as their order 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def data_sources(args: Any) -> list[Source]:
     given = list(args.dataset_weights) or [source.weight for source in sources]
     if all(weight is None for weight in given):
         return sources
-    if len(given) != len(sources) or any(weight is None or weight <= 0 for weight in given):
+    if len(given) != len(sources) or any(weight is None or not 0 < weight < math.inf for weight in given):
         shown = " ".join("none" if weight is None else f"{weight:g}" for weight in given)
         raise ArgumentError(f"--dataset_weights {shown}: one above 0 for each of {', '.join(names)} is needed.")
     if len(sources) == 1:

@@ -11,13 +11,13 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 
 from tuner.errors import ModelError, nearest, one_line
-from tuner.model import PRESETS
+from tuner.model import PRESETS, TunerDecoderConfig, TunerEncoderConfig
 from tuner.model.components import TunerConfig
 
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 FIELDS = {field.name for field in dataclasses.fields(TunerConfig)}
-# What a saved configuration says beside its model's fields.
-BESIDE = ("model_type", "architectures", "transformers_version", "dtype", "auto_map")
+# What a saved configuration says beside its model's fields: of a checkpoint, and not of a shape.
+BESIDE = {*TunerDecoderConfig().to_dict(), *TunerEncoderConfig().to_dict(), "auto_map"} - FIELDS
 
 
 def base_shape(args: Any) -> dict[str, Any]:

@@ -26,10 +26,11 @@ SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "nu
 FAMILIES = pytest.mark.parametrize("family", [TunerDecoderConfig, LlamaConfig])
 
 
-def base(tmp_path, family=LlamaConfig):
+def base(tmp_path, family=LlamaConfig, **shape):
     """A saved model and its tokenizer."""
     folder = bare_tokenizer(tmp_path / "base", "</s>", "<pad>", eos_token="</s>", pad_token="<pad>")
-    config = family(**SHAPE, vocab_size=len(load_pretrained_tokenizer(folder)), initializer_range=0.3, eos_token_id=0)
+    size = len(load_pretrained_tokenizer(folder))
+    config = family(**(SHAPE | shape), vocab_size=size, initializer_range=0.3, eos_token_id=0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
@@ -259,12 +260,22 @@ def test_four_bits_without_their_package(tmp_path, monkeypatch):
         quantise(torch.nn.Linear(2, 2), [], torch.float32)
 
 
+def test_four_bits_of_a_block_and_no_less(tmp_path):
+    """A row that is shorter than a block would be unpacked with another row's constant, on some CPUs."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model, _ = adapted(base(tmp_path), load_in_4bit=True)
+    packed = [name for name, m in model.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert len(packed) == 2 and all("down_proj" in name for name in packed)
+    plain = load_pretrained(AutoModelForCausalLM, str(tmp_path / "base"), torch.float32)
+    assert 0 < difference(plain, model) < 0.5
+
+
 @FAMILIES
 @pytest.mark.parametrize("flags", [{}, {"use_dora": True}, {"peft_type": "ia3"}, {"lora_layers": "upper"}], ids=str)
 def test_four_bits(family, flags, tmp_path):
     """The layers' weights, of any model; the adapter over them learns, is saved alone, and merges with all the bits."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
-    folder = base(tmp_path, family)
+    folder = base(tmp_path, family, hidden_size=64)
     model, tokenizer = adapted(folder, load_in_4bit=True, **flags)
     plain = load_pretrained(AutoModelForCausalLM, folder, torch.float32)
     packed = {

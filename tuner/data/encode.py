@@ -22,7 +22,7 @@ from tuner.data.encoding_report import EncodingReport
 from tuner.data.schema import TOOLS, Kind
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
-from tuner.text import answers, chat
+from tuner.text import answers, chat, tool_use
 from tuner.text.answers import Message, learnt, training_tokenizer
 from tuner.text.chat import encode_conversations, require_chat_template
 
@@ -75,7 +75,7 @@ def encode_dataset(
         raise _nothing_to_learn(name)
     arguments = {"tokenizer": tokenizer, "kind": kind, "max_length": max_length, "mode": truncation_mode, "name": name}
     how = {"batch_size": 500, "num_proc": num_proc, "remove_columns": rows.column_names, "desc": "Tokenizing"}
-    sources = [__file__, tokens.__file__, answers.__file__, chat.__file__]
+    sources = [__file__, tokens.__file__, answers.__file__, chat.__file__, tool_use.__file__]
     encoded = map_batches(rows, _encode_batch, sources, arguments, with_indices=True, **how)
     counts = encoded.select_columns(list(COUNTS)).with_format("numpy")[:]
     kept = np.flatnonzero(counts["supervised"])  # a batch without a label would have a loss of 0 / 0

@@ -47,6 +47,8 @@ AUTO = {TASKS[auto_suffix(auto)]: auto for auto, _ in HEADS.values()}
 # What EVA's batches give a model; so many are taken, again and again, until it has settled, or was not after so many.
 INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 EVA_BATCHES, EVA_PASSES = 64, 512
+# Numbers that share a constant in 4 bits: bitsandbytes' default.
+BLOCK = 64
 
 
 def add_adapter(
@@ -115,8 +117,9 @@ def _upper(model: PreTrainedModel, targets: Any) -> dict[str, Any]:
 
 def quantise(model: PreTrainedModel, whole: list[str], dtype: torch.dtype) -> None:
     """Put the weights of linear layers into 4 bits, NF4 with quantised constants (Dettmers et al. 2023,
-    https://arxiv.org/abs/2305.14314, section 3), of all but heads and what `whole` names. Done here and not while
-    loading, so that any model can be: ours, of a GGUF file, with an adapter merged into it.
+    https://arxiv.org/abs/2305.14314, section 3), of all but heads, what `whole` names, and layers with fewer inputs
+    than a block. Done here and not while loading, so that any model can be: ours, of a GGUF file, with an adapter
+    merged into it.
 
     Args:
         dtype: of the products.
@@ -131,6 +134,8 @@ def quantise(model: PreTrainedModel, whole: list[str], dtype: torch.dtype) -> No
     how: Any = {"quant_type": "nf4", "compress_statistics": True}
     body = model.base_model  # heads are not in it
     found = [(n, m) for n, m in body.named_modules() if type(m) is nn.Linear and not n.endswith(tuple(whole))]
+    # On CPUs with AVX-512 bitsandbytes 0.50 unpacks a row that is shorter than a block with another row's constant.
+    found = [(name, linear) for name, linear in found if linear.in_features >= BLOCK]
     if not found:
         raise ModelError(f"--load_in_4bit: {type(model).__name__} has no torch.nn.Linear that could be quantised.")
     for name, linear in found:

@@ -82,7 +82,7 @@ class Rewards:
             asked = [self.tokenizer.decode(prompt, skip_special_tokens=True) for prompt in prompts]
         chat = [isinstance(prompt, list) for prompt in asked]
         said = [[{"role": "assistant", "content": t}] if is_chat else t for t, is_chat in zip(texts, chat, strict=True)]
-        tools = [tools_of(row) for row in rows]
+        tools = [tools_of(row) if is_chat else None for row, is_chat in zip(rows, chat, strict=True)]
         found: dict[str, torch.Tensor] = {}
         for name, reward, tokenizer in zip(self.names, self.rewards, self.tokenizers, strict=True):
             if isinstance(reward, RewardModel):

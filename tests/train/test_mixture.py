@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from tests.recipes import NANO, SMALL, assert_same_run, run_recipe
+from tests.recipes import NANO, SMALL, assert_same_run, launch_recipe, run_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -89,3 +89,14 @@ def test_shares_for_a_method_that_reads_all_alike(sets, tmp_path):
     flags = ["--dataset_name", sets / "chats.jsonl", "builtin:chitchat-small", "--dataset_weights", "1", "1"]
     done = run_recipe(*flags, "--preset", "tiny", "--output_dir", tmp_path / "run", recipe="pretrain.py")
     assert done.returncode == 2 and "--dataset_weights: clm reads all rows alike" in done.stderr
+
+
+def test_two_processes_share_each_sets_rows(whole, sets, tmp_path):
+    """The first evaluation, before any step, is that of one process; and as many rows come in an epoch."""
+    flags = ["--config", sets / "mixture.yaml", *FLAGS, "--per_device_train_batch_size", "2"]
+    done = launch_recipe(2, *flags, "--output_dir", tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-2000:]
+    logs = [json.loads((f / "metrics.json").read_text(encoding="utf-8"))["log"] for f in (whole, tmp_path / "two")]
+    for name in ("eval_loss", "eval_chats_loss", "eval_sums_loss"):
+        one, two = ([entry[name] for entry in log if name in entry] for log in logs)
+        assert two[0] == pytest.approx(one[0], rel=1e-5) and two[-1] == pytest.approx(one[-1], rel=0.05)

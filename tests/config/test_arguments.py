@@ -79,7 +79,7 @@ def test_the_rate_depends_on_whether_the_model_is_new(recipe, pretrained, new):
 def test_fine_tuning_without_flags_is_of_a_pretrained_model():
     kind = arguments_of(ROOT / "recipes" / "sft.py")
     bare = parse_arguments(kind, [])
-    assert (bare.model_name_or_path, bare.data) == ("builtin:smollm2-135m-instruct", "builtin:chitchat-small")
+    assert (bare.model_name_or_path, bare.dataset_name) == ("builtin:smollm2-135m-instruct", ["builtin:chitchat-small"])
     assert bare.learning_rate == 2e-5
     for flag in (["--preset", "small"], ["--vocab_size", "300"], ["--config_overrides", "hidden_size=64"]):
         assert parse_arguments(kind, flag).model_name_or_path is None

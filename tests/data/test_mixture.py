@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tuner.config.arguments import RecipeArguments
-from tuner.data.mixture import Shares, Source, data_sources
+from tuner.data.mixture import Shares, Source, data_sources, names_of
 from tuner.errors import ArgumentError
 
 
@@ -85,6 +85,8 @@ def test_what_does_not_go_together(given, message):
 
 def test_one_name_is_a_list_of_one():
     args = RecipeArguments(dataset_name="a.jsonl")
-    assert (args.dataset_name, args.data, args.values()["dataset_name"]) == (["a.jsonl"], "a.jsonl", "a.jsonl")
+    assert (args.dataset_name, names_of(args), args.values()["dataset_name"]) == (["a.jsonl"], "a.jsonl", "a.jsonl")
     args = RecipeArguments(dataset_name=["a.jsonl", "b.jsonl"])
-    assert (args.data, args.values()["dataset_name"]) == ("a.jsonl, b.jsonl", ["a.jsonl", "b.jsonl"])
+    assert (names_of(args), args.values()["dataset_name"]) == ("a.jsonl, b.jsonl", ["a.jsonl", "b.jsonl"])
+    args = RecipeArguments(dataset_name='{"name": "/home/me/a.jsonl", "column_mapping": {"question": "prompt"}}')
+    assert names_of(args) == "/home/me/a.jsonl"

@@ -11,6 +11,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from tests.data.test_sources import KINDS, TEXTS, all_texts
+from tests.text.samples import talk
 from tuner.corpus.reading import open_stream
 from tuner.data.columns import suggestion
 from tuner.data.schema import canonicalize
@@ -132,3 +133,10 @@ def test_a_mapping_that_cannot_be(tmp_path, mapping, error, message):
 )
 def test_a_mapping_is_suggested_where_names_are_alike(columns, shapes, expected):
     assert suggestion(columns, shapes) == (expected and f"--column_mapping {expected}")
+
+
+def test_a_stream_does_not_drop_tools(tmp_path):
+    row = {"messages": talk("q", "a"), "tools": [{"name": "f"}]}
+    stream, _ = open_stream(write(tmp_path, row), None, ("train", "test"), 0, 1)
+    with pytest.raises(DataError, match=r"row 0: what may be called is no part of the text of a stream"):
+        list(stream)

@@ -185,11 +185,6 @@ class RecipeArguments(RunArguments, DataArguments, ModelArguments):
         if self.learning_rate is None:
             self.learning_rate = self.RATES[self.model_name_or_path is None]
 
-    @property
-    def data(self) -> str:
-        """The data sets, to speak of."""
-        return ", ".join(self.dataset_name)
-
     def values(self) -> dict[str, Any]:
         """Every resolved argument by name, those passed on to transformers included."""
         found = {f.name: getattr(self, f.name) for f in fields(self)} | self.extra

@@ -15,7 +15,7 @@ from tuner.corpus.segments import turns_to_lines
 from tuner.data.columns import parse_mapping, rename_row
 from tuner.data.local_files import local_files
 from tuner.data.read_files import read_rows
-from tuner.data.schema import canonical, shape_of
+from tuner.data.schema import TOOLS, canonical, shape_of
 from tuner.data.sources import SOURCE_ROW, has_text, held_out_split, load_hub, load_splits, require_split, saved_splits
 from tuner.errors import DataError
 
@@ -83,7 +83,10 @@ def _text(row: dict[str, Any], name: str) -> str:
     """A row as text."""
     shape = shape_of(row, name)
     try:
-        found = canonical(row, shape, set())[shape.kind]
+        read = canonical(row, shape, set())
+        if read.get(TOOLS):
+            raise DataError("what may be called is no part of the text of a stream. Drop the column.")
+        found = read[shape.kind]
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
     return found if shape.kind == "text" else turns_to_lines(found)

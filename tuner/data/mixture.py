@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,12 @@ def data_sources(args: Any) -> list[Source]:
         raise ArgumentError(f"--dataset_weights: {names[0]} is the only data set. Leave it out.")
     total = sum(given)
     shares = [weight / total for weight in given]
-    return [Source(s.name, s.config, s.column_mapping, share) for s, share in zip(sources, shares, strict=True)]
+    return [replace(source, weight=share) for source, share in zip(sources, shares, strict=True)]
+
+
+def names_of(args: Any) -> str:
+    """The data sets, to speak of."""
+    return ", ".join(source.name for source in data_sources(args))
 
 
 def _source(text: str, args: Any) -> Source:

@@ -121,7 +121,8 @@ def prepare_model(args: RecipeArguments, model: PreTrainedModel) -> PreTrainedMo
         use_plain_ops(model)
     elif on_cpu and not args.attn_implementation and can_use_block_attention(model):
         model.set_attn_implementation(BLOCK_ATTENTION)
-        if not _runs(model):  # a family that looks into its masks, or into the memory of what attention gives
+        # Some families look into their masks, or into the memory of what attention gives. A pair's inputs are its own.
+        if not isinstance(model, TunerPreTrainedModel) and not model.config.is_encoder_decoder and not _runs(model):
             model.set_attn_implementation("sdpa")
     if args.dtype == "bfloat16":
         halve_parameters(model)
@@ -131,10 +132,11 @@ def prepare_model(args: RecipeArguments, model: PreTrainedModel) -> PreTrainedMo
 
 @torch.no_grad()
 def _runs(model: PreTrainedModel) -> bool:
-    try:
-        model(**{name: value.to(model.device) for name, value in model.dummy_inputs.items()})
-    except Exception:  # whatever a family's code raises
-        return False
+    with torch.random.fork_rng(devices=[]):  # dropout draws, where it is on
+        try:
+            model(**{name: value.to(model.device) for name, value in model.dummy_inputs.items()})
+        except Exception:  # whatever a family's code raises
+            return False
     return True
 
 

@@ -8,11 +8,13 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from tuner.data.mixture import data_sources
+
 
 def write_card(loop: Any, repo_id: str) -> None:
     """Write `README.md` into the run's folder: metadata, and the comparison of `metrics.json` where that is there."""
     args, name = loop.run.args, repo_id.split("/")[-1]
-    data = [name for name in map(public, args.dataset_name) if name]
+    data = [name for name in (public(source.name) for source in data_sources(args)) if name]
     named = {"base_model": public(args.model_name_or_path), "datasets": data or None}
     tags = {"tags": ["tuner", "ppo"], "pipeline_tag": "text-generation"}
     library = "peft" if args.use_peft else "transformers"

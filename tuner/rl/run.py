@@ -14,7 +14,7 @@ from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.config.ppo import PPOArguments
-from tuner.data.mixture import data_sources
+from tuner.data.mixture import data_sources, names_of
 from tuner.data.sources import load_splits
 from tuner.errors import ArgumentError
 from tuner.estimate.model import parameters_by_component
@@ -142,7 +142,7 @@ def show_prompts_plan(
     most = 2**31 if args.max_prompt_length is None else args.max_prompt_length
     rows = []
     for name, split in (("train", prompts.train), ("eval", prompts.eval)):
-        encoded, left_out = encode_prompts(split, tokenizer, most, args.max_prompt_length, args.data)
+        encoded, left_out = encode_prompts(split, tokenizer, most, args.max_prompt_length, names_of(args))
         lengths = sorted(map(len, encoded["input_ids"]))
         rows.append((name, f"{len(encoded):,}", f"{left_out:,}", f"{lengths[len(lengths) // 2]:,}", f"{lengths[-1]:,}"))
         if name == "train":

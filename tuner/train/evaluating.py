@@ -37,7 +37,10 @@ class EvaluatingTrainer(SavingTrainer):
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
         self._whole = eval_dataset is None
-        return super().evaluate(eval_dataset, *args, **kwargs)
+        try:
+            return super().evaluate(eval_dataset, *args, **kwargs)
+        finally:
+            self._whole = False
 
     def evaluation_loop(self, loader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         loaders, sums, losses, samples = self._loaders(loader), dict[str, Any](), dict[str, float](), 0

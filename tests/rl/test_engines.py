@@ -10,6 +10,7 @@ from peft import LoraConfig
 from tests.rl.models import CLOSE, policy, tiny_tokenizer, trainer
 from tests.rl.test_trainer import logged, same, weights
 from tuner.errors import ArgumentError, ModelError
+from tuner.model import TunerDecoderConfig, TunerDecoderForCausalLM
 from tuner.rl.engines import Copy, Written, as_rollout
 
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
@@ -111,6 +112,12 @@ def test_vllm_gets_the_weights_before_every_update(tmp_path, monkeypatch):
     assert told[1:] == ["sync", (8, 2)] * 3
     assert logged(made, "response/ended") == [1.0] * 3 and logged(made, "response/length")[0] <= 3
     assert logged(made, "rollout/drift")[0] > 0
+
+
+def test_vllm_is_not_given_our_own_classes_in_this_process(tmp_path):
+    own = TunerDecoderForCausalLM(TunerDecoderConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1))
+    with pytest.raises(ModelError, match=r"--rollout vllm cannot run a model of this project's own classes .*convert"):
+        trainer(tmp_path, own, rollout="vllm", vllm_mode="colocate")
 
 
 def test_without_vllm_the_error_says_so(tmp_path):

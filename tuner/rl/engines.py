@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from tuner.data.collate import pad
 from tuner.errors import ModelError, first_line
+from tuner.model import TunerDecoderConfig
 from tuner.rl.actor import ActorCritic
 from tuner.rl.rollout import Rollout, sample, uniforms
 from tuner.rl.update import micro_batches
@@ -106,6 +107,12 @@ class VLLM:
     def __init__(
         self, policy: Any, args: Any, accelerator: Any, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
     ):
+        if args.vllm_mode == "colocate" and policy.config.model_type == TunerDecoderConfig.model_type:
+            # It would change the class that learns here too, so that its forward pass fails.
+            raise ModelError(
+                "--rollout vllm cannot run a model of this project's own classes in the process that trains it: leave "
+                "--own_model out, or write it as another family's (tuner convert)."
+            )
         try:
             from trl.generation.vllm_generation import VLLMGeneration
 
@@ -115,7 +122,7 @@ class VLLM:
                 max_completion_length=args.response_length, logprobs=0,
                 generation_kwargs={"stop_token_ids": list(ends), "ignore_eos": True},
             )  # fmt: skip
-        except (ImportError, ConnectionError) as error:
+        except Exception as error:  # whatever vLLM says of a model or a machine
             raise ModelError(f"--rollout vllm: {first_line(error)}") from error
 
     def __call__(

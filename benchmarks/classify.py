@@ -6,7 +6,7 @@ features beside transformers' `Trainer`, timed to the same accuracy.
   on the validation rows is TARGET (its evaluations not counted; ours are).
 - `fewshot`: eight texts a class, beside TF-IDF + SVM on the same forty.
 - `pretraining`: our own encoder of 5 M, pretrained on sentences of the training texts alone (contrastive), beside one
-  that was not.
+  that was not; with all labels, and with eight a class.
 
     make bench-classify                            # all of it: hours on two cores
     make bench-classify ARGS="--only speed --splits 0"
@@ -36,7 +36,9 @@ STRATEGIES = {
     "lora": "--strategy lora --learning_rate 1e-3 --model_name_or_path {minilm}",
 }
 FEWSHOT = f"--strategy fewshot {OWN}"
-NEW = "--strategy full --classifier_pooling mean --num_train_epochs 4 --max_length 128"
+NEW = "--strategy full --classifier_pooling mean --max_length 128"
+# By labels a class, how long a new encoder learns.
+STEPS = {None: "--num_train_epochs 4", EACH: "--max_steps 60 --eval_strategy no"}
 PRETRAIN = (
     "--objective contrastive --preset tiny --train_tokenizer wordpiece --optim muon --learning_rate 1e-3 "
     "--weight_decay 0.1 --warmup_steps 0.05 --max_length 64 --per_device_train_batch_size 64 --max_steps 200 "
@@ -155,10 +157,12 @@ def pretraining(args: Any, work: Path, found: dict[str, Any], ratios: dict[str, 
         rows, encoder = write_split(work, seed), work / f"encoder-{seed}"
         flags = [*PRETRAIN.split(), "--dataset_name", str(rows), "--output_dir", str(encoder), "--seed", str(seed)]
         measure([python, "recipes/pretrain.py", *flags])
-        _, after = classify(args, work, rows, seed, f"{NEW} --model_name_or_path {encoder}")
-        _, before = classify(args, work, rows, seed, f"{NEW} --preset tiny --tokenizer_name_or_path {encoder}")
-        found["pretraining"].append({"pretrained": after["trained"], **before})
-        print(f"own encoder, split {seed}: pretrained {after['trained']:.4f}; {before}", flush=True)
+        for each, steps in STEPS.items():
+            rows, how = write_split(work, seed, each), f"{NEW} {steps}"
+            _, after = classify(args, work, rows, seed, f"{how} --model_name_or_path {encoder}")
+            _, before = classify(args, work, rows, seed, f"{how} --preset tiny --tokenizer_name_or_path {encoder}")
+            found["pretraining"].append({"labels": each or "all", "pretrained": after["trained"], **before})
+            print(f"own encoder, split {seed}: {found['pretraining'][-1]}", flush=True)
 
 
 PARTS = {"accuracy": accuracy, "speed": speed, "fewshot": fewshot, "pretraining": pretraining}

@@ -1,4 +1,5 @@
-"""The README's Python, as it stands there but for a smaller model and fewer steps."""
+"""The README's Python, as it stands there but for a smaller model and fewer steps; and its translation, which has the
+same headings, commands, names and links."""
 
 import re
 
@@ -29,3 +30,24 @@ def test_fine_tuning_in_python(tmp_path):
 
 def test_the_model_in_python():
     exec(compile(BLOCKS[1], "README.md", "exec"), {"__name__": "__main__"})
+
+
+def of_language(name):
+    """What both languages have in common: levels of headings, code without comments, rows of tables, names in code,
+    links."""
+    page = (ROOT / name).read_text(encoding="utf-8")
+    blocks = re.findall(r"```\w+\n.*?```", page, re.DOTALL)
+    text = re.sub(r"```\w+\n.*?```", "", page, flags=re.DOTALL)
+    return {
+        "headings": [len(mark) for mark in re.findall(r"^(#+) ", text, re.MULTILINE)],
+        "code": [re.sub(r"\s+# .*", "", block) for block in blocks],
+        "tables": [line.count("|") for line in text.splitlines() if line.startswith("|")],
+        "names": sorted(re.findall(r"`[^`]+`", text)),
+        "links": sorted(set(re.findall(r"\]\(([^)]+)\)", text)) - {"README.md", "README.zh-CN.md"}),
+    }
+
+
+def test_the_chinese_page_is_in_step():
+    english, chinese = of_language("README.md"), of_language("README.zh-CN.md")
+    for what, found in english.items():
+        assert chinese[what] == found, what

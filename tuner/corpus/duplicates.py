@@ -12,7 +12,6 @@ long documents share (the suffix array of Lee et al.) are left out: a document s
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Iterable
 from hashlib import blake2b
@@ -22,10 +21,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from tuner.errors import DataError
+from tuner.text.words import WORD
 
-# Scripts without spaces between words: each character counts as a word, or a sentence would be one.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-WORD = re.compile(f"[{UNSPACED}]|[^\\W{UNSPACED}]+")
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, 2^64 over the golden ratio (Knuth): spreads over all bits
 SIMILARITY, SHINGLE_WORDS = 0.8, 5  # Lee et al.
 PERMUTATIONS = 128  # datasketch's: a pair of similarity 0.85 is found in 19 cases of 20

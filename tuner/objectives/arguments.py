@@ -52,8 +52,10 @@ class DenoiseArguments(TextArguments):
 class ContrastiveArguments(TextArguments):
     """Embeddings of texts: contrastive."""
 
-    views: Literal["neighbours", "dropout"] = flag(
-        "neighbours", "What contrastive brings together: neighbouring lines, or a text and itself under other dropout."
+    views: Literal["neighbours", "dropout", "order", "synonyms", "deletion"] = flag(
+        "neighbours",
+        "What contrastive brings together: neighbouring lines; or a text and itself: under other dropout, with its "
+        "sentences in another order, with synonyms (English) for some words, or with words left out.",
     )
     temperature: float = flag(0.05, "Temperature of contrastive.", least=1e-4)
 

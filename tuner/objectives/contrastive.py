@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from tuner.corpus.segments import parts, segment_pairs
+from tuner.corpus.views import VIEWS, texts_with_view
 from tuner.data.collate import IGNORED
 from tuner.data.draws import FILLER
 from tuner.errors import ArgumentError, ModelError
@@ -33,7 +34,8 @@ class Contrastive(Objective[ContrastiveArguments]):
     """contrastive: of all second texts in the batch the one that belongs to the first, and the other way round:
     `-log softmax(cos(a_i, b_j) / t)_i`, mean of both (Gao et al. 2021, https://arxiv.org/abs/2104.08821; Oord et al.
     2018, https://arxiv.org/abs/1807.03748). `--views neighbours`: b follows a; `dropout`: b is a under
-    other dropout. Other processes' texts are negatives too."""
+    other dropout; `order`, `synonyms`, `deletion`: b is another view of a's text, drawn anew in every epoch. Other
+    processes' texts are negatives too."""
 
     arguments = ContrastiveArguments
     name = "contrastive"
@@ -52,16 +54,27 @@ class Contrastive(Objective[ContrastiveArguments]):
 
     def examples(self, rows: Dataset, name: str) -> tuple[Dataset, None]:
         longest = self.args.max_length - 2
+        if self.args.views in VIEWS:
+            return texts_with_view(rows, self.args.views, self.tokenizer, longest, self.args.dataset_num_proc), None
         pairs = segment_pairs(rows, self.tokenizer, longest, whole=False, num_proc=self.args.dataset_num_proc)
         return pairs.shuffle(seed=0), None  # evaluation goes in order, and a text would find itself in the pair before
 
     def __call__(self, rows: list[Row]) -> Batch:
-        second = "first" if self.args.views == "dropout" else "second"
         start, end = [self.tokenizer.cls_token_id], [self.tokenizer.sep_token_id]
-        texts = [row["first"] for row in rows] + [row[second] for row in rows]
+        texts = self._both(rows)
         batch = self.padded([{"input_ids": np.concatenate([start, ids, end])} for ids in texts], rows * 2)
         real = torch.tensor([row["draw"] != FILLER for row in rows])
         return batch | {"labels": torch.arange(len(rows)).masked_fill(~real, IGNORED)}
+
+    def _both(self, rows: list[Row]) -> list[Any]:
+        """Token ids of each row's first text, then of each row's second."""
+        if self.args.views not in VIEWS:
+            second = "first" if self.args.views == "dropout" else "second"
+            return [row["first"] for row in rows] + [row[second] for row in rows]
+        view, texts = VIEWS[self.args.views], [str(row["text"]) for row in rows]
+        texts += [view(text, self.draw(row)) for text, row in zip(texts, rows, strict=True)]
+        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return [ids[: self.args.max_length - 2] for ids in encoded]
 
     def sums(self, model: Any, labels: torch.Tensor, *, training: bool = False, **inputs: Any) -> Sums:
         ones, others = embed(model, **inputs).chunk(2)

@@ -24,9 +24,8 @@ from tuner.objectives.masked_lm import labelled
 from tuner.objectives.records import Comparison, Outcome
 from tuner.text import pairs
 from tuner.text.pairs import encode_texts
+from tuner.text.words import bleu_tokenizer
 
-# Tokenizers of BLEU for languages that are written without spaces.
-UNSPACED = {"zh": "zh", **dict.fromkeys(("ja", "th", "lo", "km", "my"), "char")}
 SCORES = {"BLEU": "bleu", "chrF": "chrf", "ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
 # How many times as long as its target a source of summaries is, at least.
 SUMMARY = 1.5
@@ -137,7 +136,7 @@ class Seq2Seq(Objective[Seq2SeqArguments]):
         self.check_model(untrained)
         for name, model in (("untrained", untrained), ("trained", outcome.model)):
             written[name] = self.write(model, sources)
-        scores = {who: _scores(texts, targets, self.args.target_lang) for who, texts in written.items()}
+        scores = {who: _scores(texts, targets) for who, texts in written.items()}
         found = {name: {who: score[name] for who, score in scores.items()} for name in scores["trained"]}
         return {**found, self.loss_unit: outcome.before_and_after("loss")}
 
@@ -149,12 +148,11 @@ class Seq2Seq(Objective[Seq2SeqArguments]):
         return [found[number].strip() for number in range(len(sources))]
 
 
-def _scores(texts: list[str], targets: list[str], language: str | None) -> dict[str, float]:
+def _scores(texts: list[str], targets: list[str]) -> dict[str, float]:
     from tuner.evaluation.metrics import load_metric  # the library evaluate takes a second to import
 
-    tokenize = UNSPACED.get((language or "").lower()[:2], "13a")
     found: dict[str, float] = {}
-    for metric in (load_metric("bleu", tokenize=tokenize), load_metric("chrf"), load_metric("rouge")):
+    for metric in (load_metric("bleu", tokenize=bleu_tokenizer(targets)), load_metric("chrf"), load_metric("rouge")):
         metric.add_batch(predictions=texts, references=targets)
         found |= metric.compute()
     return {name: found[key] for name, key in SCORES.items()}

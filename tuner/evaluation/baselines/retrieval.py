@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import normalize
 
 from tuner.errors import ArgumentError
+from tuner.text.words import TOKEN_PATTERN
 
 # Cosines closer than this are a tie: the last bits of float32 depend on the order of summation, and answers that are
 # the same text must tie.
@@ -40,7 +41,7 @@ def tfidf_retrieval_at_1(queries: list[str], candidates: list[str], group: int =
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ImportError as error:
         raise ArgumentError("TF-IDF retrieval needs scikit-learn: pip install 'tuner[eval]'.") from error
-    vectorizer = TfidfVectorizer().fit(fit_on)
+    vectorizer = TfidfVectorizer(token_pattern=TOKEN_PATTERN).fit(fit_on)
     return _share_first(vectorizer.transform(queries), vectorizer.transform(candidates), group)
 
 

@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from tuner.text.words import TOKEN_PATTERN
+
+VECTORS: dict[str, Any] = {"sublinear_tf": True, "ngram_range": (1, 2), "token_pattern": TOKEN_PATTERN}
+
 
 def tfidf_pairs(train: list[tuple[str, str]], held_out: list[tuple[str, str]]) -> np.ndarray:
     """Of held-out pairs of texts `(pairs,)` by how much the first is better, as logistic regression over the difference
@@ -15,7 +19,7 @@ def tfidf_pairs(train: list[tuple[str, str]], held_out: list[tuple[str, str]]) -
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    vectors = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)).fit([text for pair in train for text in pair])
+    vectors = TfidfVectorizer(**VECTORS).fit([text for pair in train for text in pair])
     seen, unseen = (
         vectors.transform([one for one, _ in pairs]) - vectors.transform([other for _, other in pairs])
         for pairs in (train, held_out)
@@ -40,7 +44,7 @@ def tfidf_classes(train: Dataset, held_out: Dataset, metric: str) -> dict[str, f
     def texts(rows: Dataset) -> list[str]:
         return [" ".join(filter(None, pair)) for pair in zip(rows["text"], rows["text_pair"], strict=True)]
 
-    vectors = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=1)
+    vectors = TfidfVectorizer(**VECTORS)
     seen, unseen = vectors.fit_transform(texts(train)), vectors.transform(texts(held_out))
     model: Any
     if metric == "accuracy":

@@ -9,8 +9,9 @@ from typing import Any
 
 from datasets import Dataset
 
-WORD = re.compile(r"\w+")
-SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+from tuner.text.words import SENTENCE, WORD
+
+LINE = re.compile(r"\n+")
 
 
 def word_tags(train: Dataset, words: Sequence[list[str]], tags: Sequence[list[str]], metric: str) -> dict[str, float]:
@@ -59,5 +60,5 @@ def nearest_sentences(rows: Dataset, has_unanswerable: bool) -> dict[str, dict[s
 def nearest_sentence(row: dict[str, Any]) -> str:
     """The sentence of a row's context that shares most words with its question."""
     asked = set(WORD.findall(row["question"].lower()))
-    sentences = SENTENCE.split(row["context"])
+    sentences = [part for line in LINE.split(row["context"]) for part in SENTENCE.split(line)]
     return max(sentences, key=lambda sentence: len(asked & set(WORD.findall(sentence.lower()))))

@@ -17,6 +17,7 @@ from tuner.evaluation.tasks.base import Baselines, Data, Figures, Row, Samples, 
 from tuner.loading.generation import generate_texts, room
 from tuner.text.chat import generation_prompt, require_chat_template
 from tuner.text.pairs import encode_texts
+from tuner.text.words import bleu_tokenizer, pieces
 
 # Tokens of a text that are its prompt, at most half of it.
 PROMPT = 32
@@ -75,7 +76,7 @@ class Generation(Task):
         )  # fmt: skip
         for number, text in written:
             sample = samples[asked[number]]
-            sample |= {"prediction": text.strip(), "scores": {"words": len(text.split())}}
+            sample |= {"prediction": text.strip(), "scores": {"words": len(pieces(text))}}
         return samples
 
     def _prompt(self, subject: Subject, row: Row) -> Row:
@@ -127,7 +128,7 @@ class Generation(Task):
         self.score_rows(samples)
         figures: Figures = {}
         for name in ("chrf", "bleu"):
-            figures |= self.bootstrap(samples, samples.of_metric(name, _pair), name)
+            figures |= self.bootstrap(samples, samples.of_metric(name, _pair, **_options(name, samples)), name)
         figures |= {name: self.mean(samples, name) for name in (*ROUGE, "exact_match", "self_repetition", "words")}
         known = {**samples.value_of_metric("distinct_n", _alone)}
         figures |= {
@@ -157,7 +158,7 @@ class Generation(Task):
         found: Baselines = {}
         for who, columns in (("copying the prompt", copied), ("another row's", of_another)):
             for metric in ("chrf", "bleu", "rouge", "exact_match"):
-                for name, value in samples.value_of_metric(metric, columns).items():
+                for name, value in samples.value_of_metric(metric, columns, **_options(metric, samples)).items():
                     found.setdefault(name, {})[who] = value
         for metric in ("distinct_n", "self_repetition"):
             own = samples.value_of_metric(metric, lambda sample: {"predictions": sample["reference"]})
@@ -174,6 +175,11 @@ class Generation(Task):
             "text": f"Each text's first {PROMPT} tokens (at most half of it) are continued.",
         }
         return [said[self.data.kind]] if self.data.kind in said else []
+
+
+def _options(metric: str, samples: Samples) -> Row:
+    """BLEU splits words as the references' script asks for."""
+    return {"tokenize": bleu_tokenizer(sample["reference"] for sample in samples)} if metric == "bleu" else {}
 
 
 def _pair(sample: Row) -> Row:

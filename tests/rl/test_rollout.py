@@ -50,6 +50,22 @@ def test_a_completion_does_not_depend_on_its_batch(batch_size):
     assert part.completions() == [whole.completions()[6], whole.completions()[2]]
 
 
+def test_one_long_prompt_does_not_pad_the_others(monkeypatch):
+    """They have a batch of their own, with the same completions."""
+    model, long = policy(spread=0.1), [*range(5, 35)] * 2
+    prompts, numbers = [*PROMPTS, long], uniforms(0, range(9), 20)
+    options = {"ends": ENDS, "temperature": 0.7, "batch_size": 16}
+    shapes = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, given: shapes.append(given["input_ids"].shape), with_kwargs=True
+    )
+    found = sample(model, prompts, numbers, **options)
+    hook.remove()
+    assert [shape for shape in shapes if shape[1] > 1] == [(1, 60), (8, 6)]
+    monkeypatch.setattr("tuner.rl.rollout.PADDED", 100.0)
+    assert sample(model, prompts, numbers, **options).completions() == found.completions()
+
+
 def test_the_model_s_own_settings_are_not_asked():
     model = policy(spread=0.1)
     before = completions(model).completions()

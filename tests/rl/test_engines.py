@@ -114,13 +114,20 @@ def test_vllm_gets_the_weights_before_every_update(tmp_path, monkeypatch):
     assert logged(made, "rollout/drift")[0] > 0
 
 
-def test_vllm_is_not_given_our_own_classes_in_this_process(tmp_path):
+def test_vllm_in_this_process_needs_an_accelerator(tmp_path):
+    with pytest.raises(ModelError, match=r"--rollout vllm needs an accelerator"):
+        trainer(tmp_path, rollout="vllm", vllm_mode="colocate")
+
+
+def test_vllm_is_not_given_our_own_classes_in_this_process(tmp_path, monkeypatch):
+    monkeypatch.setattr("tuner.rl.engines.PACKING", ())
     own = TunerDecoderForCausalLM(TunerDecoderConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1))
     with pytest.raises(ModelError, match=r"--rollout vllm cannot run a model of this project's own classes .*convert"):
         trainer(tmp_path, own, rollout="vllm", vllm_mode="colocate")
 
 
-def test_without_vllm_the_error_says_so(tmp_path):
+def test_without_vllm_the_error_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("tuner.rl.engines.PACKING", ())
     with pytest.raises(ModelError, match=r"--rollout vllm: .*vLLM"):
         trainer(tmp_path, rollout="vllm")
 

@@ -23,6 +23,7 @@ from tuner.corpus import duplicates, gopher
 from tuner.corpus.duplicates import NearDuplicates, digest, shares_ngram, sketches, word_hashes
 from tuner.data.cache_key import map_batches
 from tuner.errors import DataError
+from tuner.text import words
 
 LINE_ENDS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 # Controls, soft hyphen, zero-width space and its kin, bidirectional marks, invisible operators, byte order mark, halves
@@ -109,7 +110,7 @@ def clean_corpus(
     Raises:
         DataError: nothing left, or datasketch missing.
     """
-    code, how = [__file__, gopher.__file__, duplicates.__file__], {"web": web, "held_out": held_out}
+    code, how = [__file__, gopher.__file__, duplicates.__file__, words.__file__], {"web": web, "held_out": held_out}
     examined = map_batches(rows, _examine_batch, code, how, num_proc=num_proc, desc="Cleaning documents")
     notes = examined.select_columns(list(NOTES))[:]
     verdicts = _verdicts(notes)

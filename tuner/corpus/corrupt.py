@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from tuner.data.collate import IGNORED
 from tuner.text.words import CHARACTER
 
-# The first bytes of Chinese and Japanese in UTF-8, e3 to e9, as byte-level BPE writes them. Of the scripts with spaces
-# only Bopomofo begins with one of them.
+# The first bytes of Chinese and Japanese in UTF-8, e3 to e9, as byte-level BPE writes them; those of Thai, Lao, Khmer
+# and Burmese are also of scripts with spaces.
 UNSPACED_BYTES = ("ã", "ä", "å", "æ", "ç", "è", "é")
 
 
@@ -60,13 +60,14 @@ def mask_tokens(
 
 def word_continuations(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """`(vocab_size,)`, true for tokens that continue a word, by the marks of WordPiece, byte-level BPE or Unigram. What
-    begins with a character of a script without spaces between words begins a word."""
+    begins with a character of a script without spaces between words begins a word (of bytes, a Chinese or Japanese
+    one)."""
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     special = set(tokenizer.all_special_tokens)
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     if parts["model"]["type"] == "WordPiece":
         mark = parts["model"]["continuing_subword_prefix"]
-        return np.array([token.startswith(mark) for token in tokens])
+        return np.array([token.startswith(mark) and not CHARACTER.match(token, len(mark)) for token in tokens])
     in_bytes = "ByteLevel" in json.dumps(parts["pre_tokenizer"])
     starts = ("Ġ", "Ċ", "ĉ", *UNSPACED_BYTES) if in_bytes else ("▁", "\n", "\t")
     begins = [token.startswith(starts) or (not in_bytes and CHARACTER.match(token)) for token in tokens]

@@ -3,8 +3,9 @@
 From Rae et al. 2021 (https://arxiv.org/abs/2112.11446), section A.1.1 and table A1. What the paper leaves open is
 settled mostly as in FineWeb's filters (https://arxiv.org/abs/2406.17557). Otherwise here: words are what white space
 separates, which needs no tokenizer and no language; and no character counts twice where repeated n-grams overlap,
-which is the paper's own wish. Of scripts without spaces each character is a word: the rule of a word's length is then
-none, an n-gram of words has twice as many characters, and stop words are looked for among Chinese ones too.
+which is the paper's own wish. Of scripts without spaces each character is a word, of which no rule asks how long it is,
+and an n-gram of words has twice as many of them. Stop words are English ones and Chinese ones; a text in another script
+without spaces needs none.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tuner.text.words import is_unspaced, pieces
+from tuner.text.words import CHARACTER, is_chinese, is_unspaced, pieces
 
 STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
 # As many of the most frequent characters of Chinese prose that are words of grammar (Da 2004, "Modern Chinese
@@ -33,20 +34,22 @@ def broken_rule(text: str) -> str | None:
     """The name of the first rule that a text of at least one word breaks, or None."""
     unspaced = is_unspaced(text)
     words, lines = pieces(text), [line for line in map(str.strip, text.split("\n")) if line]
-    count, mean_length = len(words), sum(map(len, words)) / len(words)
+    spaced = [word for word in words if not CHARACTER.match(word)]
+    count, mean_length = len(words), sum(map(len, spaced)) / max(len(spaced), 1)
     same_lines, same_line_characters = _duplicate_shares(lines)
     same_paragraphs, same_paragraph_characters = _duplicate_shares(PARAGRAPH_END.split(text.strip()))
     broken = {
         "too_few_words": count < 50,
         "too_many_words": count > 100_000,
         "short_words": mean_length < 3 and not unspaced,
-        "long_words": mean_length > 10,
+        "long_words": mean_length > 10 and not unspaced,
         "hash_symbols": text.count("#") / count > 0.1,
         "ellipses": sum(map(text.count, ELLIPSES)) / count > 0.1,
         "bullet_lines": sum(line.startswith(BULLETS) for line in lines) / len(lines) > 0.9,
         "ellipsis_lines": sum(line.endswith(ELLIPSES) for line in lines) / len(lines) > 0.3,
         "words_without_letter": len(WORD_WITH_LETTER.findall(" ".join(words))) / count < 0.8,
-        "stop_words": len((STOP_WORDS | STOP_CHARACTERS).intersection(pieces(text.lower()))) < 2,
+        "stop_words": (is_chinese(text) or not unspaced)
+        and len((STOP_WORDS | STOP_CHARACTERS).intersection(pieces(text.lower()))) < 2,
         "duplicate_lines": same_lines > 0.30,
         "duplicate_paragraphs": same_paragraphs > 0.30,
         "duplicate_line_characters": same_line_characters > 0.20,

@@ -17,6 +17,7 @@ from tuner.data.schema import CANONICAL, Kind
 from tuner.data.sources import SOURCE_ROW
 from tuner.data.turns import Message, said
 from tuner.errors import DataError
+from tuner.text import words
 from tuner.text.words import SENTENCE
 
 LONG_LINE = 200  # characters; longer ones are taken in sentences
@@ -64,7 +65,9 @@ def segment_pairs(
     features = {"first": List(Value("int32")), "second": List(Value("int32")), "document": Value("int64")}
     how = {"remove_columns": documents.column_names, "features": Features(features), "desc": "Pairing segments"}
     arguments = {"tokenizer": tokenizer, "longest": longest, "whole": whole}
-    pairs = map_batches(documents, _pair_up, [__file__], arguments, with_indices=True, num_proc=num_proc, **how)
+    pairs = map_batches(
+        documents, _pair_up, [__file__, words.__file__], arguments, with_indices=True, num_proc=num_proc, **how
+    )
     if len(pairs) == 0:
         raise DataError("No document has two neighbouring segments: lines or sentences are what is paired.")
     return pairs

@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
+from tuner.corpus import segments
 from tuner.corpus.segments import parts
 from tuner.data.cache_key import map_batches
 from tuner.errors import ArgumentError, DataError
-from tuner.text.words import SENTENCE, WORD, is_unspaced
+from tuner.text import words
+from tuner.text.words import SENTENCE, WORD
 
 # Of a text's words those that are left out, and those that have a synonym and get it.
 DELETED, REPLACED = 0.3, 0.5
@@ -29,12 +31,12 @@ View = Callable[[str, np.random.Generator], str]
 
 
 def another_order(text: str, generator: np.random.Generator) -> str:
-    """A text's sentences in an order that is not its own."""
+    """A text's sentences, a line each, in an order that is not its own."""
     sentences = split_sentences(text)
-    order = generator.permutation(len(sentences))
-    if (order[:-1] < order[1:]).all():
-        order = np.roll(order, 1)
-    return ("" if is_unspaced(text) else " ").join(sentences[place] for place in order)
+    found = [sentences[place] for place in generator.permutation(len(sentences))]
+    while found == sentences:
+        found = [*found[1:], found[0]]
+    return "\n".join(found)
 
 
 def words_left_out(text: str, generator: np.random.Generator) -> str:
@@ -71,12 +73,13 @@ def has_view(kind: str, text: str) -> bool:
     return len(words) > 1 if kind == "deletion" else any(synonyms(word.lower()) for word in words)
 
 
-@cache
+@lru_cache(2**16)
 def synonyms(word: str) -> tuple[str, ...]:
     """Other words for the most frequent meanings of an English word in lower case (WordNet 3.3). Inflection is lost."""
     if len(word) < LEAST_LETTERS:
         return ()
-    meanings = _wordnet().synsets(word)[:MEANINGS]
+    every = _wordnet().synsets(word)  # of its parts of speech one after the other
+    meanings = sorted(every, key=lambda meaning: -max(lemma.count() for lemma in meaning.lemmas()))[:MEANINGS]
     found = [name.replace("_", " ") for meaning in meanings for name in meaning.lemma_names()]
     return tuple(dict.fromkeys(name for name in found if name.lower() != word))
 
@@ -110,9 +113,12 @@ def texts_with_view(
     Raises:
         DataError: no text has one.
     """
+    if kind == "synonyms":
+        _wordnet()  # here, before there are processes of which each would read it
     arguments = {"tokenizer": tokenizer, "longest": longest, "kind": kind}
+    code = [__file__, segments.__file__, words.__file__]
     how = {"remove_columns": documents.column_names, "features": Features({"text": Value("string")})}
-    found = map_batches(documents, _texts, [__file__], arguments, num_proc=num_proc, desc="Reading texts", **how)
+    found = map_batches(documents, _texts, code, arguments, num_proc=num_proc, desc="Reading texts", **how)
     if len(found) == 0:
         wanted = {"order": "two sentences", "deletion": "two words", "synonyms": "a word that WordNet knows (English)"}
         raise DataError(f"--views {kind}: no text has {wanted[kind]}.")
@@ -141,4 +147,4 @@ def _chunks(text: str, tokenizer: PreTrainedTokenizerBase, longest: int) -> list
             used = 0
         chunks[-1].append(sentence)
         used += size
-    return [("" if is_unspaced(text) else " ").join(chunk) for chunk in chunks]
+    return ["\n".join(chunk) for chunk in chunks]

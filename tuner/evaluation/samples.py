@@ -32,7 +32,7 @@ def prompts_of(rows: Dataset, kind: Kind, tokenizer: PreTrainedTokenizerBase, co
         if kind == "text":
             ends = [found.end() for found in PIECE.finditer(row["text"])] or [0]
             cut, end = ends[:12][-1], ends[:40][-1]
-            shown, reference = row["text"][:cut].strip(), row["text"][cut:end].strip()
+            shown, reference = (" ".join(part.split()) for part in (row["text"][:cut], row["text"][cut:end]))
             ids = tokenizer(shown, add_special_tokens=False)["input_ids"]
         else:
             columns = ("prompt", "chosen" if "chosen" in row else "completion")

@@ -87,7 +87,10 @@ class Contrastive(Objective[ContrastiveArguments]):
 
     def compare(self, outcome: Outcome) -> Comparison:
         """Beside the cosine of TF-IDF vectors."""
+        losses = outcome.before_and_after("loss")
         pairs = [pair for text in outcome.rows.eval["text"] for lines in [parts(text)] for pair in pairwise(lines)]
+        if not pairs:  # other views than neighbours are of texts of one line too
+            return {self.loss_unit: losses}
         # Neighbouring pairs share a line: apart, so that no query finds itself.
         order = np.random.default_rng(0).permutation(len(pairs))
         queries, answers = ([pairs[number][side] for number in order] for side in (0, 1))
@@ -101,7 +104,7 @@ class Contrastive(Objective[ContrastiveArguments]):
             except (ArgumentError, ValueError) as error:  # scikit-learn is missing, or no text has a word
                 print(f"No TF-IDF to compare with: {error}")
         found["trained"] = embedding_retrieval_at_1(vectors[0], vectors[1], group)
-        comparison = {f"retrieval at 1 of {group}": found, self.loss_unit: outcome.before_and_after("loss")}
+        comparison = {f"retrieval at 1 of {group}": found, self.loss_unit: losses}
         if self.args.views != "dropout":  # in evaluation those views are one and the same
             batches = f"the same in batches of {self.args.per_device_eval_batch_size}"
             comparison[batches] = outcome.before_and_after("accuracy")

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from tuner.data.collate import pad
-from tuner.errors import ModelError, first_line
+from tuner.errors import ModelError, first_line, one_line
 from tuner.model import TunerDecoderConfig
 from tuner.rl.actor import ActorCritic
 from tuner.rl.rollout import Rollout, sample, uniforms
@@ -26,6 +26,8 @@ from tuner.rl.update import micro_batches
 
 # Tokens of a page of continuous batching's cache on CPUs.
 PAGE = 64
+# Devices on which vLLM keeps other copies of its weights; characters of its errors, which list all it knows.
+PACKING, SAID = ("cpu",), 300
 
 
 @dataclass
@@ -107,6 +109,11 @@ class VLLM:
     def __init__(
         self, policy: Any, args: Any, accelerator: Any, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
     ):
+        if args.vllm_mode == "colocate" and policy.device.type in PACKING:
+            raise ModelError(
+                "--rollout vllm needs an accelerator: on a CPU vLLM packs the weights that it has loaded, and does not "
+                "look at those that are sent later."
+            )
         if args.vllm_mode == "colocate" and policy.config.model_type == TunerDecoderConfig.model_type:
             # It would change the class that learns here too, so that its forward pass fails.
             raise ModelError(
@@ -123,7 +130,7 @@ class VLLM:
                 generation_kwargs={"stop_token_ids": list(ends), "ignore_eos": True},
             )  # fmt: skip
         except Exception as error:  # whatever vLLM says of a model or a machine
-            raise ModelError(f"--rollout vllm: {first_line(error)}") from error
+            raise ModelError(f"--rollout vllm: {one_line(error)[:SAID]}") from error
 
     def __call__(
         self, prompts: Sequence[Sequence[int]], args: Any, ends: Sequence[int], episodes: list[int]

@@ -51,7 +51,8 @@ class EpochOrder(Sampler[int]):
         if strategy == "group_by_length":
             rows = draws.rows.with_format(None)
             columns = [name for name in rows.column_names if name.endswith("input_ids") or name in ("first", "second")]
-            self.lengths = np.sum([[len(ids) for ids in rows[name]] for name in columns], axis=0)
+            columns = columns or ["text"]  # what becomes tokens when it is drawn
+            self.lengths = np.sum([[len(value) for value in rows[name]] for name in columns], axis=0)
 
     def __len__(self) -> int:
         return self.kept + self.filled

@@ -3,17 +3,16 @@ https://arxiv.org/abs/1704.04368)."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-# A sentence ends with a mark and what closes quotes or brackets, before white space; those of CJK need none.
-END = re.compile(r"(?<=[.!?\u2026][\"'\u201d\u2019)\]])\s+|(?<=[.!?\u2026])\s+|(?<=[\u3002\uff01\uff1f])\s*(?=\S)|\n+")
+from tuner.text.words import SENTENCE_OR_LINE
+
 MEASURED = 1000
 
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text, by their ends."""
-    return [part.strip() for part in END.split(text) if part.strip()]
+    return [part.strip() for part in SENTENCE_OR_LINE.split(text) if part.strip()]
 
 
 def lead_sentences(text: str, count: int) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
 
-from tuner.text.words import SENTENCE, WORD
-
-LINE = re.compile(r"\n+")
+from tuner.evaluation.baselines.pairs import sentences
+from tuner.text.words import WORD
 
 
 def word_tags(train: Dataset, words: Sequence[list[str]], tags: Sequence[list[str]], metric: str) -> dict[str, float]:
@@ -60,5 +58,4 @@ def nearest_sentences(rows: Dataset, has_unanswerable: bool) -> dict[str, dict[s
 def nearest_sentence(row: dict[str, Any]) -> str:
     """The sentence of a row's context that shares most words with its question."""
     asked = set(WORD.findall(row["question"].lower()))
-    sentences = [part for line in LINE.split(row["context"]) for part in SENTENCE.split(line)]
-    return max(sentences, key=lambda sentence: len(asked & set(WORD.findall(sentence.lower()))))
+    return max(sentences(row["context"]), key=lambda sentence: len(asked & set(WORD.findall(sentence.lower()))))

@@ -76,8 +76,8 @@ ladder: install ## From nothing to RLHF: pretrain, fine-tune, reward, PPO, and w
 	@$(RUN) $(LAUNCH) recipes/reward.py --config recipes/configs/reward/tiny.yaml
 	@$(RUN) $(LAUNCH) recipes/ppo.py --config recipes/configs/ppo/ladder.yaml
 	@$(RUN) tuner compare runs/pretrain/ladder runs/sft/ladder runs/ppo/ladder --untrained --reference runs/sft/ladder \
-		--reward_model_path runs/reward/tiny --dataset_name builtin:chitchat --test_split_size 100 \
-		--max_prompt_length 64 --response_length 32 --output runs/ppo/ladder/table.json $(ARGS)
+		--reward_model_path runs/reward/tiny --dataset_name builtin:chitchat --max_eval_samples 201 \
+		--max_prompt_length 224 --response_length 32 --output runs/ppo/ladder/table.json $(ARGS)
 
 seq2seq: install ## Teach a new encoder-decoder capitals and punctuation (CPU, minutes)
 	@$(RUN) $(LAUNCH) recipes/seq2seq.py --config recipes/configs/seq2seq/tiny.yaml $(ARGS)

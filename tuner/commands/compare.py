@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tuner.config.flags import number
 from tuner.errors import ArgumentError
+
+# Columns of the table in a file or a pipe.
+WIDTH = 140
 
 
 def add_parser(subparsers: Any) -> None:
@@ -89,6 +93,7 @@ def main(args: argparse.Namespace) -> None:
     print(
         "perplexity: of the rows' answers; said: of its completions under the reference; win rate: over the one above."
     )
-    Console(highlight=False).print(table(title, columns, lines))
+    wide = None if sys.stdout.isatty() else WIDTH
+    Console(highlight=False, width=wide).print(table(title, columns, lines))
     if args.output is not None:
         args.output.write_text(json.dumps([dataclasses.asdict(one) for one in found], indent=1), encoding="utf-8")

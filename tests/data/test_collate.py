@@ -3,9 +3,18 @@
 import pytest
 import torch
 
-from tuner.data.collate import collate_causal, pad
+from tuner.data.collate import alike, collate_causal, pad
 
 PAD = 99
+
+
+def test_batches_of_like_length():
+    """The longest first; on a CPU none is padded to more than a quarter above its length."""
+    lengths, cpu, elsewhere = [10, 100, 9, 8, 90, 11, 79], torch.device("cpu"), torch.device("meta")
+    assert list(alike(lengths, 2, cpu)) == [[1, 4], [6], [5, 0], [2, 3]]
+    assert list(alike(lengths, 3, cpu, 2.0)) == [[1, 4, 6], [5, 0, 2], [3]]
+    assert list(alike(lengths, 3, elsewhere)) == [[1, 4, 6], [5, 0, 2], [3]]
+    assert list(alike(lengths, 9, elsewhere)) == [[1, 4, 6, 5, 0, 2, 3]] and list(alike([], 2, cpu)) == []
 
 
 def collator(pad_token_id, multiple=64, padding_free=False):

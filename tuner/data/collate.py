@@ -7,7 +7,8 @@ which the mask is made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +28,20 @@ def pad(sequences: Sequence[Any], value: int, multiple: int = 1, most: int | Non
     for row, sequence in zip(out, sequences, strict=True):
         row[: len(sequence)] = torch.as_tensor(sequence)
     return out
+
+
+def alike(lengths: Sequence[int], size: int, device: torch.device, padded: float = 1.25) -> Iterator[list[int]]:
+    """Rows in batches of at most `size`, the longest first. On a CPU, whose time goes by tokens, none is padded to more
+    than `padded` times its length; elsewhere it goes by batches."""
+    most = padded if device.type == "cpu" else math.inf
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if batch and (len(batch) == size or lengths[batch[0]] > most * lengths[row]):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def collate_causal(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from tuner.data.collate import pad
+from tuner.data.collate import alike, pad
 from tuner.errors import ModelError, first_line
 from tuner.loading.checkpoints import adapter_base, load_pretrained, resolve
 from tuner.text.answers import PROBE, Message, training_tokenizer
@@ -104,10 +104,8 @@ class RewardModel:
     @torch.no_grad()
     def _rewards(self, sequences: list[list[int]]) -> torch.Tensor:
         sequences = [ids[: self.max_length] for ids in sequences]
-        order = sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
         found = torch.empty(len(self.models), len(sequences))
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
+        for rows in alike([len(ids) for ids in sequences], self.batch_size, self.models[0].device):
             lengths = torch.tensor([len(sequences[row]) for row in rows])
             mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
             for number, (model, centre) in enumerate(zip(self.models, self.centres, strict=True)):

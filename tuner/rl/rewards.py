@@ -20,6 +20,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tuner.data.collate import alike
 from tuner.data.sources import SOURCE_ROW
 from tuner.data.tools import tools_of
 from tuner.errors import ArgumentError, DataError, one_line
@@ -153,11 +154,9 @@ def score_sequences(model: PreTrainedModel, sequences: Sequence[list[int]], batc
     """The score of each sequence, read from its last token, `(n,)` float32 on the CPU. Sequences of like length go
     together; where a sequence ends is known, whatever token pads it."""
     scores, head = torch.zeros(len(sequences)), score_head(model)
-    order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
     was_training, body = model.training, getattr(model, model.base_model_prefix)
     model.eval()
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in alike([len(ids) for ids in sequences], batch_size, model.device):
         ids = pad_sequence([torch.tensor(sequences[row]) for row in rows], batch_first=True)
         lengths = torch.tensor([len(sequences[row]) for row in rows])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()

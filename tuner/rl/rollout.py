@@ -8,17 +8,18 @@ work, but for rounding. Prompts of like length go together, and a completion tha
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from tuner.data.collate import alike
+
 # Completions that have ended are computed on until they are this share of the batch: to leave copies the cache.
 LEAVING = 0.25
-# On a CPU, whose time goes by tokens, a prompt with its completion is padded to at most this many times its length.
+# A batch reads all weights once a token, so that prompts of less like length share one than sequences that are scored.
 PADDED = 2.0
 
 
@@ -123,13 +124,12 @@ def sample(
         value: `(n, hidden_size)` -> `(n,)` of what the model's head reads, for a value head on the policy's trunk.
     """
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-    order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
-    parts = []
+    order, parts = list[int](), []
     was_training = bare.training
     bare.eval()
-    padded = PADDED if bare.device.type == "cpu" else math.inf
     lengths = [len(prompt) + numbers.shape[1] for prompt in prompts]
-    for rows in _alike(order, lengths, batch_size, padded):
+    for rows in alike(lengths, batch_size, bare.device, PADDED):
+        order += rows
         parts.append(_sample(bare, [prompts[row] for row in rows], numbers[rows], ends, temperature, value))
     bare.train(was_training)
     time = max(int(part.lengths.max()) for part in parts)
@@ -137,19 +137,6 @@ def sample(
     whole = {name: torch.cat([v[:, :time] if v.dim() == 2 else v for v in values]) for name, values in found.items()}
     joined = Rollout([prompt for part in parts for prompt in part.prompts], **whole)
     return joined.select(np.argsort(order).tolist())
-
-
-def _alike(order: Sequence[int], lengths: Sequence[int], size: int, padded: float) -> Iterator[list[int]]:
-    """Rows in batches of at most `size`, in an order that begins with the longest: none is shorter than the longest of
-    its batch by more than a factor of `padded`."""
-    batch: list[int] = []
-    for row in order:
-        if batch and (len(batch) == size or lengths[batch[0]] > padded * lengths[row]):
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 def _sample(

@@ -1,11 +1,13 @@
 """Completions that something else samples: what it says is believed only where the policy says so too."""
 
 import sys
+import time
 import types
 
 import pytest
 import torch
 from peft import LoraConfig
+from transformers.generation import ContinuousBatchingManager
 
 from tests.rl.models import CLOSE, policy, tiny_tokenizer, trainer
 from tests.rl.test_trainer import logged, same, weights
@@ -61,6 +63,17 @@ def test_it_learns_from_what_another_wrote(tmp_path, rollout, advantage):
     assert sum(scores[-3:]) > 1.5 * sum(scores[:3])
     assert 0 < max(logged(made, "rollout/drift")) < 0.05
     assert same(*found)
+
+
+def test_continuous_batching_does_not_depend_on_the_clock(tmp_path, monkeypatch):
+    """Prompts that are handed over slowly, as on a busy machine, are in the same batches, with the same numbers."""
+    made = trainer(tmp_path, policy(spread=0.1), rollout="continuous")
+    prompts = [row["input_ids"] for row in made.rollout(0)[1]]
+    quick = made.engine(prompts, made.args, made.ends, list(range(len(prompts))))
+    add = ContinuousBatchingManager.add_request
+    monkeypatch.setattr(ContinuousBatchingManager, "add_request", lambda *a, **k: time.sleep(0.1) or add(*a, **k))
+    slow = made.engine(prompts, made.args, made.ends, list(range(len(prompts))))
+    assert quick == slow
 
 
 def test_what_is_likelier_to_the_policy_weighs_more_but_not_without_bound(tmp_path):

@@ -89,17 +89,40 @@ class ContinuousBatching:
         config = ContinuousBatchingConfig(return_logprobs=True, seed=seed, **sizes)
         try:
             model.set_attn_implementation("sdpa")
-            found = model.generate_batch([list(p) for p in prompts], how, config)
+            outputs = _generate(model, prompts, how, config)
         except Exception as error:  # whatever a model's own code raises there
             raise ModelError(f"--rollout continuous: {type(error).__name__}: {first_line(error)}") from error
         finally:
             model.set_attn_implementation(attention)
             model.train(was_training)
-        outputs = list(found.values())
         if len(outputs) != len(prompts) or any(output.error for output in outputs):
             said = next((output.error for output in outputs if output.error), "some completions are missing")
             raise ModelError(f"--rollout continuous: {type(model).__name__} cannot be run by it: {said}")
         return Written([o.generated_tokens for o in outputs], [o.logprobs for o in outputs])
+
+
+def _generate(model: Any, prompts: Sequence[Sequence[int]], how: GenerationConfig, config: Any) -> list[Any]:
+    """What `generate_batch` does, but that all prompts are there before it starts: handed over while it runs, as that
+    does, they would be in batches, and get random numbers, by the clock."""
+    from transformers.generation.continuous_batching.utils import WorkloadHints
+
+    hints = WorkloadHints(max(map(len, prompts)), how.max_new_tokens, len(prompts))
+    manager = model.init_continuous_batching(how, config, hints)
+    found: dict[str, Any] = {}
+    try:
+        manager.warmup()
+        asked = manager.add_requests([list(p) for p in prompts], max_new_tokens=how.max_new_tokens)
+        manager.start()
+        while len(found) < len(asked):
+            output = manager.get_result(timeout=1)
+            if output is not None and output.is_finished():
+                found[output.request_id] = output
+            elif output is None and not manager.is_running():
+                break
+    finally:
+        manager.stop(block=True)
+        manager.destroy()
+    return [found[name] for name in asked if name in found]
 
 
 class VLLM:

@@ -74,6 +74,13 @@ def test_both_views_of_a_batch(kind):
     assert batch["tokens"].max() <= objective.args.max_length
 
 
+def test_texts_without_such_a_view_are_counted(capsys):
+    rows = Dataset.from_dict({"text": ["One. Two.\n", "One."], "source_row": [0, 1]})
+    texts, _ = objective_of("contrastive", views="order").examples(rows, "mine.jsonl")
+    assert texts["text"] == ["One.\nTwo."]
+    assert capsys.readouterr().out == "mine.jsonl: 1 of 2 texts have no such view (--views order).\n"
+
+
 @pytest.mark.parametrize(
     ("kind", "said"), [("order", "two sentences"), ("deletion", "two words"), ("synonyms", "a word that WordNet knows")]
 )

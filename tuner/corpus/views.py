@@ -103,12 +103,12 @@ def _replaced(text: str, spans: dict[tuple[int, int], str]) -> str:
 
 def texts_with_view(
     documents: Dataset, kind: str, tokenizer: PreTrainedTokenizerBase, longest: int, num_proc: int | None = None
-) -> Dataset:
+) -> tuple[Dataset, int]:
     """Texts that have another view of a kind, each a part of a document: for `order` as many sentences as `longest`
     tokens hold, otherwise a line.
 
     Returns:
-        Rows of `text`.
+        Rows of `text`, and how many texts have none.
 
     Raises:
         DataError: no text has one.
@@ -117,21 +117,25 @@ def texts_with_view(
         _wordnet()  # here, before there are processes of which each would read it
     arguments = {"tokenizer": tokenizer, "longest": longest, "kind": kind}
     code = [__file__, segments.__file__, words.__file__]
-    how = {"remove_columns": documents.column_names, "features": Features({"text": Value("string")})}
-    found = map_batches(documents, _texts, code, arguments, num_proc=num_proc, desc="Reading texts", **how)
-    if len(found) == 0:
+    how = {
+        "remove_columns": documents.column_names,
+        "features": Features({"text": Value("string"), "able": Value("bool")}),
+    }
+    every = map_batches(documents, _texts, code, arguments, num_proc=num_proc, desc="Reading texts", **how)
+    able = np.flatnonzero(np.array(every["able"], bool))
+    if not len(able):
         wanted = {"order": "two sentences", "deletion": "two words", "synonyms": "a word that WordNet knows (English)"}
         raise DataError(f"--views {kind}: no text has {wanted[kind]}.")
-    return found
+    return every.select(able).remove_columns("able"), len(every) - len(able)
 
 
 def _texts(
     batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, longest: int, kind: str
-) -> dict[str, list[str]]:
+) -> dict[str, list[Any]]:
     found: list[str] = []
     for text in batch["text"]:
         found += _chunks(text, tokenizer, longest) if kind == "order" else parts(text)
-    return {"text": [text for text in found if has_view(kind, text)]}
+    return {"text": found, "able": [has_view(kind, text) for text in found]}
 
 
 def _chunks(text: str, tokenizer: PreTrainedTokenizerBase, longest: int) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
+from accelerate import PartialState
 from datasets import Dataset
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
@@ -55,7 +56,11 @@ class Contrastive(Objective[ContrastiveArguments]):
     def examples(self, rows: Dataset, name: str) -> tuple[Dataset, None]:
         longest = self.args.max_length - 2
         if self.args.views in VIEWS:
-            return texts_with_view(rows, self.args.views, self.tokenizer, longest, self.args.dataset_num_proc), None
+            how = (self.args.views, self.tokenizer, longest, self.args.dataset_num_proc)
+            texts, without = texts_with_view(rows, *how)
+            if without and PartialState().is_main_process:
+                print(f"{name}: {without:,} of {without + len(texts):,} texts have no such view (--views {how[0]}).")
+            return texts, None
         pairs = segment_pairs(rows, self.tokenizer, longest, whole=False, num_proc=self.args.dataset_num_proc)
         return pairs.shuffle(seed=0), None  # evaluation goes in order, and a text would find itself in the pair before
 

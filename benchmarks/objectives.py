@@ -2,8 +2,8 @@
 
 Each is trained by its tiny configuration with the flags of `LONGER`, under three quarters of an hour on two cores; as
 many at a time as there are cores, with one thread each, which is more steps an hour than one run of many threads. What
-a run prints is in its folder's `log.txt`. A run that was stopped goes on where it was; one that is done is evaluated
-again.
+a run prints is in its folder's `log.txt`; other flags have another folder. A run that was stopped goes on where it was;
+one that is done is evaluated again.
 
     make eval-pretrain                                   # all six
     make eval-pretrain ARGS="--objectives clm mlm --seeds 42 43 44 --flags --max_steps 100"
@@ -61,7 +61,8 @@ def train(name: str, seed: int, flags: list[str]) -> Comparison:
     """Run one objective to its end; its comparison."""
     evaluated = "--test_split_size 0.05 --eval_on_start true --eval_strategy steps --eval_steps 500 --save_steps 500"
     own = f"--seed {seed} {evaluated} {LONGER[name]}"
-    comparison: Comparison = run(name, RUNS / f"{name}-{seed}", [*own.split(), *flags])["comparison"]
+    folder = RUNS / "-".join([name, str(seed), *(flag.strip("-").replace("/", "-") for flag in flags)])
+    comparison: Comparison = run(name, folder, [*own.split(), *flags])["comparison"]
     return comparison
 
 

@@ -143,6 +143,19 @@ def test_two_processes_are_one(more: list[str], parts: Path, tmp_path: Path) -> 
             assert other[name] == pytest.approx(value, abs=2e-4, rel=2e-3), (entry["step"], name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rollout", ["copy", "continuous"])
+def test_two_processes_with_another_sampler(rollout: str, parts: Path, tmp_path: Path) -> None:
+    """Each has completions of its own, whose probabilities are the policy's but for rounding, and learns from all."""
+    more = ["--use_peft", "--lora_r", "4", "--lora_layers", "upper", "--rollout", rollout]
+    done = launch_recipe(2, *flags(parts, tmp_path, *more), "--gradient_accumulation_steps", "1", recipe="ppo.py")
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [entry for entry in log(tmp_path / "checkpoint-6") if "rollout/drift" in entry]
+    assert len(lines) == 6 and all(0 < entry["rollout/drift"] < 0.05 for entry in lines)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    assert all(bool(weight.any()) for weight in weights.values())
+
+
 @pytest.mark.parametrize(
     ("reward", "said"),
     [

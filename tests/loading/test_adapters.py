@@ -7,7 +7,7 @@ import argparse
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig
 
 from tests.text.test_load_tokenizer import bare_tokenizer
 from tuner.config.adapters import AdapterArguments
@@ -168,6 +168,20 @@ def test_the_upper_half_alone(family, tmp_path):
     learnt = [name for name, p in model.named_parameters() if p.requires_grad]
     assert learnt and all(".layers.1." in name for name in learnt)
     assert {name.split(".")[-4] for name in learnt} >= {"q_proj", "down_proj"}
+
+
+@pytest.mark.parametrize("flags", [{}, {"lora_layers": "upper"}, {"load_in_4bit": True}], ids=str)
+def test_what_a_kernel_reads_is_left_alone(flags, tmp_path):
+    """Mamba's kernels take the weights of its mixer's later layers past an adapter, and PEFT refuses some of them."""
+    if flags.get("load_in_4bit"):
+        pytest.importorskip("bitsandbytes")
+    model, _ = adapted(base(tmp_path, MambaConfig, hidden_size=64, state_size=8), **flags)
+    assert {name.split(".")[-4] for name, p in model.named_parameters() if "lora_A" in name} == {"in_proj"}
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    packed = {name.split(".")[-2] for name, m in model.named_modules() if type(m).__name__ == "Linear4bit"}
+    assert packed == ({"in_proj"} if "load_in_4bit" in flags else set())
 
 
 @FAMILIES

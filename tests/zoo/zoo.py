@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -79,9 +80,10 @@ class Found(NamedTuple):
     outcome: str
     packed: str = ""
     chunked: str = ""
+    adapter: str = ""
 
     def line(self) -> str:
-        return f"| {self.family} | {self.outcome} | {self.packed} | {self.chunked} |"
+        return f"| {self.family} | {self.outcome} | {self.packed} | {self.chunked} | {self.adapter} |"
 
 
 def tiny_configs(family: str, vocab_size: int) -> Iterator[PreTrainedConfig]:
@@ -149,33 +151,58 @@ def try_family(family: str, folder: Path) -> Found:
     rows = folder / "rows.jsonl"
     lines = [json.dumps({"messages": turns}) + "\n" for turns in samples.conversations(20)]
     rows.write_text("".join(lines), encoding="utf-8")
-    args = tuner.RecipeArguments(
-        model_name_or_path=str(folder / "base"), dataset_name=str(rows), output_dir=str(folder / "run"), max_steps=3,
-        max_length=128, per_device_train_batch_size=4, eval_strategy="no", eval_on_start=False, save_strategy="no",
-        test_split_size=2, use_cpu=True, logging_steps=1, max_labels_lost=1.0, learning_rate=1e-3,
-    )  # fmt: skip
     try:
-        run = tuner.open_run(args, tuner.SFT)
-        read = tuner.load_rows(run)
-        encoder = tuner.load_tokenizer(run, read)
-        trained = tuner.load_model(run, encoder)
-        objective = tuner.make_objective(run, encoder, trained)
-        trainer = tuner.Trainer(trained, run, objective, tuner.make_examples(run, read, objective))
-        trainer.train()
-        trainer.save_model()
+        trainer = train(folder, "run", tuner.RecipeArguments)
     except TunerError as error:
         return Found(family, f"refused: {one_line(error)[:160]}")
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert len(losses) == 3 and all(torch.isfinite(torch.tensor(losses))), losses
+    objective = trainer.objective
     again = AutoModelForCausalLM.from_pretrained(folder / "run").eval()
-    asked = encoder.apply_chat_template(
+    asked = objective.tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_tensors="pt"
     )
     written = again.generate(asked["input_ids"], max_new_tokens=5, min_new_tokens=5, do_sample=False)
     assert written.shape[1] == asked["input_ids"].shape[1] + 5
     layout = objective.layout
     packed = "joined" if layout.padding_free else "packed" if layout.packing else "no"
-    return Found(family, "trained", packed, "yes" if layout.chunked_loss else "no")
+    return Found(family, "trained", packed, "yes" if layout.chunked_loss else "no", try_adapter(folder))
+
+
+def train(folder: Path, name: str, kind: Any, **more: Any) -> tuner.Trainer:
+    """Three steps on the rows in a folder, as a recipe takes them; the model is saved in it under `name`."""
+    args = kind(
+        model_name_or_path=str(folder / "base"), dataset_name=str(folder / "rows.jsonl"), max_steps=3, max_length=128,
+        output_dir=str(folder / name), per_device_train_batch_size=4, eval_strategy="no", eval_on_start=False,
+        save_strategy="no", test_split_size=2, use_cpu=True, logging_steps=1, max_labels_lost=1.0, learning_rate=1e-3,
+        **more,
+    )  # fmt: skip
+    run = tuner.open_run(args, tuner.SFT)
+    rows = tuner.load_rows(run)
+    tokenizer = tuner.load_tokenizer(run, rows)
+    model = tuner.load_model(run, tokenizer)
+    objective = tuner.make_objective(run, tokenizer, model)
+    trainer = tuner.Trainer(model, run, objective, tuner.make_examples(run, rows, objective))
+    trainer.train()
+    trainer.save_model()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 3 and all(torch.isfinite(torch.tensor(losses))), losses
+    return trainer
+
+
+def try_adapter(folder: Path) -> str:
+    """Train an adapter with the targets that are derived from the model, and load it by PEFT."""
+    try:
+        trainer = train(folder, "adapter", tuner.AdapterArguments, use_peft=True)
+    except TunerError as error:
+        return f"refused: {one_line(error)[:120]}".replace("|", "/")
+    again = AutoPeftModelForCausalLM.from_pretrained(folder / "adapter").eval()
+    ids = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        ours, theirs = (model(input_ids=ids).logits for model in (trainer.model.eval(), again))
+        with again.disable_adapter():
+            base = again(input_ids=ids).logits
+    learnt = float((ours - base).abs().max())
+    assert learnt > 0 and float((ours - theirs).abs().max()) <= 0.1 * learnt, learnt
+    return "yes"
 
 
 def quietly(family: str) -> Found:
@@ -207,9 +234,11 @@ def page(found: list[Found]) -> str:
             "**Packed**: what a probe of the model found before training. *Joined*, the sequences of a batch lie in",
             "one row, without padding; *packed*, several in a row of a fixed length; *no*, each has a row of its own.",
             "**Chunked loss**: whether the loss is computed without a matrix of tokens by vocabulary.",
+            "**LoRA**: an adapter with the targets that are derived from the model, trained, saved, and loaded by PEFT",
+            f"with equal logits: {sum(each.adapter == 'yes' for each in found)} families.",
             "",
-            "| family | outcome | packed | chunked loss |",
-            "|---|---|---|---|",
+            "| family | outcome | packed | chunked loss | LoRA |",
+            "|---|---|---|---|---|",
             *(each.line() for each in found),
             "",
         ]

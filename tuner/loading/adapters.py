@@ -68,20 +68,22 @@ def add_adapter(
         del options["init_lora_weights"]
     if options.get("init_lora_weights") == "eva":
         options["eva_config"] = peft.EvaConfig()
+    everywhere = options.get("target_modules") == "all-linear"
     if options.pop("layers_to_transform", "all") == "upper":
         options |= _upper(model, options["target_modules"])
     if args.peft_type == "lora" and args.eos_token:  # what ends an answer is to be learnt, also if it is new
         options["trainable_token_indices"] = [tokenizer.eos_token_id]
     if args.load_in_4bit:
-        quantise(model, args.lora_modules_to_save, torch.bfloat16 if half else torch.float32)
+        quantise(model, [*args.lora_modules_to_save, *_not_called(model)], torch.bfloat16 if half else torch.float32)
     if half:
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(torch.bfloat16)
     task = task_of(model)
-    if options.get("target_modules") == "all-linear" and task in ("TOKEN_CLS", "QUESTION_ANS"):
-        # These heads PEFT trains whole, and still counts among the layers that get an adapter.
-        options["exclude_modules"] = ["classifier", "score", "qa_outputs"]
+    if everywhere:
+        # The heads of these tasks PEFT trains whole, and still counts among the layers that get an adapter.
+        heads = ["classifier", "score", "qa_outputs"] if task in ("TOKEN_CLS", "QUESTION_ANS") else []
+        options["exclude_modules"] = [*heads, *_not_called(model)]
     set_seed(args.seed)
     # PEFT asks transformers under an old name, and looks for a folder where a built-in is named.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -113,6 +115,16 @@ def _upper(model: PreTrainedModel, targets: Any) -> dict[str, Any]:
         targets = sorted({name.rpartition(".")[2] for name in linear})
     count = model.config.get_text_config().num_hidden_layers
     return {"target_modules": targets, "layers_to_transform": list(range(count // 2, count))}
+
+
+def _not_called(model: PreTrainedModel) -> list[str]:
+    """Ends of the names of layers whose weight may go into a kernel while they are not called, so that an adapter there
+    would learn nothing and 4 bits be taken for numbers: Mamba's, in whose mixers all do but the first, `in_proj`."""
+    mixers = [
+        (n.rpartition(".")[2], m) for n, m in model.named_modules() if isinstance(getattr(m, "D", None), nn.Parameter)
+    ]
+    linear = {f"{n}.{part}" for n, m in mixers for part, layer in m.named_children() if isinstance(layer, nn.Linear)}
+    return sorted(end for end in linear if not end.endswith(".in_proj"))
 
 
 def quantise(model: PreTrainedModel, whole: list[str], dtype: torch.dtype) -> None:

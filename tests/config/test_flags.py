@@ -4,8 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.objectives import LONGER
 from tuner.config.arguments import RecipeArguments, parse_arguments
+from tuner.config.flags import read_flags
+from tuner.config.ppo import PPOArguments
+from tuner.config.recipes import arguments_of, find_recipe
 from tuner.errors import ArgumentError
+
+CONFIGS = Path(__file__).parents[2] / "recipes" / "configs" / "pretrain"
 
 
 def parse(*argv: str) -> RecipeArguments:
@@ -15,6 +21,25 @@ def parse(*argv: str) -> RecipeArguments:
 def from_yaml(tmp_path: Path, text: str, *argv: str) -> RecipeArguments:
     (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
     return parse("--config", str(tmp_path / "run.yaml"), *argv)
+
+
+@pytest.mark.parametrize(
+    ("file", "argv", "left"),
+    [
+        ("preset: tiny\ndropout: 0.1", ["--model_name_or_path", "mine"], {"model_name_or_path": "mine"}),
+        ("model_name_or_path: mine", ["--preset", "small"], {"preset": "small"}),
+        ("model_name_or_path: mine", ["--model_config", "a.json"], {"model_config": "a.json"}),
+        ("preset: tiny", ["--dropout", "0.1"], {"preset": "tiny", "dropout": 0.1}),
+        ("max_steps: 60", ["--num_train_epochs", "3"], {"num_train_epochs": 3}),
+        ("max_steps: 60", ["--num_train_epochs", "3", "--max_steps", "9"], {"num_train_epochs": 3, "max_steps": 9}),
+        ("num_train_epochs: 2", ["--max_steps", "9"], {"num_train_epochs": 2, "max_steps": 9}),  # steps go first anyway
+        ("max_steps: 60", ["--total_episodes", "640"], {"total_episodes": 640}),
+    ],
+)
+def test_another_name_of_the_same_wins_over_the_file_s(tmp_path, file, argv, left):
+    path = tmp_path / "flags.yaml"
+    path.write_text(f"learning_rate: 1e-3\n{file}\n", encoding="utf-8")
+    assert read_flags(PPOArguments, ["--config", str(path), *argv]) == {"learning_rate": 1e-3, **left}
 
 
 def test_the_command_line_wins(tmp_path):
@@ -189,3 +214,10 @@ def test_a_command_line_that_is_not_flags_is_refused(argv, message):
     with pytest.raises(ArgumentError) as caught:
         parse(*argv)
     assert str(caught.value) == message
+
+
+def test_the_benchmark_s_checkpoints_stand_for_the_files_shapes():
+    for name, flags in LONGER.items():
+        config = CONFIGS / f"{name}-tiny.yaml"
+        found = read_flags(arguments_of(find_recipe(config)), ["--config", str(config), *flags.split()])
+        assert ("preset" in found) != ("model_name_or_path" in found), name

@@ -176,6 +176,15 @@ class RecipeArguments(RunArguments, DataArguments, ModelArguments):
         *("preset", "model_config", "config_overrides", "dropout", "vocab_size", "tokenizer_name_or_path"),
     )
 
+    # Names of one thing (a checkpoint and a new model's shape; steps and epochs): one on the command line overrides
+    # a file's others.
+    INSTEAD: ClassVar[dict[str, tuple[str, ...]]] = {
+        "num_train_epochs": ("max_steps",),
+        "model_name_or_path": ("preset", "model_config", "config_overrides", "dropout"),
+        "preset": ("model_name_or_path", "model_config"),
+        "model_config": ("model_name_or_path", "preset"),
+    }
+
     def __post_init__(self) -> None:
         self.extra: dict[str, Any] = {}
         if isinstance(self.dataset_name, str):

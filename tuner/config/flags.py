@@ -28,7 +28,8 @@ from tuner.errors import ArgumentError, nearest, one_line, unreadable
 
 def read_flags(kind: type[Any], argv: list[str]) -> dict[str, Any]:
     """What the command line, and the YAML file that `--config` names, say of the fields of the dataclass `kind` and,
-    where its `PASSED_ON` is true, of transformers' `TrainingArguments`.
+    where its `PASSED_ON` is true, of transformers' `TrainingArguments`. A flag on the command line also overrides what
+    it stands for in the file under other names: `INSTEAD` of the dataclass.
 
     Raises:
         ArgumentError: an unknown name, a value of the wrong type or out of bounds, or an unreadable file; it names the
@@ -39,7 +40,13 @@ def read_flags(kind: type[Any], argv: list[str]) -> dict[str, Any]:
     files = values.pop("config", [])
     if len(files) > 1:
         raise ArgumentError(f"--config: one file, not {len(files)}: {', '.join(files)}.")
-    return _read_yaml(parser, Path(files[0]).expanduser()) | values if files else values
+    if not files:
+        return values
+    said = _read_yaml(parser, Path(files[0]).expanduser())
+    for flag, others in getattr(kind, "INSTEAD", {}).items():
+        if flag in values:
+            said = {name: value for name, value in said.items() if name not in others}
+    return said | values
 
 
 def _parse(parser: _Parser, argv: list[str]) -> dict[str, Any]:

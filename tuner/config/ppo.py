@@ -107,6 +107,10 @@ class PPOArguments(PPOFields, AdapterArguments):
     # TRL's of all weights; ten times that of an adapter.
     RATES: ClassVar[tuple[float, float]] = (3e-6, 3e-6)
     ADAPTER_RATE: ClassVar[float] = 3e-5
+    INSTEAD: ClassVar[dict[str, tuple[str, ...]]] = AdapterArguments.INSTEAD | {
+        "num_train_epochs": ("max_steps", "total_episodes"),
+        "total_episodes": ("max_steps",),
+    }
 
     value_model_path: str | None = flag(
         None, "The value model of --value separate. Without it, it begins as the first reward model."

@@ -71,7 +71,7 @@ def prepare(python: str, model: Path, work: Path, steps: int) -> tuple[Path, Pat
     flags = (
         f"--model_name_or_path {policy} --dataset_name builtin:sentiment-pairs --output_dir {work / 'reward'} "
         f"--max_length 128 --test_split_size 400 --max_steps {steps} --per_device_train_batch_size 16 "
-        "--learning_rate 3e-4 --train_sampling_strategy group_by_length --save_strategy no"
+        "--learning_rate 1e-3 --train_sampling_strategy group_by_length --save_strategy no"
     )
     measure([python, "recipes/reward.py", *flags.split()])
     print("reward model:", json.loads((work / "reward" / "metrics.json").read_text())["eval"], flush=True)

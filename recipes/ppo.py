@@ -35,7 +35,7 @@ def main() -> None:
     prompts = tuner.load_prompts(run)
     tokenizer = tuner.load_tokenizer(run, prompts)
     model = tuner.load_model(run, tokenizer)
-    scorers = tuner.load_scorers(run)
+    scorers = tuner.load_scorers(run, tokenizer)
     if args.dry_run:
         return tuner.show_prompts_plan(run, prompts, tokenizer, model, scorers)
 

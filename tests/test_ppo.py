@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ FLAGS = [
 ]
 # Of a log line these depend on the clock.
 CLOCK = ("time/", "tokens_per_second/", "eps")
+CHAT = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + eos_token }}{% endfor %}"
 SEPARATE = ["--value", "separate", "--value_model_path"]
 
 
@@ -36,6 +38,11 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, model in (("model", policy(spread=0.05)), ("scorer", scorer())):
         model.save_pretrained(folder / name)
         tiny_tokenizer().save_pretrained(folder / name)
+    (folder / "chat.jinja").write_text(CHAT, encoding="utf-8")
+    judge = copy.deepcopy(tiny_tokenizer())
+    judge.chat_template = CHAT
+    scorer().save_pretrained(folder / "judge")
+    judge.save_pretrained(folder / "judge")
     rows = [{"text": f"{a} + {b} =", "bonus": a / 10} for a in range(6) for b in range(4)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
@@ -87,6 +94,28 @@ def test_a_policy_is_pushed_without_what_is_of_this_machine(parts: Path, tmp_pat
     card = (commit / "README.md").read_text(encoding="utf-8")
     assert "6 updates of 8 completions, advantages by gae" in card and "| reward |" in card
     assert str(tmp_path) not in card and str(parts) not in card
+
+
+def test_answers_to_messages_that_a_reward_model_scores(parts: Path, tmp_path: Path) -> None:
+    """A policy out of an adapter's folder, prompts with turns before, a model and a function as rewards."""
+    done = ppo(parts, tmp_path / "model", "--use_peft", "--max_steps", "2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    turns = [{"role": "user", "content": "1 + 1 ="}, {"role": "assistant", "content": "2"}]
+    rows = [{"messages": [*turns, {"role": "user", "content": f"{n} + 1 ="}]} for n in range(12)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "prompts.jsonl").write_text(lines, encoding="utf-8")
+    more = ["--chat_template_path", parts / "chat.jinja", "--max_steps", "2"]
+    rewards = ["--reward_model_path", parts / "judge", "--reward_weights", "1", "0.5"]
+    done = ppo(tmp_path, tmp_path / "run", *more, *rewards, reward="of_messages")
+    assert done.returncode == 0, done.stderr[-2000:]
+    last = tmp_path / "run" / "checkpoint-2"
+    entry = next(entry for entry in reversed(log(last)) if "objective/scores" in entry)
+    assert entry["rewards/of_messages"] == 1.0
+    assert entry["objective/scores"] == pytest.approx(entry["rewards/judge"] + 0.5)
+    learnt, start = (load_file(folder / "model.safetensors") for folder in (last, parts / "model"))
+    assert all(not torch.equal(learnt[name], weight) for name, weight in start.items())
+    done = ppo(parts, tmp_path / "both", *more, "--dataset_name", tmp_path / "prompts.jsonl")
+    assert done.returncode == 2 and "one kind at a time" in done.stderr and "prompts.jsonl: messages" in done.stderr
 
 
 def test_an_adapter_is_merged(parts: Path, tmp_path: Path) -> None:
@@ -159,7 +188,7 @@ def test_two_processes_with_another_sampler(rollout: str, parts: Path, tmp_path:
 @pytest.mark.parametrize(
     ("reward", "said"),
     [
-        ("broken", "broken raised ZeroDivisionError: division by zero (rewards_for_tests.py, line 20)"),
+        ("broken", "broken raised ZeroDivisionError: division by zero (rewards_for_tests.py, line 26)"),
         ("too_few", "too_few returned 3 rewards for 4 completions"),
         ("not_a_number", "not_a_number returned nan for completion 0"),
         ("silent", "No reward said anything of completion 0"),

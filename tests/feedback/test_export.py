@@ -55,6 +55,14 @@ def test_texts(tmp_path, suffix, capsys):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("ties", [[], ["--ties"]])
+def test_reward_models_take_it_with_ties(tmp_path, ties):
+    output = tmp_path / "out.jsonl"
+    call("feedback", "export", answered(tmp_path, ["p", "ü", "p", "p"]), "--output", output, *ties)
+    kind, rows, _ = canonicalize(load_rows(str(output)), "out", ("ranked",))
+    assert kind == "ranked" and [bool(row["tie"]) for row in rows] == [False, False] + [True, True] * len(ties)
+
+
 @pytest.mark.parametrize("prompts", [["p"] * 4, [TURNS] * 4, ["p", TURNS, "p", TURNS]])
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_dpo_takes_it_as_it_is(tmp_path, prompts, suffix):

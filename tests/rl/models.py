@@ -61,6 +61,7 @@ def trainer(folder: Any, model: Any = None, reward: Any = share_of_a, rows: Any 
         "callbacks",
         "judge",
         "reward_processing_classes",
+        "optimizers",
     )
     given = {name: more.pop(name) for name in parts if name in more}
     settings: dict[str, Any] = {

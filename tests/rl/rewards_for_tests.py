@@ -11,6 +11,12 @@ def digits(completions, bonus=None, **_):
     ]
 
 
+def of_messages(prompts, completions, **_):
+    """1 where prompts and completions are messages."""
+    pairs = zip(prompts, completions, strict=True)
+    return [float(asked[1]["content"] == "2" and said[-1]["role"] == "assistant") for asked, said in pairs]
+
+
 def moody(completions, **_):
     """One that is random: its random numbers come back when a run is continued."""
     return [random.random() for _ in completions]

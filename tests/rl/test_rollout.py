@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.rl.models import policy
-from tuner.rl.rollout import choose, sample, uniforms
+from tuner.rl.rollout import LEAVING, choose, sample, uniforms
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14], [15, 16]] * 2
 ENDS = list(range(40, 55))  # a twentieth of the vocabulary, so that completions end here and there
@@ -64,6 +64,21 @@ def test_one_long_prompt_does_not_pad_the_others(monkeypatch):
     assert [shape for shape in shapes if shape[1] > 1] == [(1, 60), (8, 6)]
     monkeypatch.setattr("tuner.rl.rollout.PADDED", 100.0)
     assert sample(model, prompts, numbers, **options).completions() == found.completions()
+
+
+def test_what_has_ended_leaves_the_batch():
+    model, rows = policy(spread=0.1), []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, given: rows.append(given["input_ids"].shape[0]), with_kwargs=True
+    )
+    found = completions(model, batch_size=8)
+    hook.remove()
+    lengths = found.lengths.tolist()
+    going = [sum(length > step for length in lengths) for step in range(len(rows))]
+    assert rows[0] == len(lengths) and rows[-1] < rows[0]
+    assert rows == sorted(rows, reverse=True)
+    # A quarter of a batch at most is computed on behind its end.
+    assert all(there * (1 - LEAVING) <= left <= there for there, left in zip(rows[1:], going[1:], strict=True))
 
 
 def test_the_model_s_own_settings_are_not_asked():

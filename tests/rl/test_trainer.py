@@ -133,7 +133,8 @@ def test_callbacks_are_called_and_can_stop_the_run(tmp_path):
     )  # fmt: skip
     made.train()
     assert made.state.global_step == 2
-    wanted = ("train_begin", "step_begin", "step_end", "evaluate", "log", "save", "train_end")
+    begin = ("init_end", "train_begin", "epoch_begin", "step_begin", "pre_optimizer_step", "optimizer_step", "step_end")
+    wanted = (*begin, "evaluate", "log", "save", "train_end")
     assert {f"on_{name}" for name in wanted} <= set(events)
     assert len(logged(made, "eval_reward")) == 2
 

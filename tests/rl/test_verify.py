@@ -1,5 +1,7 @@
 """Rewards that can be checked."""
 
+import pytest
+
 from tuner.rl.verify import exact_answer, last_number
 
 
@@ -9,5 +11,8 @@ def test_exact_answer():
 
 
 def test_last_number():
-    said = ["6 times 7 is 42", "42 is 6 times 7", "1,042", "none", "-3.5."]
-    assert last_number(completions=said, answer=[42, 42, "1042", 42, -3.5]) == [1.0, 0.0, 1.0, 0.0, 1.0]
+    said = ["6 times 7 is 42", "42 is 6 times 7", "1,042", "none", "-3.5.", "it is 3-5", "x = -5"]
+    right = [42, 42, "1,042", 42, -3.5, 5, "#### -5"]
+    assert last_number(completions=said, answer=right) == [1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="the answer 'six' names no number"):
+        last_number(completions=["6"], answer=["six"])

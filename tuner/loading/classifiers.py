@@ -21,7 +21,14 @@ from transformers import (
 from tuner.config.arguments import RecipeArguments
 from tuner.data.labels import Labels
 from tuner.errors import ModelError, first_line
-from tuner.loading.checkpoints import as_ours, load_pretrained, new_model, require_vocabulary, resolve
+from tuner.loading.checkpoints import (
+    as_ours,
+    load_pretrained,
+    new_model,
+    require_vocabulary,
+    resolve,
+    without_dropout,
+)
 from tuner.loading.shapes import new_shape
 from tuner.loading.transfer import take_weights
 from tuner.model import (
@@ -103,10 +110,8 @@ def _prepare_reward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         new = [f"the token {tokenizer.pad_token}"]
     model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
-    for module in model.modules() if disable_dropout else ():
-        for name, value in list(vars(module).items()):
-            if isinstance(value, float) and (name.endswith("dropout") or isinstance(module, torch.nn.Dropout)):
-                setattr(module, name, 0.0)
+    if disable_dropout:
+        without_dropout(model)
     return new
 
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from tuner.data.collate import alike, pad
 from tuner.errors import ModelError, first_line
-from tuner.loading.checkpoints import adapter_base, load_pretrained, resolve
+from tuner.loading.checkpoints import adapter_base, load_pretrained, most_positions, resolve
 from tuner.text.answers import PROBE, Message, training_tokenizer
 from tuner.text.chat import encode_conversations, require_chat_template
 
@@ -47,6 +47,7 @@ class RewardModel:
         require_chat_template(tokenizer)
         self.models, self.tokenizer = [model.eval() for model in models], tokenizer
         self.centres, self.spread, self.batch_size, self.max_length = list(centres), spread, batch_size, max_length
+        self.most = min(filter(None, map(most_positions, self.models)), default=None)
         self.writer, _ = training_tokenizer(tokenizer)
         turns = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}]
         [row] = encode_conversations(self.writer, [turns])
@@ -104,6 +105,11 @@ class RewardModel:
     @torch.no_grad()
     def _rewards(self, sequences: list[list[int]]) -> torch.Tensor:
         sequences = [ids[: self.max_length] for ids in sequences]
+        if (longest := max(map(len, sequences), default=0)) > (self.most or longest):
+            raise ModelError(
+                f"The reward model {self.models[0].config._name_or_path} reads {self.most:,} tokens; a conversation "
+                f"has {longest:,}. Leave out long prompts (--max_prompt_length), or take another."
+            )
         found = torch.empty(len(self.models), len(sequences))
         for rows in alike([len(ids) for ids in sequences], self.batch_size, self.models[0].device):
             lengths = torch.tensor([len(sequences[row]) for row in rows])
@@ -130,6 +136,9 @@ def _load(name: str, tokenizer: Any, dtype: torch.dtype, options: dict[str, Any]
     model = load_pretrained(AutoModelForSequenceClassification, name, dtype, **options, **more)
     if model.config.num_labels != 1:
         raise ModelError(f"{name} has {model.config.num_labels} outputs, and a reward model one.")
-    if model.config.get_text_config().pad_token_id is None:
-        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    config = model.config.get_text_config()
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    if config.pad_token_id is None:  # any that never ends a conversation: the head looks for the last that is another
+        config.pad_token_id = tokenizer.bos_token_id or 0
     return model

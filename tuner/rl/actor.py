@@ -215,7 +215,7 @@ def _scored(head: Any, states: torch.Tensor, targets: torch.Tensor, heat: float)
 
 def score_head(model: Any) -> nn.Module:
     """The layer that gives the one output of a sequence; a ModelError where there is none."""
-    heads = [m for m in model.children() if isinstance(m, nn.Linear) and m.out_features == 1]
+    heads = [m for m in model.children() if getattr(m, "out_features", None) == 1]  # also in a wrapper of PEFT's
     if not heads:
         raise ModelError(f"{type(model).__name__} has no linear layer with one output: it gives no score.")
     return heads[-1]

@@ -59,6 +59,7 @@ class UpdateLoop(TRLTrainer):
         parts = (self.actor.policy, self.processing_class, self.optimizer, self.lr_scheduler)
         self.callback_handler = CallbackHandler(every, *parts)
         self.state, self.control = TrainerState(), TrainerControl()
+        self.call("on_init_end")
 
     @property
     def folder(self) -> Path:
@@ -73,7 +74,7 @@ class UpdateLoop(TRLTrainer):
             CheckpointError: a checkpoint could not be written or read, or another process trains in the folder.
             DataError: a reward that cannot be used.
         """
-        args, handler = self.args, self.callback_handler
+        args = self.args
         if resume_from_checkpoint is not None:
             load_checkpoint(self, Path(resume_from_checkpoint))
         state = self.state
@@ -86,21 +87,23 @@ class UpdateLoop(TRLTrainer):
         self.folder.mkdir(parents=True, exist_ok=True)
         release_unused_memory()
         self.optimizer.zero_grad(set_to_none=True)
-        self.control = handler.on_train_begin(args, state, self.control)
+        self.call("on_train_begin")
         try:
             with locked(self.folder) if args.should_save else nullcontext():
                 if args.eval_on_start and not state.global_step and self.eval_dataset is not None:
                     self.evaluate()
+                self.call("on_epoch_begin")
                 while state.global_step < state.max_steps and not self.control.should_training_stop:
                     self._update()
-                self.control = handler.on_train_end(args, state, self.control)
+                self.call("on_train_end")
         finally:
             self.stop.restore_handlers()
         report_stop(self.stop, self.folder, state.global_step, state.max_steps, "update")
 
     def _update(self) -> None:
-        args, handler, state = self.args, self.callback_handler, self.state
-        self.control = handler.on_step_begin(args, state, self.control)
+        args, state = self.args, self.state
+        passes = int(state.epoch or 0)
+        self.call("on_step_begin")
         self.seconds, self.norms = {}, []
         logged = self.one_update(state.global_step)
         self.lr_scheduler.step()
@@ -109,7 +112,7 @@ class UpdateLoop(TRLTrainer):
         if args.world_size > 1:  # all stop at the same update
             wanted = self.stop.wanted().to(self.accelerator.device)
             self.stop.agreed = self.accelerator.gather(wanted[None]).amax(dim=0).cpu()
-        self.control = handler.on_step_end(args, state, self.control)
+        self.call("on_step_end")
         if args.max_kl is not None and logged["objective/kl"] > args.max_kl:
             say(f"Stopped: the divergence {logged['objective/kl']:.3g} is beyond --max_kl {args.max_kl:g}.")
             self.control.should_training_stop = self.control.should_log = True
@@ -119,11 +122,19 @@ class UpdateLoop(TRLTrainer):
             self.evaluate()
         if self.control.should_save:
             save_checkpoint(self)
-            self.control = handler.on_save(args, state, self.control)
+            self.call("on_save")
+        if int(state.epoch) > passes:
+            self.call("on_epoch_end")
+            if state.global_step < state.max_steps:
+                self.call("on_epoch_begin")
 
     def one_update(self, update: int) -> dict[str, float]:
         """The phases of an update, and what is to be logged."""
         raise NotImplementedError
+
+    def call(self, event: str, *given: Any) -> None:
+        """Tell the callbacks of an event; what they ask for is in `control`."""
+        self.control = getattr(self.callback_handler, event)(self.args, self.state, self.control, *given)
 
     # ---- of all processes ----
 
@@ -152,16 +163,24 @@ class UpdateLoop(TRLTrainer):
         entry = {**logs, "epoch": round(self.state.epoch or 0, 4), "step": self.state.global_step}
         self.state.log_history.append(entry)
         say(log_line(entry, self.state.max_steps))
-        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+        self.call("on_log", logs)
 
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+    def evaluate(self, *given: Any, **others: Any) -> dict[str, float]:
         """Sample the validation prompts and measure: reward, divergence, length, perplexity (`tuner.rl.evaluation`)."""
+        if given or others:
+            raise ArgumentError("evaluate: the prompts are those of eval_dataset, so that evaluations compare.")
         if self.eval_dataset is None:
             raise ArgumentError("There are no validation prompts (eval_dataset).")
         metrics = evaluate_policy(self)
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.call("on_evaluate", metrics)
         return metrics
+
+    def generate_completions(self, sampling: bool = True) -> None:
+        """TRL's name of `evaluate`, which samples and writes every completion to `completions.jsonl`."""
+        if not sampling:
+            raise ArgumentError("generate_completions: validation prompts are sampled, with the same random numbers.")
+        self.evaluate()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy and its tokenizer: a model, or an adapter."""
@@ -178,7 +197,10 @@ class UpdateLoop(TRLTrainer):
         say(f"Merged in {self.folder / 'merged'}; its logits differ by at most {found:.1e} of the greatest.")
 
     def push_to_hub(self, message: str = "End of training", **_: Any) -> None:
-        """Push what was saved, in one commit; an `ArgumentError` where the Hub does not take it."""
+        """Push what was saved, in one commit; an `ArgumentError` where the Hub does not take it, or no recipe made the
+        trainer: `save_model` and huggingface_hub's `upload_folder` do it there."""
+        if self.run is None:
+            raise ArgumentError("push_to_hub: pushed is what a recipe's run wrote. Take save_model and upload_folder.")
         if self.hub is not None:
             write_card(self, self.hub.repo_id)
             say(f"Pushed to {self.hub.push(self.folder, message)}")

@@ -42,7 +42,6 @@ def measures(
         "objective/scores": known[3],
         "objective/non_score_reward": penalty,
         "objective/rlhf_reward": known[3] + penalty,
-        "policy/entropy_avg": learnt["entropy"],
         "response/length": tokens / count,
         "response/ended": known[4],
         "grad_norm": sum(loop.norms) / len(loop.norms),
@@ -56,6 +55,7 @@ def measures(
     if loop.state.global_step >= args.value_warmup_steps:
         found |= {
             "loss/policy_avg": learnt["policy"],
+            "policy/entropy_avg": learnt["entropy"],
             "policy/approxkl_avg": learnt["kl_squared"],
             "policy/clipfrac_avg": learnt["clipped"],
             "val/ratio": learnt["ratio"],

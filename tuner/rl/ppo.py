@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from tuner.config.adapters import FROM_WEIGHTS
 from tuner.config.ppo import PPOArguments
 from tuner.errors import ArgumentError, ModelError, NonFiniteError
+from tuner.loading.checkpoints import without_dropout
 from tuner.loading.generation import room
 from tuner.rl import setup
 from tuner.rl.actor import ActorCritic, layout_of
@@ -109,16 +111,19 @@ class PPOTrainer(UpdateLoop):
         )
         tokenizers, size = reward_processing_classes or [None] * len(rewards), args.local_rollout_forward_batch_size
         self.rewards_of = Rewards(rewards, args.reward_weights or None, tokenizers, processing_class, size)
+        if judge is not None and "judge" in self.rewards_of.names:
+            raise ArgumentError("A reward is named judge, as the judge is in the log: give it another name.")
         self.judge = None if judge is None else Rewards([judge], None, [None], processing_class, size)
         parts = (model, self.ref_model, value_model, judge, *rewards)
-        setup.without_dropout(*parts)
         for part in parts:
             if isinstance(part, nn.Module):
-                part.to(self.accelerator.device)
+                without_dropout(part.to(self.accelerator.device))  # it gives a token other odds than in sampling
         self._read_prompts(train_dataset, eval_dataset, room(bare, args.response_length))
         setup.set_batch_sizes(args, len(self.train_dataset))
         value = setup.make_value(args, model, value_model, processing_class)
         layout = layout_of(bare, torch.bfloat16 if args.bf16 else None)
+        if args.value == "separate" and value.config.model_type != bare.config.model_type:
+            layout = replace(layout, padding_free=False, masks=True)  # the critic may not keep joined sequences apart
         pad = processing_class.pad_token_id or 0  # which one is of no account: where a sequence ends is known
         self.actor = ActorCritic(model, value, args.temperature, layout, pad).to(self.accelerator.device)
         self.model = model
@@ -132,6 +137,7 @@ class PPOTrainer(UpdateLoop):
         self.order = EpisodeOrder(len(self.train_dataset), args.seed, args.num_generations or 1)
         self.kl, self.scale = KLController(args.kl_coef, args.kl_target, args.kl_horizon), RunningScale()
         self.optimizer = optimizers[0] or setup.make_optimizer(args, self.actor)
+        setup.check_optimizer(self.optimizer, self.actor)
         self.lr_scheduler = optimizers[1] or setup.make_schedule(args, self.optimizer)
         self.start_loop(callbacks, run)
 
@@ -235,7 +241,8 @@ class PPOTrainer(UpdateLoop):
         """Add up the processes' gradients, clip, step. Nothing that is not finite reaches a weight."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.args.world_size > 1:
-            for parameter in parameters:
+            given = self.add_up(torch.tensor([float(p.grad is not None) for p in parameters]).to(parameters[0].device))
+            for parameter in (p for p, some in zip(parameters, given.tolist(), strict=True) if some):
                 parameter.grad = self.add_up(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
         norm = float(nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm or math.inf))
         if not math.isfinite(norm):
@@ -244,7 +251,9 @@ class PPOTrainer(UpdateLoop):
                 f"A lower --learning_rate is the usual cure. {last_saved(self.folder)}"
             )
         self.norms.append(norm)
+        self.call("on_pre_optimizer_step")
         self.optimizer.step()
+        self.call("on_optimizer_step")
         self.optimizer.zero_grad(set_to_none=True)
 
     def one_update(self, update: int) -> dict[str, float]:

@@ -29,7 +29,7 @@ from tuner.rl.actor import score_head
 
 Function = Callable[..., Any]
 # What a function is told beside the data set's columns.
-TOLD = ("prompt", "text", "input_ids", SOURCE_ROW)
+TOLD = ("prompt", "input_ids", SOURCE_ROW)
 
 
 class Rewards:
@@ -55,9 +55,13 @@ class Rewards:
     ):
         if not rewards:
             raise ArgumentError("There is no reward: give a model (--reward_model_path) or functions (--reward_funcs).")
+        if len(tokenizers) != len(rewards):
+            raise ArgumentError(f"reward_processing_classes: {len(tokenizers)} tokenizers for {len(rewards)} rewards.")
         if weights is not None and len(weights) != len(rewards):
             raise ArgumentError(f"--reward_weights: {len(weights)} weights for {len(rewards)} rewards.")
-        self.rewards, self.weights = list(rewards), list(weights or [1.0] * len(rewards))
+        # A model with an adapter is read through its wrapper.
+        self.rewards = [getattr(reward, "get_base_model", lambda reward=reward: reward)() for reward in rewards]
+        self.weights = list(weights or [1.0] * len(rewards))
         self.tokenizers, self.tokenizer, self.batch_size = list(tokenizers), tokenizer, batch_size
         self.names = [_name(reward) for reward in rewards]
         for number, name in enumerate(self.names):
@@ -84,6 +88,7 @@ class Rewards:
         chat = [isinstance(prompt, list) for prompt in asked]
         said = [[{"role": "assistant", "content": t}] if is_chat else t for t, is_chat in zip(texts, chat, strict=True)]
         tools = [tools_of(row) if is_chat else None for row, is_chat in zip(rows, chat, strict=True)]
+        told = TOLD if "prompt" in rows[0] else (*TOLD, "text")
         found: dict[str, torch.Tensor] = {}
         for name, reward, tokenizer in zip(self.names, self.rewards, self.tokenizers, strict=True):
             if isinstance(reward, RewardModel):
@@ -95,7 +100,7 @@ class Rewards:
                     sequences = [_tokens(tokenizer, *each) for each in zip(asked, texts, tools, strict=True)]
                 found[name] = score_sequences(reward, sequences, self.batch_size)
             else:
-                columns = {key: [row[key] for row in rows] for key in rows[0] if key not in TOLD}
+                columns = {key: [row[key] for row in rows] for key in rows[0] if key not in told}
                 found[name] = _called(name, reward, asked, said, completions, columns)
             if isinstance(reward, RewardModel | PreTrainedModel) and not found[name].isfinite().all():
                 raise DataError(f"The reward model {name} gave a score that is NaN or infinite.")
@@ -151,20 +156,36 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: Any, text: str, tools: l
 
 @torch.no_grad()
 def score_sequences(model: PreTrainedModel, sequences: Sequence[list[int]], batch_size: int) -> torch.Tensor:
-    """The score of each sequence, read from its last token, `(n,)` float32 on the CPU. Sequences of like length go
-    together; where a sequence ends is known, whatever token pads it."""
+    """The score of each sequence, `(n,)` float32 on the CPU: a decoder's is read from its last token, an encoder gives
+    its own. Sequences of like length go together; where a sequence ends is known, whatever token pads it."""
     scores, head = torch.zeros(len(sequences)), score_head(model)
     was_training, body = model.training, getattr(model, model.base_model_prefix)
     model.eval()
+    decoder = _scores_tokens(model, head, sequences[0][:1])
     for rows in alike([len(ids) for ids in sequences], batch_size, model.device):
         ids = pad_sequence([torch.tensor(sequences[row]) for row in rows], batch_first=True)
         lengths = torch.tensor([len(sequences[row]) for row in rows])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        hidden = body(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))[0]
-        last = hidden[torch.arange(len(rows)), (lengths - 1).to(hidden.device)]
-        scores[rows] = head(last).squeeze(-1).float().cpu()
+        inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+        if decoder:
+            hidden = body(**inputs)[0]
+            found = head(hidden[torch.arange(len(rows)), (lengths - 1).to(hidden.device)])
+        else:
+            found = model(**inputs).logits
+        scores[rows] = found.squeeze(-1).float().cpu()
     model.train(was_training)
     return scores
+
+
+def _scores_tokens(model: PreTrainedModel, head: torch.nn.Module, token: list[int]) -> bool:
+    """Whether the head is asked about each token, of which one is taken: else the model has a summary of its own."""
+    seen: list[int] = []
+    hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0].dim()))
+    try:
+        model(input_ids=torch.tensor([token], device=model.device))
+    finally:
+        hook.remove()
+    return bool(seen) and seen[-1] == 3
 
 
 def load_function(name: str) -> Function:

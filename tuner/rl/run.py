@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import chain
@@ -15,9 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.config.ppo import PPOArguments
 from tuner.data.mixture import data_sources, names_of
-from tuner.data.sources import load_splits
-from tuner.errors import ArgumentError
+from tuner.data.sources import SOURCE_ROW, load_splits
+from tuner.errors import ArgumentError, ModelError
 from tuner.estimate.model import parameters_by_component
+from tuner.loading.generation import room
 from tuner.loading.models import prepare_model
 from tuner.loading.reward import RewardModel
 from tuner.objectives.base import Objective
@@ -86,17 +88,21 @@ def load_prompts(run: Run[PPOArguments]) -> Prompts:
         splits = (args.dataset_train_split, args.dataset_test_split)
         if args.dataset_weights:
             raise ArgumentError("--dataset_weights: ppo reads all prompts alike. Leave it out.")
-        parts = []
+        parts, kinds = [], {}
         for source in data_sources(args):
             given = (source.name, source.config, *splits, args.test_split_size)
             both = load_splits(*given, column_mapping=source.column_mapping)
             parts.append([read_prompts(rows, source.name) for rows in both])
+            kinds[source.name] = "messages" if "prompt" in parts[-1][0].column_names else "texts"
+        if len(set(kinds.values())) > 1:
+            found = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
+            raise ArgumentError(f"--dataset_name: prompts are texts or messages, one kind at a time ({found}).")
         train, held_out = (concatenate_datasets(list(split)) for split in zip(*parts, strict=True))
-        found = Prompts(train, held_out)
-    others = [name for name in found.train.column_names if name not in ("prompt", "text", "source_row")]
+    own = "prompt" if "prompt" in train.column_names else "text"
+    others = [name for name in train.column_names if name not in (own, SOURCE_ROW)]
     if others:
         say(f"Reward functions are given the columns {', '.join(others)}.")
-    return found
+    return Prompts(train, held_out)
 
 
 @dataclass
@@ -109,11 +115,12 @@ class Scorers:
     value_model: PreTrainedModel | None = None
 
 
-def load_scorers(run: Run[PPOArguments]) -> Scorers:
-    """The rewards, the judge and the value model that the flags name.
+def load_scorers(run: Run[PPOArguments], tokenizer: PreTrainedTokenizerBase) -> Scorers:
+    """The rewards, the judge and the value model that the flags name; `tokenizer` is the policy's.
 
     Raises:
-        ModelError: a model that cannot be read, or gives no single score. ArgumentError: there is no such function.
+        ModelError: a model that cannot be read, or gives no single score; a value model with tokens of its own.
+        ArgumentError: there is no such function.
     """
     args = run.args
     rewards = [_judge(run, name) for name in args.reward_model_path] + list(map(load_function, args.reward_funcs))
@@ -121,7 +128,10 @@ def load_scorers(run: Run[PPOArguments]) -> Scorers:
     if args.judge is not None:
         judge = load_function(args.judge) if names_function(args.judge) else _judge(run, args.judge)
     if args.value == "separate":
-        value = prepare_model(args, _judge(run, args.value_model_path or args.reward_model_path[0]).models[0])
+        critic, theirs = _judge(run, args.value_model_path or args.reward_model_path[0]), tokenizer.get_vocab()
+        if not theirs.items() <= critic.tokenizer.get_vocab().items():
+            raise ModelError("--value separate: the value model has other tokens than the policy, which it reads.")
+        value = prepare_model(args, critic.models[0].requires_grad_(True))
     return Scorers(rewards, judge, value)
 
 
@@ -139,19 +149,20 @@ def show_prompts_plan(
     shown["continues from"] = run.checkpoint or "nothing: starts at update 0"
     arguments = [(name, escape(str(value))) for name, value in shown.items() if value not in (None, [])]
     console.print(table("Resolved arguments", ("flag", "value"), arguments))
-    most = 2**31 if args.max_prompt_length is None else args.max_prompt_length
+    most = room(model.get_base_model() if args.use_peft else model, args.response_length)
     rows = []
     for name, split in (("train", prompts.train), ("eval", prompts.eval)):
         encoded, left_out = encode_prompts(split, tokenizer, most, args.max_prompt_length, names_of(args))
         lengths = sorted(map(len, encoded["input_ids"]))
         rows.append((name, f"{len(encoded):,}", f"{left_out:,}", f"{lengths[len(lengths) // 2]:,}", f"{lengths[-1]:,}"))
         if name == "train":
+            count = len(encoded)
             first = [encoded[number]["input_ids"] for number in range(min(SHOWN, len(encoded)))]
     console.print(table("Prompts", ("", "number", "left out", "median tokens", "longest"), rows))
     for number, ids in enumerate(first):
         console.print(f"\n[bold]Prompt {number}[/], as the model reads it:\n{escape(tokenizer.decode(ids))}")
     size = args.per_device_train_batch_size * args.gradient_accumulation_steps * run.training.world_size
-    episodes = args.total_episodes or int(args.num_train_epochs * len(prompts.train) * (args.num_generations or 1))
+    episodes = args.total_episodes or math.ceil(args.num_train_epochs * count * (args.num_generations or 1))
     updates = args.max_steps if args.max_steps > 0 else -(-episodes // size)
     console.print(
         f"\n{updates:,} updates of {size:,} completions of up to {args.response_length:,} tokens; "

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, get_scheduler
 
 from tuner.errors import ArgumentError, ModelError
@@ -25,6 +24,9 @@ def check_arguments(args: PPOConfig) -> None:
             raise ArgumentError(f"--{flag} {getattr(args, flag)}: here it is steps, or no.")
     if args.fp16:
         raise ArgumentError("--fp16: log-probabilities would overflow its range. Take bf16 or float32.")
+    for flag in ("model_adapter_name", "ref_adapter_name"):
+        if getattr(args, flag, None) is not None:
+            raise ArgumentError(f"{flag}: the reference is the policy without its adapter. Leave it out.")
     if args.deepspeed or args.fsdp:
         raise ArgumentError("--fsdp, --deepspeed: in PPO here each process holds the whole model.")
 
@@ -51,7 +53,7 @@ def make_value(args: PPOConfig, model: Any, value_model: Any, tokenizer: PreTrai
 
     Raises:
         ArgumentError: a value model where there is no use for it, or none where there is.
-        ModelError: one without a single output, or of another vocabulary.
+        ModelError: one without a single output, with a smaller vocabulary, or which reads what comes after a token.
     """
     if args.advantage != "gae":
         if value_model is not None:
@@ -63,9 +65,25 @@ def make_value(args: PPOConfig, model: Any, value_model: Any, tokenizer: PreTrai
     if value_model is None:
         return ValueHead(model.config.get_text_config().hidden_size)
     score_head(value_model)
+    _check_causal(value_model)
     if value_model.get_input_embeddings().num_embeddings < len(tokenizer):
         raise ModelError("The value model's vocabulary is smaller than the tokenizer's: they must be the policy's.")
     return value_model
+
+
+@torch.no_grad()
+def _check_causal(model: Any) -> None:
+    was_training, body = model.training, getattr(model, model.base_model_prefix)
+    model.eval()
+    ids = torch.arange(3, 11, device=model.device)[None]
+    changed = torch.cat([ids[:, :-1], ids[:, :1]], dim=1)
+    here, there = (body(input_ids=each)[0][:, :-1] for each in (ids, changed))
+    model.train(was_training)
+    if not torch.allclose(here, there, atol=1e-3, rtol=1e-3):
+        raise ModelError(
+            f"The value of a token cannot be given by {type(model).__name__}, which reads what comes after it: take a "
+            "decoder (--value_model_path), or --value shared."
+        )
 
 
 def end_tokens(args: PPOConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -83,14 +101,6 @@ def known_ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if not found:
         raise ModelError("Neither model nor tokenizer has an end token (--stop_token eos).")
     return found
-
-
-def without_dropout(*parts: Any) -> None:
-    """Dropout would give a token another probability in training than in sampling."""
-    for part in parts:
-        for module in part.modules() if isinstance(part, nn.Module) else ():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
 
 
 def keep_lower_half(actor: ActorCritic, autocast: Any) -> None:
@@ -121,6 +131,20 @@ def make_optimizer(args: PPOConfig, actor: ActorCritic) -> torch.optim.Optimizer
         ]
     kind, how = own_optimizer(args, actor.policy) or Trainer.get_optimizer_cls_and_kwargs(args, actor.policy)
     return kind([group for group in groups if group["params"]], **how)
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, actor: ActorCritic) -> None:
+    """An ArgumentError for an optimizer that was given and lacks weights that learn, or where none learn."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    learning = {name: p for name, p in actor.named_parameters() if p.requires_grad}
+    if not any(name.startswith("policy.") for name in learning):
+        raise ArgumentError("No weight of the policy learns: all are frozen (requires_grad).")
+    lacking = [name for name, p in learning.items() if id(p) not in held]
+    if lacking:
+        raise ArgumentError(
+            f"optimizers: it lacks {len(lacking)} weights that learn ({lacking[0]}). A value head is made here: leave "
+            "optimizers out, or take --value separate."
+        )
 
 
 def make_schedule(args: PPOConfig, optimizer: torch.optim.Optimizer) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+# A sign is one where no number or word stands before it: "3-5" names 3 and 5.
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?|\d+(?:\.\d+)?")
 
 
 def exact_answer(completions: list[Any], answer: list[Any], **_: Any) -> list[float]:
@@ -15,8 +16,15 @@ def exact_answer(completions: list[Any], answer: list[Any], **_: Any) -> list[fl
 
 def last_number(completions: list[Any], answer: list[Any], **_: Any) -> list[float]:
     """1 where the last number that a completion names is the answer, else 0: for answers that are reasoned out."""
-    found = [NUMBER.findall(_said(text).replace(",", "")) for text in completions]
-    return [float(bool(n) and float(n[-1]) == float(right)) for n, right in zip(found, answer, strict=True)]
+    pairs = [(_numbers(_said(text)), _numbers(str(right))) for text, right in zip(completions, answer, strict=True)]
+    for given, pair in zip(answer, pairs, strict=True):
+        if not pair[1]:
+            raise ValueError(f"the answer {given!r} names no number")
+    return [float(bool(named) and named[-1] == right[-1]) for named, right in pairs]
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in NUMBER.findall(text.replace(",", ""))]
 
 
 def _said(completion: Any) -> str:

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--reward_steps", type=int, default=200, help="optimizer steps of the reward model")
     args = parser.parse_args()
-    own, peer = own_python("tuner", ["-e", "."]), own_python("trl", PEER)
+    own, peer = own_python("tuner-eval", ["-e", ".[demo,eval]"]), own_python("trl", PEER)
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as work:
         model, reward, prompts = prepare(own, args.model, Path(work), args.reward_steps)
@@ -50,9 +50,10 @@ def main() -> None:
                 "TRL": run_theirs(peer, model, reward, prompts, theirs, seed, args),
             }
             matched = at_matched_kl(curves)
+            print(f"seed {seed}: {matched}", flush=True)
             ends = compare(own, model, reward, Path(work), {"ours": ours, "TRL": theirs})
             found.append({"seed": seed, "matched": matched, "ends": ends, "curves": curves})
-            print(f"seed {seed}: {matched}\n  {ends}", flush=True)
+            print(f"  {ends}", flush=True)
     difference = [one["matched"]["ours"] - one["matched"]["TRL"] for one in found]
     print("at matched KL, reward of ours less TRL's, by seed:", [round(each, 4) for each in difference])
     finish("ppo_learning", {"reward, ours - TRL": spread(difference)}, found=found, updates=args.updates)

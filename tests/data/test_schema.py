@@ -44,9 +44,17 @@ def sharegpt(*turns):
         ({"prompt": "q", "completion": "a"}, talk("q", "a")),
         ({"prompt": "", "completion": ""}, talk("", "")),
         ({"prompt": [USER], "completion": [ASSISTANT]}, talk("q", "a")),
+        ({"prompt": "q", "completion": [ASSISTANT]}, talk("q", "a")),
+        ({"prompt": [USER], "completion": "a"}, talk("q", "a")),
+        ({"prompt": json.dumps([USER]), "completion": json.dumps([ASSISTANT])}, talk("q", "a")),
+        ({"prompt": "q", "completion": '["a", 1]'}, talk("q", '["a", 1]')),
+        ({"instruction": "", "input": "q", "output": "a"}, talk("q", "a")),
         (
-            {"prompt": talk("q", "a", "q2", system="s"), "completion": [ASSISTANT]},
-            talk("q", "a", "q2", "a", system="s"),
+            {
+                "prompt": talk("q", "a", "q2", system="s"),
+                "completion": [ASSISTANT],
+            },  # as TRL: no turn of a prompt is learnt
+            [SYSTEM, USER, {**ASSISTANT, "weight": 0}, *talk("q2", "a")],
         ),
         ({"instruction": "q", "output": "a"}, talk("q", "a")),
         ({"instruction": "q", "input": "", "output": "a"}, talk("q", "a")),
@@ -116,8 +124,6 @@ def test_batches_and_order():
         ),
         ({"prompt": "q", "completion": None}, "column 'completion' must be a string, not null."),
         ({"prompt": 1, "completion": "a"}, "column 'prompt' must be a string, not int 1."),
-        ({"prompt": "q", "completion": [ASSISTANT]}, "column 'prompt' must be a list of turns, not str 'q'."),
-        ({"prompt": [USER], "completion": "a"}, "column 'completion' must be a list of turns, not str 'a'."),
         (
             {"prompt": [USER], "completion": [USER]},
             "column 'completion' has no assistant turn, so there is nothing to learn.",
@@ -225,7 +231,7 @@ def test_what_formats_put_beside_the_turns_is_used(row, expected):
         ),
         (
             {"messages": [USER, {**ASSISTANT, "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}]},
-            ".*the arguments of 'f' must be an object.",
+            ".*the arguments of 'f' must be an object, with whole numbers of 64 bits.",
         ),
         (sharegpt(("human", "q"), ("function_call", "f(1)")), ".*turn 1 must be JSON, and is not: .*"),
         ({"messages": talk("q", "a"), "tools": "hammer"}, "column 'tools' must be JSON, and is not: .*"),

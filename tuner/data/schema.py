@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Json, List, Value
 
-from tuner.data import labels, pairs, tools, turns
+from tuner.data import labels, pairs, preferences, tools, turns
 from tuner.data.cache_key import map_batches
 from tuner.data.columns import suggestion
 from tuner.data.labels import TAG_COLUMNS, TEXTS, is_class, is_number, named
@@ -63,8 +63,13 @@ CALLED = {
 }
 # Columns of instruction formats that mean something to a conversation.
 SYSTEM_COLUMNS = ("system", "system_prompt")
+# Columns that say whether an answer is good.
+BAD = ("label", "kto_tag")
 # Columns that hold turns, or what may be called.
-SPOKEN = ("messages", "conversations", "prompt", "completion", "chosen", "rejected", *tools.COLUMNS)
+SPOKEN = (
+    *("messages", "conversations", "prompt", "completion", "chosen", "rejected", "input", *tools.COLUMNS),
+    *("preferred_output", "non_preferred_output"),
+)
 # Kinds beside which a column like `tools` means nothing.
 ANY_COLUMNS = ("text", "pair", *labels.CALLED)
 
@@ -103,7 +108,7 @@ def canonicalize(
     mapped = map_batches(
         rows,
         _convert_batch,
-        [__file__, turns.__file__, tools.__file__, labels.__file__, pairs.__file__],
+        [__file__, turns.__file__, preferences.__file__, tools.__file__, labels.__file__, pairs.__file__],
         {"shape": SHAPES.index(shape), "name": name, "names": names, "filled": filled},
         with_indices=True,
         remove_columns=rows.column_names,
@@ -151,22 +156,35 @@ def shape_of(row: Row, name: str, kinds: tuple[Kind, ...] = ("messages", "text")
 def canonical(row: Row, shape: Shape, unused: set[str]) -> Row:
     """A row in its kind's canonical columns; `unused` takes the names of what says something and is not used. A
     DataError for one that breaks its shape, or says what cannot be honoured."""
+    if shape.kind == "messages" and any(is_bad(row.get(column)) for column in BAD):
+        raise DataError("an answer is marked as bad (label, kto_tag) and would be learnt: drop such rows, or take KTO.")
     converted = shape.convert(row, unused, *shape.needed)
     for column in SYSTEM_COLUMNS:
         if column in shape.optional and says_something(row.get(column)):
-            system, said = message("system", row[column], f"{column!r}"), converted["messages"]
-            if said[0]["role"] != "system":
+            system = message("system", row[column], f"{column!r}")
+            said = converted["messages" if "messages" in converted else "prompt"]
+            if not said or said[0]["role"] != "system":
                 said.insert(0, system)
             elif said[0] != system:
                 raise DataError(f"the column {column!r} and the first message are two system messages. Drop one.")
     spoken = TOOLS in CANONICAL[shape.kind]
     if spoken:
-        converted[TOOLS] = tools.tools_of(row)
+        converted[TOOLS] = converted.get(TOOLS) or tools.tools_of(row)
     used = {*shape.needed, *shape.optional, SOURCE_ROW, *(tools.COLUMNS if spoken else ())}
     for column in row.keys() - used:
         if says_something(row[column]):
             unused.add(passed_over("column", column, {} if shape.kind in ANY_COLUMNS else REFUSED_COLUMNS))
     return converted
+
+
+def is_judgement(value: Any) -> bool:
+    """Whether a value says that an answer is good, or bad; a class's number does not."""
+    return isinstance(value, bool) or str(value).lower() in ("true", "false")
+
+
+def is_bad(value: Any) -> bool:
+    """Whether a value says that an answer is bad."""
+    return is_judgement(value) and str(value).lower() == "false"
 
 
 def _convert_batch(
@@ -215,6 +233,16 @@ _EITHER = "strings, or lists of messages"
 _BESIDE = (*SYSTEM_COLUMNS, "history")
 _RANKED = f"{_EITHER}; also margin (a number) and tie (true or false)"
 MARGINS = ("margin", "tie")
+# Where others have the prompt of two answers, and what is beside it there.
+_ASKED = {
+    **{"instruction": ("input", *_BESIDE), "question": _BESIDE},
+    **dict.fromkeys(("messages", "conversations"), SYSTEM_COLUMNS),
+}
+_PAIRS: tuple[tuple[Kind, Callable[..., Row], tuple[str, ...]], ...] = (
+    ("preference", preferences.asked_elsewhere, ()),
+    ("ranked", preferences.ranked, MARGINS),
+)
+_OPENAI_PAIR = ("input", "preferred_output", "non_preferred_output")
 _ALPACA = "strings; also input, system and history"
 _LABELLED: tuple[tuple[Kind, Callable[..., Row], Callable[[Any], bool], str], ...] = (
     ("class", labels.one_class, is_class, "a string (and a text_pair), and the name of a class"),
@@ -223,13 +251,28 @@ _LABELLED: tuple[tuple[Kind, Callable[..., Row], Callable[[Any], bool], str], ..
 )
 # The order matters: the first shape whose columns are all there is the row's.
 SHAPES: tuple[Shape, ...] = (
-    Shape(("prompt", "chosen", "rejected"), "preference", turns.preference, _EITHER),
-    Shape(("chosen", "rejected"), "preference", turns.preference, "whole conversations that begin alike"),
-    Shape(("prompt", "chosen", "rejected"), "ranked", turns.ranked, _RANKED, MARGINS),
-    Shape(("chosen", "rejected"), "ranked", turns.ranked, "whole conversations that begin alike", MARGINS),
+    Shape(("prompt", "chosen", "rejected"), "preference", preferences.preference, _EITHER, SYSTEM_COLUMNS),
+    Shape(("prompt", "chosen", "rejected"), "ranked", preferences.ranked, _RANKED, (*MARGINS, *SYSTEM_COLUMNS)),
+    *(
+        Shape((column, "chosen", "rejected"), kind, convert, "", (*more, *beside))
+        for column, beside in _ASKED.items()
+        for kind, convert, more in _PAIRS
+    ),
+    Shape(_OPENAI_PAIR, "preference", preferences.openai, ""),
+    Shape(_OPENAI_PAIR, "ranked", preferences.ranked, "", MARGINS),
+    Shape(("chosen", "rejected"), "preference", preferences.preference, "whole conversations that begin alike"),
+    Shape(("chosen", "rejected"), "ranked", preferences.ranked, "whole conversations that begin alike", MARGINS),
+    *(
+        Shape((column, label), "unpaired", preferences.unpaired_conversation, "", SYSTEM_COLUMNS, fits=is_judgement)
+        for column in ("messages", "conversations")
+        for label in BAD
+    ),
+    Shape(("instruction", "output", "kto_tag"), "unpaired", preferences.unpaired_instruction, "", ("input", *_BESIDE)),
     Shape(("messages",), "messages", turns.conversation, _OPENAI, SYSTEM_COLUMNS),
     Shape(("conversations",), "messages", turns.conversation, _SHAREGPT, SYSTEM_COLUMNS),
-    Shape(("prompt", "completion", "label"), "unpaired", turns.unpaired, f"{_EITHER}; true or false"),
+    Shape(
+        ("prompt", "completion", "label"), "unpaired", preferences.unpaired, f"{_EITHER}; true or false", SYSTEM_COLUMNS
+    ),
     Shape(("prompt", "completion"), "messages", turns.answered, _EITHER, _BESIDE),
     Shape(("instruction", "output"), "messages", turns.answered, _ALPACA, ("input", *_BESIDE)),
     Shape(("text",), "text", lambda row, _, column: {"text": text_of(row[column], f"{column!r}")}, "a string"),

@@ -63,7 +63,8 @@ def load_splits(
     source = open_source(name, (train_split, test_split), config)
 
     def read(split: str) -> Dataset:
-        return rename_columns(source[split](), mapping, name)
+        rows = rename_columns(source[split](), mapping, name)
+        return rows.remove_columns(SOURCE_ROW) if SOURCE_ROW in rows.column_names else rows  # it is ours
 
     train = read(require_split(source, train_split, name))
     if len(train) == 0:
@@ -123,8 +124,6 @@ def split_rows(
     if len(rows) < 2:
         raise DataError(f"{name} has {len(rows)} row; at least 2 are needed, one to train on and one to validate on.")
     count = round(len(rows) * test_size) if test_size < 1 else int(test_size)
-    if SOURCE_ROW in rows.column_names:  # a name that the file happens to use
-        rows = rows.remove_columns(SOURCE_ROW)
     numbered = rows.add_column(SOURCE_ROW, np.arange(len(rows)))
     count = min(max(count, 1), len(rows) // 2)
     column = next((c for c in LABEL_COLUMNS if c in rows.column_names), None)

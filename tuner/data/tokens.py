@@ -13,20 +13,27 @@ from transformers import PreTrainedTokenizerBase
 from tuner.data.cache_key import map_batches
 from tuner.errors import DataError
 
+# Characters at either end among which a control token is looked for.
+LONGEST = 80
+
 
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], start: int | None, end: int | None
 ) -> list[list[int]]:
     """The tokens of each document, with `start` before and `end` behind them where there is one and the text does not
-    spell it there itself, white space aside, as a text does that a chat template wrote."""
+    spell it there itself, white space aside. A text that begins with a control token was written by a chat template: it
+    gets no start, and no end where it ends with one."""
     if not texts:
         return []
     encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
     first, last = (None if token is None else str(tokenizer.convert_ids_to_tokens(token)) for token in (start, end))
+    control = tuple(t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content.strip())
     rows = []
     for text, ids in zip(texts, encoded["input_ids"], strict=True):
-        opening = [] if first is None or text[: len(first) + 8].lstrip().startswith(first) else [start]
-        closing = [] if last is None or text[-len(last) - 8 :].rstrip().endswith(last) else [end]
+        templated = text[:LONGEST].lstrip().startswith(tuple(c for c in control if c != last))
+        opening = [] if first is None or templated or text[:LONGEST].lstrip().startswith(first) else [start]
+        ended = last is None or text[-LONGEST:].rstrip().endswith((last, *control) if templated else last)
+        closing = [] if ended else [end]
         rows.append([*opening, *ids, *closing])
     return rows
 

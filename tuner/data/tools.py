@@ -19,6 +19,7 @@ RESULTS = ("tool", "function", "observation", "tool_response", "ipython")
 CALLERS = ("function_call", "tool_call")
 # Keys of an assistant's turn that hold calls.
 KEYS = ("tool_calls", "function_call")
+CALL_KEYS = ("type", "id", "index", "function", "name", "arguments", "parameters")
 FUNCTION = '{"name": "...", "arguments": {...}}'
 
 
@@ -61,17 +62,31 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise DataError(f"{where} must be a call, {FUNCTION}: one has no 'name'.")
-    arguments = _parsed(function.get("arguments", function.get("parameters")) or {}, f"{where}: the arguments")
-    if not isinstance(arguments, dict):
-        raise DataError(f"{where}: the arguments of {function['name']!r} must be an object.")
+    arguments = _parsed(function.get("arguments", function.get("parameters")), f"{where}: the arguments") or {}
+    unknown = [key for each in (call, function) for key, said in each.items() if key not in CALL_KEYS and said]
+    if unknown:
+        raise DataError(f"{where}: the key {unknown[0]!r} of a call is not supported. Drop it, or such rows.")
+    if not isinstance(arguments, dict) or not all(map(_fits, arguments.values())):
+        raise DataError(
+            f"{where}: the arguments of {function['name']!r} must be an object, with whole numbers of 64 bits."
+        )
     known = {"id": call["id"]} if call.get("id") else {}
     return {"type": "function", **known, "function": {"name": function["name"], "arguments": arguments}}
+
+
+def _fits(value: Any) -> bool:
+    """Whether a JSON value can be kept: Arrow's whole numbers have 64 bits."""
+    if isinstance(value, dict | list):
+        return all(map(_fits, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, int) or -(2**63) <= value < 2**63
 
 
 def _parsed(value: Any, where: str) -> Any:
     if not isinstance(value, str) or not value.strip():
         return value or None
     try:
-        return json.loads(value)
+        found = json.loads(value)
+        json.dumps(found, ensure_ascii=False).encode()  # half a character is none
+        return found
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} must be JSON, and is not: {str(error).splitlines()[0]}.") from error

@@ -12,13 +12,11 @@ that training here cannot honour, are refused where they say something. Other ke
 from __future__ import annotations
 
 import json
-import math
-import re
 from typing import Any
 
 from tuner.data import tools
 from tuner.errors import DataError
-from tuner.text.answers import Message, common_length, learnt
+from tuner.text.answers import Message, learnt
 
 Row = dict[str, Any]
 
@@ -35,16 +33,20 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 RESULT_KEYS = ("tool_call_id", "name")
 MEDIA = dict.fromkeys(("images", "image", "audio", "audios", "videos", "video"), "only text is trained on")
 # What a turn says beside its content, and what its user can do.
-REFUSED_KEYS = {**MEDIA, **dict.fromkeys(tools.KEYS, "only the assistant calls tools")}
+REFUSED_KEYS = {
+    **MEDIA,
+    **dict.fromkeys(tools.KEYS, "only the assistant calls tools"),
+    **dict.fromkeys(tools.COLUMNS, "what may be called belongs in a column of its own"),
+    "training_detail": "a turn is learnt, or not (train)",
+    "refusal": "what the assistant says is its 'content'",
+}
 REFUSED_COLUMNS = {
     **MEDIA,
+    "chat_template_kwargs": "every row is written by the template as it is",
     "history": "it belongs beside 'instruction' or a 'prompt' that is a string",
 }
-LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-# How Anthropic's data sets write turns (Bai et al. 2022, https://arxiv.org/abs/2204.05862).
-HH_TURN = re.compile(r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
-# OpenAI's and axolotl's flags for turns that are not learnt.
-LEARNT_KEYS = ("weight", "train", "training")
+# OpenAI's, axolotl's and ms-swift's flags for turns that are not learnt.
+LEARNT_KEYS = ("weight", "train", "training", "loss")
 
 
 def messages_of(turns: Any, column: str, unused: set[str], answered: bool = True) -> list[Message]:
@@ -82,7 +84,10 @@ def _turn(turn: Any, column: str, number: int, unused: set[str]) -> Message:
     role = ROLES.get(str(speaker).lower())
     if role is None:
         raise DataError(f"{where}: unknown role {speaker!r}; known are {', '.join(ROLES)}.")
-    content = turn["content"] if turn.get("content") is not None else turn.get("value")
+    content, value = turn.get("content"), turn.get("value")
+    if content and value and content != value:
+        raise DataError(f"{where} has 'content' and 'value', which say two things. Drop one.")
+    content = value if not content and value is not None else content
     if role == "tool" and isinstance(content, dict):
         content = json.dumps(content, ensure_ascii=False)
     more: Message = {}
@@ -96,15 +101,24 @@ def _turn(turn: Any, column: str, number: int, unused: set[str]) -> Message:
         elif not says_something(value):
             continue
         elif role == "assistant" and key in tools.KEYS:
-            more["tool_calls"] = tools.calls(value, f"{where}: {key!r}")
+            found: Message = {"tool_calls": tools.calls(value, f"{where}: {key!r}")}
+            more = _once(more, found, "calls", where)
             content = "" if content is None else content
         elif role == "assistant" and key in REASONING:
-            more |= dict.fromkeys(REASONING[:2], text_of(value, f"{column!r}, turn {number}: {key!r}"))
+            found = dict.fromkeys(REASONING[:2], text_of(value, f"{column!r}, turn {number}: {key!r}"))
+            more = _once(more, found, "reasoning", where)
         elif role == "tool" and key in RESULT_KEYS:
             more[key] = value
         else:
             unused.add(passed_over("message key", key, REFUSED_KEYS, f"{where}: "))
     return {**message(role, content, f"{column!r}, turn {number}: the content"), **more}
+
+
+def _once(known: Message, found: Message, what: str, where: str) -> Message:
+    """What is known of a turn and what was found; a DataError where another key said it otherwise."""
+    if any(known.get(key, value) != value for key, value in found.items()):
+        raise DataError(f"{where} has {what} under two keys, which say two things. Drop one.")
+    return known | found
 
 
 def _weight(role: str, key: str, value: Any, where: str) -> Message:
@@ -140,6 +154,8 @@ def message(role: str, content: Any, where: str) -> Message:
         if other := sorted(map(str, kinds - {"text"})):
             raise DataError(f"column {where} has a part of the type {other[0]!r}: only text is trained on.")
         parts: list[Any] = [part.get("text") if isinstance(part, dict) else part for part in content]
+        if len(parts) > 1 and not any(isinstance(part, dict) for part in content):
+            raise DataError(f"column {where} is a list of {len(parts)} texts, of which one is needed.")
         if all(isinstance(part, str) for part in parts):
             content = "".join(parts)
     return {"role": role, "content": text_of(content, where)}
@@ -193,77 +209,41 @@ def conversation(row: Row, unused: set[str], column: str) -> Row:
 
 def answered(row: Row, unused: set[str], asked: str, answer: str) -> Row:
     """A question and its answer, with what instruction formats have beside them."""
-    if asked == "prompt" and (isinstance(row[asked], list) or isinstance(row[answer], list)):
+    first, last = turns_in(row[asked]), turns_in(row[answer])
+    if asked == "prompt" and (isinstance(first, list) or isinstance(last, list)):
         if says_something(row.get("history")):
             raise DataError(f"the column 'history' is not supported: {REFUSED_COLUMNS['history']}.")
-        prompt = messages_of(row[asked], asked, unused, answered=False)
-        return {"messages": prompt + messages_of(row[answer], answer, unused)}
-    question = message("user", row[asked], f"{asked!r}")
-    if asked == "instruction" and row.get("input"):
-        question["content"] += "\n\n" + text_of(row["input"], "'input'")
-    return {"messages": [*history_of(row.get("history")), question, message("assistant", row[answer], f"{answer!r}")]}
+        prompt = either(row, asked, "user", unused)
+        return {"messages": [*map(read, prompt), *either(row, answer, "assistant", unused)]}
+    return {"messages": [*question(row, asked), message("assistant", row[answer], f"{answer!r}")]}
 
 
-def _either(row: Row, column: str, role: str, unused: set[str]) -> list[Message]:
+def question(row: Row, asked: str) -> list[Message]:
+    """What is asked, with Alpaca's `input` and LLaMA-Factory's `history`."""
+    found = message("user", row[asked], f"{asked!r}")
+    if asked == "instruction" and says_something(row.get("input")):
+        found["content"] = "\n\n".join(filter(None, (found["content"], text_of(row["input"], "'input'"))))
+    return [*history_of(row.get("history")), found]
+
+
+def read(turn: Message) -> Message:
+    """A turn that is not learnt: in TRL's format a prompt is not, whoever speaks in it."""
+    return {**turn, "weight": 0} if turn["role"] == "assistant" else turn
+
+
+def either(row: Row, column: str, role: str, unused: set[str]) -> list[Message]:
     """A list of messages, or a text as one of the role."""
-    if isinstance(row[column], list):
-        return messages_of(row[column], column, unused, answered=role == "assistant")
-    return [message(role, row[column], f"{column!r}")]
+    found = turns_in(row[column])
+    if isinstance(found, list):
+        return messages_of(found, column, unused, answered=role == "assistant")
+    return [message(role, found, f"{column!r}")]
 
 
-def unpaired(row: Row, unused: set[str], *_: str) -> Row:
-    """A prompt and one answer, with whether it is desirable."""
-    label = LABELS.get(str(row["label"]).lower())
-    if label is None:
-        raise DataError(f"column 'label' must be true or false, not {shown(row['label'])}.")
-    prompt, completion = _either(row, "prompt", "user", unused), _either(row, "completion", "assistant", unused)
-    return {"prompt": prompt, "completion": completion, "label": label}
-
-
-def preference(row: Row, unused: set[str], *_: str) -> Row:
-    """Two answers, or conversations that begin alike. Without a column `prompt` that is the prompt, as in TRL's
-    `extract_prompt`; else the conversations must repeat it, where they do not begin with an answer."""
-    for column in ("chosen", "rejected"):
-        if not isinstance(row[column], str | list):
-            raise DataError(f"column {column!r} must be a list of turns or a string, not {shown(row[column])}.")
-    prompt, texts = _either(row, "prompt", "user", unused) if "prompt" in row else [], [row["chosen"], row["rejected"]]
-    if not all(isinstance(text, str) for text in texts):
-        chosen, rejected = (messages_of(row[column], column, unused) for column in ("chosen", "rejected"))
-    elif prompt:
-        chosen, rejected = ([message("assistant", text, "")] for text in texts)
-    else:
-        chosen, rejected = _conversations(texts)
-    answers_only = chosen[0]["role"] == rejected[0]["role"] == "assistant"
-    if prompt and answers_only:
-        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    common = common_length(chosen[:-1], rejected[:-1])  # the last turn is an answer, also where both are the same
-    if prompt and chosen[: len(prompt)] == rejected[: len(prompt)] == prompt:
-        common = len(prompt)
-    elif prompt and not any(prompt[-1]["content"].strip() in turn["content"] for turn in chosen[:common]):
-        raise DataError("column 'chosen' and column 'rejected' are conversations that do not repeat column 'prompt'.")
-    if common == 0 and not answers_only:
-        raise DataError("column 'chosen' and column 'rejected' do not begin alike, so they have no common prompt.")
-    return {"prompt": chosen[:common], "chosen": chosen[common:], "rejected": rejected[common:]}
-
-
-def ranked(row: Row, unused: set[str], *_: str) -> Row:
-    """A preference, with by how much the chosen one is better at least (`margin`, 0 where nothing is said), and whether
-    neither is (`tie`)."""
-    margin, tie = row.get("margin"), row.get("tie")
-    tied = False if tie is None else LABELS.get(str(tie).lower())
-    if tied is None:
-        raise DataError(f"column 'tie' must be true or false, not {shown(tie)}.")
-    margin = 0.0 if margin is None else margin
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
-        raise DataError(f"column 'margin' must be a finite number, not {shown(margin)}.")
-    if tied and margin:
-        raise DataError(f"column 'margin' is {margin:g}, but column 'tie' says that neither answer is better.")
-    return {**preference(row, unused), "margin": float(margin), "tie": tied}
-
-
-def _conversations(texts: list[str]) -> list[list[Message]]:
-    if all(map(HH_TURN.match, texts)):
-        return [[message(ROLES[who.lower()], said.strip(), "") for who, said in HH_TURN.findall(t)] for t in texts]
-    common = common_length(*texts)
-    common -= texts[0][:common].endswith(" ")  # as TRL has it: the space belongs to the answer
-    return [[message("user", text[:common], ""), message("assistant", text[common:], "")] for text in texts]
+def turns_in(value: Any) -> Any:
+    """A column's turns: one alone as a list of one, and of a JSON text the list, as a CSV has it; else the value."""
+    value = [value] if isinstance(value, dict) else value
+    found = parsed(value)
+    spoken = (
+        isinstance(found, list) and found and all(isinstance(turn, dict) and SPOKEN & turn.keys() for turn in found)
+    )
+    return found if spoken else value

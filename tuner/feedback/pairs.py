@@ -5,6 +5,7 @@ from __future__ import annotations
 from datasets import Dataset
 
 from tuner.data import tools
+from tuner.data.preferences import preference
 from tuner.data.turns import (
     REFUSED_COLUMNS,
     Row,
@@ -12,7 +13,6 @@ from tuner.data.turns import (
     messages_of,
     passed_over,
     plain,
-    preference,
     says_something,
 )
 from tuner.errors import DataError, notice

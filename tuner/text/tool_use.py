@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,10 +38,12 @@ def not_shown(text: str, messages: Sequence[Message], tools: Sequence[Any] | Non
     for tool in tools or ():
         if tool["function"]["name"] not in text:
             return f"the definition of the tool {tool['function']['name']!r}"
+    called = Counter(call["function"]["name"] for message in messages for call in message.get("tool_calls") or ())
+    defined = Counter(tool["function"]["name"] for tool in tools or ())  # where they stand too
+    for name, times in called.items():
+        if text.count(name) < times + defined[name]:
+            return f"the call of {name!r}"
     for message in messages:
-        for call in message.get("tool_calls") or ():
-            if call["function"]["name"] not in text:
-                return f"the call of {call['function']['name']!r}"
         if message["role"] == "tool" and max(WORD.findall(message["content"]), key=len, default="") not in text:
             return f"the result {message['content'][:40]!r}"
     return None

@@ -1,0 +1,174 @@
+"""What the files of other tools say is what they say here, or is refused by name."""
+
+import json
+import re
+
+import pytest
+from datasets import Dataset
+
+from tests.data.test_schema import ASSISTANT, SYSTEM, TOOL, USER, as_file
+from tests.text.samples import talk
+from tuner.data.schema import canonicalize
+from tuner.data.sources import load_splits
+from tuner.errors import DataError
+from tuner.text.tool_use import not_shown
+
+GOOD, BAD = [{"role": "assistant", "content": "good"}], [{"role": "assistant", "content": "bad"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {
+                "messages": [
+                    USER,
+                    {
+                        **ASSISTANT,
+                        "tool_calls": [{"function": {"name": "f", "arguments": '{"a": 99999999999999999999}'}}],
+                    },
+                ]
+            },
+            ".*the arguments of 'f' must be an object, with whole numbers of 64 bits.",
+        ),
+        (
+            {
+                "messages": [
+                    USER,
+                    {**ASSISTANT, "tool_calls": [{"function": {"name": "f", "arguments": '{"a": "\\ud800"}'}}]},
+                ]
+            },
+            ".*the arguments must be JSON, and is not: .*surrogates not allowed.*",
+        ),
+        (
+            {"messages": [USER, {**ASSISTANT, "tool_calls": [{"name": "f", "arguments": "{}", "result": "R"}]}]},
+            ".*turn 1: 'tool_calls': the key 'result' of a call is not supported.*",
+        ),
+        (
+            {"messages": [USER, {**ASSISTANT, "tool_calls": [{"name": "f"}], "function_call": {"name": "g"}}]},
+            ".*turn 1 has calls under two keys, which say two things. Drop one.",
+        ),
+        (
+            {"messages": [USER, {**ASSISTANT, "reasoning_content": "one", "thinking": "two"}]},
+            ".*turn 1 has reasoning under two keys, which say two things. Drop one.",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "q", "content": "other"}, {"from": "gpt", "value": "a"}]},
+            ".*turn 0 has 'content' and 'value', which say two things. Drop one.",
+        ),
+        (
+            {"messages": [USER, {**ASSISTANT, "refusal": "no"}]},
+            ".*turn 1: the message key 'refusal' is not supported: .*",
+        ),
+        ({"messages": talk("q", "a"), "label": False}, "an answer is marked as bad .label, kto_tag. .*"),
+        ({"messages": talk("q", "a"), "kto_tag": "false"}, "an answer is marked as bad .*"),
+        ({"instruction": "q", "output": "a", "kto_tag": False}, "an answer is marked as bad .*"),
+        ({"messages": talk("q", "a"), "chat_template_kwargs": {"x": 1}}, "the column 'chat_template_kwargs' .*"),
+        (
+            {"instruction": "q", "output": ["good", "bad"]},
+            "column 'output' is a list of 2 texts, of which one is needed.",
+        ),
+    ],
+)
+def test_what_would_be_misread_is_refused(row, message):
+    with pytest.raises(DataError) as caught:
+        canonicalize(as_file(row), "rows.jsonl")
+    assert re.fullmatch(f"rows.jsonl, row 0: {message}", str(caught.value), re.DOTALL), caught.value
+
+
+@pytest.mark.parametrize("arguments", [{}, "{}", "", None, "null"])
+def test_a_call_without_arguments(arguments):
+    row = {
+        "messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "now", "arguments": arguments}}]}]
+    }
+    _, found, _ = canonicalize(as_file(row), "rows.jsonl")
+    assert found[0]["messages"][1]["tool_calls"][0]["function"] == {"name": "now", "arguments": {}}
+    row = {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": {"name": "now"}}]}
+    assert canonicalize(as_file(row), "rows.jsonl")[1][0]["messages"][1]["tool_calls"]
+
+
+PAIR = {"chosen": "good", "rejected": "bad"}
+TURNS = {"chosen": GOOD, "rejected": BAD}
+
+
+@pytest.mark.parametrize("kind", ["preference", "ranked"])
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"instruction": "q", **PAIR}, [USER]),
+        ({"instruction": "q", "input": "i", "system": "s", **PAIR}, [SYSTEM, *talk("q\n\ni")]),
+        ({"question": "q", "system": "s", **PAIR}, [SYSTEM, USER]),
+        ({"prompt": "q", "system": "s", **PAIR}, [SYSTEM, USER]),
+        ({"messages": [SYSTEM, USER], **TURNS}, [SYSTEM, USER]),
+        (
+            {
+                "conversations": [{"from": "human", "value": "q"}],
+                "chosen": {"from": "gpt", "value": "good"}, "rejected": {"from": "gpt", "value": "bad"},
+            },
+            [USER],
+        ),
+        ({"prompt": json.dumps([USER]), "chosen": json.dumps(GOOD), "rejected": json.dumps(BAD)}, [USER]),
+        ({"chosen": json.dumps([USER, *GOOD]), "rejected": json.dumps([USER, *BAD])}, [USER]),
+        (
+            {"input": {"messages": [USER], "tools": [TOOL]}, "preferred_output": GOOD, "non_preferred_output": BAD},
+            [USER],
+        ),
+    ],
+)  # fmt: skip
+def test_where_others_have_the_prompt_of_two_answers(row, prompt, kind):
+    _, found, unused = canonicalize(as_file(row), "rows.jsonl", (kind,))
+    assert (found[0]["prompt"], found[0]["chosen"], found[0]["rejected"]) == (prompt, GOOD, BAD)
+    assert not unused and found[0]["tools"] == ([TOOL] if "input" in row and "preferred_output" in row else None)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [SYSTEM, USER, *GOOD], "label": True},
+        {"messages": [USER, *GOOD], "system": "s", "kto_tag": True},
+        {"conversations": [SYSTEM, USER, *GOOD], "label": "true"},
+        {"instruction": "q", "output": "good", "system": "s", "kto_tag": True},
+        {"prompt": "q", "completion": "good", "system": "s", "label": True},
+    ],
+)
+def test_where_others_have_judged_answers(row):
+    _, found, unused = canonicalize(as_file(row), "rows.jsonl", ("unpaired",))
+    assert (found[0]["prompt"], found[0]["completion"], found[0]["label"]) == ([SYSTEM, USER], GOOD, True)
+    assert not unused
+
+
+def test_a_judged_conversation_ends_with_the_answer():
+    with pytest.raises(DataError, match="must end with the judged answer, not a turn of the user"):
+        canonicalize(as_file({"messages": [USER, *GOOD, USER], "label": True}), "rows.jsonl", ("unpaired",))
+
+
+def test_a_good_answer_is_learnt():
+    _, found, _ = canonicalize(as_file({"messages": [USER, *GOOD], "label": True}), "rows.jsonl")
+    assert found[0]["messages"] == [USER, *GOOD]
+    assert canonicalize(as_file({"messages": [USER, *GOOD], "label": 0}), "rows.jsonl")[0] == "messages"  # a class
+
+
+def test_a_turn_that_swift_does_not_learn():
+    row = {"messages": [USER, {**ASSISTANT, "loss": False}, USER, {**ASSISTANT, "loss": True}]}
+    turns = canonicalize(as_file(row), "rows.jsonl")[1][0]["messages"]
+    assert [turn.get("weight") for turn in turns] == [None, 0, None, None]
+
+
+def test_a_call_is_not_shown_by_its_definition():
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "now", "arguments": {}}}]}
+    assert not_shown("tools: now. <assistant>", [USER, call], tools) == "the call of 'now'"
+    assert not_shown("tools: now. <assistant> now()", [USER, call], tools) is None
+
+
+def test_a_column_named_as_ours(tmp_path):
+    for split in ("train", "test"):
+        rows = [{"messages": [USER, ASSISTANT], "source_row": "abc"}] * 2
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for rows in load_splits(str(tmp_path)):
+        assert canonicalize(rows, "rows")[1]["source_row"][:] == [0, 1]
+
+
+def test_one_text_in_a_list_is_that_text():
+    row = {"instruction": "q", "output": ["good"]}
+    assert canonicalize(Dataset.from_list([row]), "rows")[1][0]["messages"] == [USER, *GOOD]

@@ -1,0 +1,114 @@
+"""Judged answers: one that is good or bad, or two of which one is better, with the prompt that they answer.
+
+A prompt has a column of its own, or is what whole conversations begin with; LLaMA-Factory, Intel's orca pairs and
+OpenAI have it in other columns.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from tuner.data import tools
+from tuner.data.turns import ROLES, Row, either, message, messages_of, question, shown, turns_in
+from tuner.errors import DataError
+from tuner.text.answers import Message, common_length
+
+LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+# How Anthropic's data sets write turns (Bai et al. 2022, https://arxiv.org/abs/2204.05862).
+HH_TURN = re.compile(r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
+
+
+def unpaired(row: Row, unused: set[str], *_: str) -> Row:
+    """A prompt and one answer, with whether it is desirable."""
+    prompt, completion = either(row, "prompt", "user", unused), either(row, "completion", "assistant", unused)
+    return {"prompt": prompt, "completion": completion, "label": _judged(row, "label")}
+
+
+def unpaired_conversation(row: Row, unused: set[str], column: str, label: str) -> Row:
+    """A conversation whose last answer is judged."""
+    turns = messages_of(row[column], column, unused)
+    if turns[-1]["role"] != "assistant":
+        raise DataError(f"column {column!r} must end with the judged answer, not a turn of the {turns[-1]['role']}.")
+    return {"prompt": turns[:-1], "completion": turns[-1:], "label": _judged(row, label)}
+
+
+def unpaired_instruction(row: Row, unused: set[str], asked: str, answer: str, label: str) -> Row:
+    """Alpaca's columns, judged."""
+    completion = [message("assistant", row[answer], f"{answer!r}")]
+    return {"prompt": question(row, asked), "completion": completion, "label": _judged(row, label)}
+
+
+def _judged(row: Row, column: str) -> bool:
+    label = LABELS.get(str(row[column]).lower())
+    if label is None:
+        raise DataError(f"column {column!r} must be true or false, not {shown(row[column])}.")
+    return label
+
+
+def preference(row: Row, unused: set[str], *_: str) -> Row:
+    """Two answers, or conversations that begin alike. Without a column `prompt` that is the prompt, as in TRL's
+    `extract_prompt`; else the conversations must repeat it, where they do not begin with an answer."""
+    texts = [turns_in(row[column]) for column in ("chosen", "rejected")]
+    for column, text in zip(("chosen", "rejected"), texts, strict=True):
+        if not isinstance(text, str | list):
+            raise DataError(f"column {column!r} must be a list of turns or a string, not {shown(text)}.")
+    prompt = either(row, "prompt", "user", unused) if "prompt" in row else []
+    if not all(isinstance(text, str) for text in texts):
+        chosen, rejected = (either(row, column, "assistant", unused) for column in ("chosen", "rejected"))
+    elif prompt:
+        chosen, rejected = ([message("assistant", text, "")] for text in texts)
+    else:
+        chosen, rejected = _conversations(texts)
+    answers_only = chosen[0]["role"] == rejected[0]["role"] == "assistant"
+    if prompt and answers_only:
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    common = common_length(chosen[:-1], rejected[:-1])  # the last turn is an answer, also where both are the same
+    if prompt and chosen[: len(prompt)] == rejected[: len(prompt)] == prompt:
+        common = len(prompt)
+    elif prompt and not any(prompt[-1]["content"].strip() in turn["content"] for turn in chosen[:common]):
+        raise DataError("column 'chosen' and column 'rejected' are conversations that do not repeat column 'prompt'.")
+    if common == 0 and not answers_only:
+        raise DataError("column 'chosen' and column 'rejected' do not begin alike, so they have no common prompt.")
+    return {"prompt": chosen[:common], "chosen": chosen[common:], "rejected": rejected[common:]}
+
+
+def asked_elsewhere(row: Row, unused: set[str], column: str, *_: str) -> Row:
+    """A preference whose prompt is in another column: messages, or a question with what is beside it."""
+    turns = turns_in(row[column])
+    prompt = messages_of(turns, column, unused, answered=False) if isinstance(turns, list) else question(row, column)
+    return preference({**row, "prompt": prompt}, unused)
+
+
+def openai(row: Row, unused: set[str], *_: str) -> Row:
+    """OpenAI's preferences: `input` with messages and tools, `preferred_output` and `non_preferred_output`."""
+    asked = row["input"]
+    if not isinstance(asked, dict) or "messages" not in asked:
+        raise DataError(f"column 'input' must be an object with 'messages', not {shown(asked)}.")
+    pair = {"chosen": row["preferred_output"], "rejected": row["non_preferred_output"]}
+    return {**preference({"prompt": asked["messages"], **pair}, unused), "tools": tools.tools_of(asked)}
+
+
+def ranked(row: Row, unused: set[str], *columns: str) -> Row:
+    """A preference, with by how much the chosen one is better at least (`margin`, 0 where nothing is said), and whether
+    neither is (`tie`)."""
+    margin, tie = row.get("margin"), row.get("tie")
+    tied = False if tie is None else LABELS.get(str(tie).lower())
+    if tied is None:
+        raise DataError(f"column 'tie' must be true or false, not {shown(tie)}.")
+    margin = 0.0 if margin is None else margin
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+        raise DataError(f"column 'margin' must be a finite number, not {shown(margin)}.")
+    if tied and margin:
+        raise DataError(f"column 'margin' is {margin:g}, but column 'tie' says that neither answer is better.")
+    kinds = {"input": openai, "prompt": preference, "chosen": preference}
+    found = kinds.get(columns[0] if columns else "chosen", asked_elsewhere)(row, unused, *columns)
+    return {**found, "margin": float(margin), "tie": tied}
+
+
+def _conversations(texts: list[str]) -> list[list[Message]]:
+    if all(map(HH_TURN.match, texts)):
+        return [[message(ROLES[who.lower()], said.strip(), "") for who, said in HH_TURN.findall(t)] for t in texts]
+    common = common_length(*texts)
+    common -= texts[0][:common].endswith(" ")  # as TRL has it: the space belongs to the answer
+    return [[message("user", text[:common], ""), message("assistant", text[common:], "")] for text in texts]

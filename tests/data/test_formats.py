@@ -3,17 +3,29 @@
 import json
 import re
 
+import pyarrow as pa
 import pytest
-from datasets import Dataset
+from datasets import Audio, Dataset, Image
 
-from tests.data.test_schema import ASSISTANT, SYSTEM, TOOL, USER, as_file
+from tests.data.test_schema import ASSISTANT, SYSTEM, TOOL, USER
 from tests.text.samples import talk
 from tuner.data.schema import canonicalize
-from tuner.data.sources import load_splits
+from tuner.data.sources import load_rows, load_splits
 from tuner.errors import DataError
 from tuner.text.tool_use import not_shown
 
 GOOD, BAD = [{"role": "assistant", "content": "good"}], [{"role": "assistant", "content": "bad"}]
+
+
+@pytest.fixture
+def as_file(tmp_path):
+    """A row as the only one of a file."""
+
+    def read(row):
+        (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+        return load_rows(str(tmp_path / "rows.jsonl"))
+
+    return read
 
 
 @pytest.mark.parametrize(
@@ -70,14 +82,14 @@ GOOD, BAD = [{"role": "assistant", "content": "good"}], [{"role": "assistant", "
         ),
     ],
 )
-def test_what_would_be_misread_is_refused(row, message):
+def test_what_would_be_misread_is_refused(row, message, as_file):
     with pytest.raises(DataError) as caught:
         canonicalize(as_file(row), "rows.jsonl")
     assert re.fullmatch(f"rows.jsonl, row 0: {message}", str(caught.value), re.DOTALL), caught.value
 
 
 @pytest.mark.parametrize("arguments", [{}, "{}", "", None, "null"])
-def test_a_call_without_arguments(arguments):
+def test_a_call_without_arguments(arguments, as_file):
     row = {
         "messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "now", "arguments": arguments}}]}]
     }
@@ -115,7 +127,7 @@ TURNS = {"chosen": GOOD, "rejected": BAD}
         ),
     ],
 )  # fmt: skip
-def test_where_others_have_the_prompt_of_two_answers(row, prompt, kind):
+def test_where_others_have_the_prompt_of_two_answers(row, prompt, kind, as_file):
     _, found, unused = canonicalize(as_file(row), "rows.jsonl", (kind,))
     assert (found[0]["prompt"], found[0]["chosen"], found[0]["rejected"]) == (prompt, GOOD, BAD)
     assert not unused and found[0]["tools"] == ([TOOL] if "input" in row and "preferred_output" in row else None)
@@ -131,24 +143,24 @@ def test_where_others_have_the_prompt_of_two_answers(row, prompt, kind):
         {"prompt": "q", "completion": "good", "system": "s", "label": True},
     ],
 )
-def test_where_others_have_judged_answers(row):
+def test_where_others_have_judged_answers(row, as_file):
     _, found, unused = canonicalize(as_file(row), "rows.jsonl", ("unpaired",))
     assert (found[0]["prompt"], found[0]["completion"], found[0]["label"]) == ([SYSTEM, USER], GOOD, True)
     assert not unused
 
 
-def test_a_judged_conversation_ends_with_the_answer():
+def test_a_judged_conversation_ends_with_the_answer(as_file):
     with pytest.raises(DataError, match="must end with the judged answer, not a turn of the user"):
         canonicalize(as_file({"messages": [USER, *GOOD, USER], "label": True}), "rows.jsonl", ("unpaired",))
 
 
-def test_a_good_answer_is_learnt():
+def test_a_good_answer_is_learnt(as_file):
     _, found, _ = canonicalize(as_file({"messages": [USER, *GOOD], "label": True}), "rows.jsonl")
     assert found[0]["messages"] == [USER, *GOOD]
     assert canonicalize(as_file({"messages": [USER, *GOOD], "label": 0}), "rows.jsonl")[0] == "messages"  # a class
 
 
-def test_a_turn_that_swift_does_not_learn():
+def test_a_turn_that_swift_does_not_learn(as_file):
     row = {"messages": [USER, {**ASSISTANT, "loss": False}, USER, {**ASSISTANT, "loss": True}]}
     turns = canonicalize(as_file(row), "rows.jsonl")[1][0]["messages"]
     assert [turn.get("weight") for turn in turns] == [None, 0, None, None]
@@ -167,6 +179,15 @@ def test_a_column_named_as_ours(tmp_path):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for rows in load_splits(str(tmp_path)):
         assert canonicalize(rows, "rows")[1]["source_row"][:] == [0, 1]
+
+
+@pytest.mark.parametrize("feature", [Image(), Audio()], ids=["image", "audio"])
+def test_what_is_no_text_is_refused_by_name_without_being_decoded(feature):
+    name = type(feature).__name__.lower()
+    broken = pa.array([{"bytes": b"broken", "path": None}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    rows = Dataset.from_list([{"messages": [USER, *GOOD]}]).add_column(name, broken).cast_column(name, feature)
+    with pytest.raises(DataError, match=f"the column '{name}' is not supported: only text is trained on"):
+        canonicalize(rows, "rows")
 
 
 def test_one_text_in_a_list_is_that_text():

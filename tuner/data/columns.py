@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
-from datasets import Dataset
+from datasets import Audio, Dataset, Image, Video
 
 from tuner.errors import ArgumentError, DataError, nearest
 
 # Names that data sets give to columns of ours.
 SYNONYMS = {
-    "prompt": ("question", "query", "input", "user", "human", "request", "problem", "ask"),
-    "completion": ("answer", "response", "output", "assistant", "reply", "target", "solution", "completions"),
+    "prompt": ("question", "query", "input", "inputs", "instruction", "user", "human", "request", "problem", "ask"),
+    "completion": (
+        "answer",
+        "response",
+        "output",
+        "assistant",
+        "reply",
+        "target",
+        "targets",
+        "solution",
+        "completions",
+    ),
     "messages": ("message", "conversation", "dialog", "dialogue", "dialogs", "chat", "turns"),
     "text": ("content", "body", "document", "article", "sentence", "passage", "review", "texts", "raw_text"),
     "chosen": ("preferred", "better", "good", "accepted", "winner", "positive", "chosen_response"),
     "rejected": ("dispreferred", "worse", "bad", "refused", "loser", "negative", "rejected_response"),
     "label": ("labels", "class", "category", "rating", "stars", "sentiment"),
 }
+
+
+def undecoded(rows: Dataset) -> Dataset:
+    """Rows whose images, sounds and films stay bytes: nobody reads them here, and decoding takes other packages."""
+    media = {name: copy.copy(f) for name, f in (rows.features or {}).items() if isinstance(f, Audio | Image | Video)}
+    for name, feature in media.items():
+        feature.decode = False
+        rows = rows.cast_column(name, feature)
+    return rows
 
 
 def parse_mapping(text: str | None) -> dict[str, str]:

@@ -22,7 +22,7 @@ from datasets import Dataset, Features, Json, List, Value
 
 from tuner.data import labels, pairs, preferences, tools, turns
 from tuner.data.cache_key import map_batches
-from tuner.data.columns import suggestion
+from tuner.data.columns import suggestion, undecoded
 from tuner.data.labels import TAG_COLUMNS, TEXTS, is_class, is_number, named
 from tuner.data.sources import LABEL_COLUMNS, SOURCE_ROW
 from tuner.data.turns import REFUSED_COLUMNS, Row, message, passed_over, says_something, text_of
@@ -100,7 +100,7 @@ def canonicalize(
     Raises:
         DataError: columns of no known shape or of another kind, or a row that breaks its shape.
     """
-    names = named(rows)
+    rows, names = undecoded(rows), named(rows)
     # Where columns are no JSON, each turn has the keys of all turns, and those of others are null.
     filled = [c for c, feature in (rows.features or {}).items() if c in SPOKEN and not isinstance(feature, Json)]
     first = rows[0] if len(rows) else dict.fromkeys(rows.column_names)

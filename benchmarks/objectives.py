@@ -12,6 +12,7 @@ one that is done is evaluated again.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -61,7 +62,9 @@ def train(name: str, seed: int, flags: list[str]) -> Comparison:
     """Run one objective to its end; its comparison."""
     evaluated = "--test_split_size 0.05 --eval_on_start true --eval_strategy steps --eval_steps 500 --save_steps 500"
     own = f"--seed {seed} {evaluated} {LONGER[name]}"
-    folder = RUNS / "-".join([name, str(seed), *(flag.strip("-").replace("/", "-") for flag in flags)])
+    more = "-".join(flag.strip("-").replace("/", "-") for flag in flags)
+    more = more if len(more) < 200 else hashlib.sha256(more.encode()).hexdigest()
+    folder = RUNS / "-".join(filter(None, [name, str(seed), more]))
     comparison: Comparison = run(name, folder, [*own.split(), *flags])["comparison"]
     return comparison
 

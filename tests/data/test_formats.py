@@ -72,7 +72,7 @@ def as_file(tmp_path):
             {"messages": [USER, {**ASSISTANT, "refusal": "no"}]},
             ".*turn 1: the message key 'refusal' is not supported: .*",
         ),
-        ({"messages": talk("q", "a"), "label": False}, "an answer is marked as bad .label, kto_tag. .*"),
+        ({"messages": talk("q", "a"), "label": False}, "an answer is marked as bad .label, kto_tag.: .*"),
         ({"messages": talk("q", "a"), "kto_tag": "false"}, "an answer is marked as bad .*"),
         ({"instruction": "q", "output": "a", "kto_tag": False}, "an answer is marked as bad .*"),
         ({"messages": talk("q", "a"), "chat_template_kwargs": {"x": 1}}, "the column 'chat_template_kwargs' .*"),
@@ -140,6 +140,7 @@ def test_where_others_have_the_prompt_of_two_answers(row, prompt, kind, as_file)
         {"messages": [USER, *GOOD], "system": "s", "kto_tag": True},
         {"conversations": [SYSTEM, USER, *GOOD], "label": "true"},
         {"instruction": "q", "output": "good", "system": "s", "kto_tag": True},
+        {"instruction": "q", "output": "good", "system": "s", "label": True},
         {"prompt": "q", "completion": "good", "system": "s", "label": True},
     ],
 )
@@ -147,6 +148,49 @@ def test_where_others_have_judged_answers(row, as_file):
     _, found, unused = canonicalize(as_file(row), "rows.jsonl", ("unpaired",))
     assert (found[0]["prompt"], found[0]["completion"], found[0]["label"]) == ([SYSTEM, USER], GOOD, True)
     assert not unused
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ['[{"name": "w", "value": 3}]', '[{"from": "Paris", "to": "Lyon"}]', '[{"role": "Engineer", "name": "Bob"}]'],
+)
+def test_an_answer_in_json_is_a_text(answer, as_file):
+    _, found, _ = canonicalize(as_file({"prompt": "q", "completion": answer}), "rows.jsonl")
+    assert found[0]["messages"][1]["content"] == answer
+    row = {"prompt": "q", "chosen": answer, "rejected": "none"}
+    assert canonicalize(as_file(row), "rows.jsonl", ("preference",))[1][0]["chosen"][0]["content"] == answer
+
+
+@pytest.mark.parametrize(
+    "beside", [{"messages": [USER, *GOOD]}, {"instruction": None}, {"question": ""}, {"conversations": []}], ids=str
+)
+def test_whole_conversations_do_not_need_what_is_beside_them(beside, as_file):
+    row = {**beside, "chosen": [USER, *GOOD], "rejected": [USER, *BAD]}
+    _, found, _ = canonicalize(as_file(row), "rows.jsonl", ("preference",))
+    assert (found[0]["prompt"], found[0]["chosen"], found[0]["rejected"]) == ([USER], GOOD, BAD)
+
+
+def test_a_prompt_that_ends_with_an_answer(as_file):
+    with pytest.raises(DataError, match="column 'messages' ends with an answer, and 'chosen' is another"):
+        canonicalize(as_file({"messages": [USER, *GOOD], **PAIR}), "rows.jsonl", ("preference",))
+
+
+def test_an_input_that_is_json_stays(as_file):
+    row = {"instruction": "q", "input": "[]", "output": "a"}
+    assert canonicalize(as_file(row), "rows.jsonl")[1][0]["messages"][0]["content"] == "q\n\n[]"
+
+
+def test_openai_s_preferences_as_json_text(as_file):
+    asked = json.dumps({"messages": [USER], "parallel_tool_calls": True})
+    row = {"input": asked, "preferred_output": json.dumps(GOOD), "non_preferred_output": json.dumps(BAD)}
+    _, found, unused = canonicalize(as_file(row), "rows.jsonl", ("preference",))
+    assert found[0]["prompt"] == [USER] and found[0]["chosen"] == GOOD
+    assert unused == {"key 'parallel_tool_calls' of 'input'": 1.0}
+
+
+def test_a_measured_loss_is_no_flag(as_file):
+    _, found, unused = canonicalize(as_file({"messages": [USER, {**ASSISTANT, "loss": 0.53}]}), "rows.jsonl")
+    assert found[0]["messages"] == [USER, ASSISTANT] and list(unused) == ["message key 'loss'"]
 
 
 def test_a_judged_conversation_ends_with_the_answer(as_file):

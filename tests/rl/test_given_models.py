@@ -85,6 +85,15 @@ def test_the_trainer_switches_it_off(tmp_path):
     assert {layer.self_attn.attention_dropout for layer in model.model.layers} == {0.0}
 
 
+def test_a_policy_that_stays_random_is_refused(tmp_path):
+    model = policy()
+    model.model.layers[0].mlp.register_forward_hook(
+        lambda module, _, out: torch.nn.functional.dropout(out, 0.5, module.training)  # as a config's own would
+    )
+    with pytest.raises(ModelError, match="random in training"):
+        trainer(tmp_path, model)
+
+
 def test_a_critic_that_sees_what_comes_is_refused(tmp_path):
     with pytest.raises(ModelError, match="BertForSequenceClassification, which reads what comes after"):
         trainer(tmp_path, value_model=encoder())

@@ -6,11 +6,13 @@ OpenAI have it in other columns.
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from typing import Any
 
 from tuner.data import tools
-from tuner.data.turns import ROLES, Row, either, message, messages_of, question, shown, turns_in
+from tuner.data.turns import ROLES, Row, either, message, messages_of, question, says_something, shown, turns_in
 from tuner.errors import DataError
 from tuner.text.answers import Message, common_length
 
@@ -37,6 +39,16 @@ def unpaired_instruction(row: Row, unused: set[str], asked: str, answer: str, la
     """Alpaca's columns, judged."""
     completion = [message("assistant", row[answer], f"{answer!r}")]
     return {"prompt": question(row, asked), "completion": completion, "label": _judged(row, label)}
+
+
+def is_judgement(value: Any) -> bool:
+    """Whether a value says that an answer is good, or bad; a class's number does not."""
+    return isinstance(value, bool) or str(value).lower() in ("true", "false")
+
+
+def is_bad(value: Any) -> bool:
+    """Whether a value says that an answer is bad."""
+    return is_judgement(value) and str(value).lower() == "false"
 
 
 def _judged(row: Row, column: str) -> bool:
@@ -75,16 +87,39 @@ def preference(row: Row, unused: set[str], *_: str) -> Row:
 
 def asked_elsewhere(row: Row, unused: set[str], column: str, *_: str) -> Row:
     """A preference whose prompt is in another column: messages, or a question with what is beside it."""
-    turns = turns_in(row[column])
+    turns, alone = turns_in(row[column]), {name: value for name, value in row.items() if name != "prompt"}
+    whole = all(_begins_with_a_prompt(turns_in(row[name])) for name in ("chosen", "rejected"))
+    if whole or not says_something(turns):  # then it is beside them
+        return preference(alone, unused)
+    if isinstance(turns, list) and isinstance(row["chosen"], str) and _speaker(turns[-1]) == "assistant":
+        raise DataError(f"column {column!r} ends with an answer, and 'chosen' is another. Drop its last turn.")
     prompt = messages_of(turns, column, unused, answered=False) if isinstance(turns, list) else question(row, column)
     return preference({**row, "prompt": prompt}, unused)
+
+
+def _begins_with_a_prompt(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and _speaker(value[0]) != "assistant"
+
+
+def _speaker(turn: Any) -> str | None:
+    return ROLES.get(str(turn.get("role") or turn.get("from")).lower()) if isinstance(turn, dict) else None
 
 
 def openai(row: Row, unused: set[str], *_: str) -> Row:
     """OpenAI's preferences: `input` with messages and tools, `preferred_output` and `non_preferred_output`."""
     asked = row["input"]
+    if isinstance(asked, str):
+        try:
+            asked = json.loads(asked)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"column 'input' must be an object with 'messages': {str(error).splitlines()[0]}."
+            ) from error
     if not isinstance(asked, dict) or "messages" not in asked:
         raise DataError(f"column 'input' must be an object with 'messages', not {shown(asked)}.")
+    for key in asked.keys() - {"messages", *tools.COLUMNS}:
+        if says_something(asked[key]):
+            unused.add(f"key {key!r} of 'input'")
     pair = {"chosen": row["preferred_output"], "rejected": row["non_preferred_output"]}
     return {**preference({"prompt": asked["messages"], **pair}, unused), "tools": tools.tools_of(asked)}
 

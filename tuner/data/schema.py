@@ -156,8 +156,8 @@ def shape_of(row: Row, name: str, kinds: tuple[Kind, ...] = ("messages", "text")
 def canonical(row: Row, shape: Shape, unused: set[str]) -> Row:
     """A row in its kind's canonical columns; `unused` takes the names of what says something and is not used. A
     DataError for one that breaks its shape, or says what cannot be honoured."""
-    if shape.kind == "messages" and any(is_bad(row.get(column)) for column in BAD):
-        raise DataError("an answer is marked as bad (label, kto_tag) and would be learnt: drop such rows, or take KTO.")
+    if shape.kind == "messages" and any(preferences.is_bad(row.get(column)) for column in BAD):
+        raise DataError("an answer is marked as bad (label, kto_tag): drop such rows, or the column, or take KTO.")
     converted = shape.convert(row, unused, *shape.needed)
     for column in SYSTEM_COLUMNS:
         if column in shape.optional and says_something(row.get(column)):
@@ -175,16 +175,6 @@ def canonical(row: Row, shape: Shape, unused: set[str]) -> Row:
         if says_something(row[column]):
             unused.add(passed_over("column", column, {} if shape.kind in ANY_COLUMNS else REFUSED_COLUMNS))
     return converted
-
-
-def is_judgement(value: Any) -> bool:
-    """Whether a value says that an answer is good, or bad; a class's number does not."""
-    return isinstance(value, bool) or str(value).lower() in ("true", "false")
-
-
-def is_bad(value: Any) -> bool:
-    """Whether a value says that an answer is bad."""
-    return is_judgement(value) and str(value).lower() == "false"
 
 
 def _convert_batch(
@@ -263,11 +253,21 @@ SHAPES: tuple[Shape, ...] = (
     Shape(("chosen", "rejected"), "preference", preferences.preference, "whole conversations that begin alike"),
     Shape(("chosen", "rejected"), "ranked", preferences.ranked, "whole conversations that begin alike", MARGINS),
     *(
-        Shape((column, label), "unpaired", preferences.unpaired_conversation, "", SYSTEM_COLUMNS, fits=is_judgement)
+        Shape(
+            (column, label),
+            "unpaired",
+            preferences.unpaired_conversation,
+            "",
+            SYSTEM_COLUMNS,
+            fits=preferences.is_judgement,
+        )
         for column in ("messages", "conversations")
         for label in BAD
     ),
-    Shape(("instruction", "output", "kto_tag"), "unpaired", preferences.unpaired_instruction, "", ("input", *_BESIDE)),
+    *(
+        Shape(("instruction", "output", label), "unpaired", preferences.unpaired_instruction, "", ("input", *_BESIDE))
+        for label in BAD
+    ),
     Shape(("messages",), "messages", turns.conversation, _OPENAI, SYSTEM_COLUMNS),
     Shape(("conversations",), "messages", turns.conversation, _SHAREGPT, SYSTEM_COLUMNS),
     Shape(

@@ -19,7 +19,10 @@ RESULTS = ("tool", "function", "observation", "tool_response", "ipython")
 CALLERS = ("function_call", "tool_call")
 # Keys of an assistant's turn that hold calls.
 KEYS = ("tool_calls", "function_call")
-CALL_KEYS = ("type", "id", "index", "function", "name", "arguments", "parameters")
+CALL_KEYS = (
+    *("type", "id", "call_id", "index", "function", "name", "arguments", "parameters"),
+    *("description", "strict"),
+)
 FUNCTION = '{"name": "...", "arguments": {...}}'
 
 

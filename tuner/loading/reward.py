@@ -139,6 +139,8 @@ def _load(name: str, tokenizer: Any, dtype: torch.dtype, options: dict[str, Any]
     config = model.config.get_text_config()
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
-    if config.pad_token_id is None:  # any that never ends a conversation: the head looks for the last that is another
-        config.pad_token_id = tokenizer.bos_token_id or 0
+    if config.pad_token_id is None:  # any that ends no conversation: the head looks for the last that is another
+        config.pad_token_id = next(
+            token for token in range(config.vocab_size) if token not in tokenizer.all_special_ids
+        )
     return model

@@ -38,11 +38,14 @@ class TokenScores:
     values: torch.Tensor | None = None
 
 
-def layout_of(model: Any, autocast: torch.dtype | None) -> Layout:
-    """How completions lie in a micro-batch, by a probe of the model and its attention."""
+def layout_of(model: Any, autocast: torch.dtype | None, critic: Any = None) -> Layout:
+    """How completions lie in a micro-batch, by a probe of the model and its attention. A critic of another family reads
+    them padded and with a mask: it is not known to keep joined ones apart."""
     found = probe(model, autocast)
     skips = str(model.config._attn_implementation).startswith((BLOCK_ATTENTION, "flash"))
-    return Layout(padding_free=found.joining and skips, chunked_loss=found.chunked_loss, masks=not found.padding)
+    alike = critic is None or critic.config.model_type == model.config.model_type
+    joined, masks = found.joining and skips and alike, not (found.padding and alike)
+    return Layout(padding_free=joined, chunked_loss=found.chunked_loss, masks=masks)
 
 
 class ValueHead(nn.Linear):

@@ -58,7 +58,7 @@ class UpdateLoop(TRLTrainer):
         every = [DefaultFlowCallback(), StepSeed(), *trackers, self.stop, *(callbacks or [])]
         parts = (self.actor.policy, self.processing_class, self.optimizer, self.lr_scheduler)
         self.callback_handler = CallbackHandler(every, *parts)
-        self.state, self.control = TrainerState(), TrainerControl()
+        self.state, self.control, self.passes = TrainerState(), TrainerControl(), -1
         self.call("on_init_end")
 
     @property
@@ -92,7 +92,6 @@ class UpdateLoop(TRLTrainer):
             with locked(self.folder) if args.should_save else nullcontext():
                 if args.eval_on_start and not state.global_step and self.eval_dataset is not None:
                     self.evaluate()
-                self.call("on_epoch_begin")
                 while state.global_step < state.max_steps and not self.control.should_training_stop:
                     self._update()
                 self.call("on_train_end")
@@ -103,6 +102,9 @@ class UpdateLoop(TRLTrainer):
     def _update(self) -> None:
         args, state = self.args, self.state
         passes = int(state.epoch or 0)
+        if passes > self.passes:
+            self.call("on_epoch_begin")
+        self.passes = passes
         self.call("on_step_begin")
         self.seconds, self.norms = {}, []
         logged = self.one_update(state.global_step)
@@ -113,6 +115,8 @@ class UpdateLoop(TRLTrainer):
             wanted = self.stop.wanted().to(self.accelerator.device)
             self.stop.agreed = self.accelerator.gather(wanted[None]).amax(dim=0).cpu()
         self.call("on_step_end")
+        if int(state.epoch) > passes:
+            self.call("on_epoch_end")
         if args.max_kl is not None and logged["objective/kl"] > args.max_kl:
             say(f"Stopped: the divergence {logged['objective/kl']:.3g} is beyond --max_kl {args.max_kl:g}.")
             self.control.should_training_stop = self.control.should_log = True
@@ -123,10 +127,6 @@ class UpdateLoop(TRLTrainer):
         if self.control.should_save:
             save_checkpoint(self)
             self.call("on_save")
-        if int(state.epoch) > passes:
-            self.call("on_epoch_end")
-            if state.global_step < state.max_steps:
-                self.call("on_epoch_begin")
 
     def one_update(self, update: int) -> dict[str, float]:
         """The phases of an update, and what is to be logged."""

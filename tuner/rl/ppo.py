@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from tuner.config.adapters import FROM_WEIGHTS
 from tuner.config.ppo import PPOArguments
 from tuner.errors import ArgumentError, ModelError, NonFiniteError
-from tuner.loading.checkpoints import without_dropout
 from tuner.loading.generation import room
 from tuner.rl import setup
 from tuner.rl.actor import ActorCritic, layout_of
@@ -114,16 +112,11 @@ class PPOTrainer(UpdateLoop):
         if judge is not None and "judge" in self.rewards_of.names:
             raise ArgumentError("A reward is named judge, as the judge is in the log: give it another name.")
         self.judge = None if judge is None else Rewards([judge], None, [None], processing_class, size)
-        parts = (model, self.ref_model, value_model, judge, *rewards)
-        for part in parts:
-            if isinstance(part, nn.Module):
-                without_dropout(part.to(self.accelerator.device))  # it gives a token other odds than in sampling
+        setup.make_still([model, self.ref_model, value_model, judge, *rewards], self.accelerator.device)
         self._read_prompts(train_dataset, eval_dataset, room(bare, args.response_length))
         setup.set_batch_sizes(args, len(self.train_dataset))
         value = setup.make_value(args, model, value_model, processing_class)
-        layout = layout_of(bare, torch.bfloat16 if args.bf16 else None)
-        if args.value == "separate" and value.config.model_type != bare.config.model_type:
-            layout = replace(layout, padding_free=False, masks=True)  # the critic may not keep joined sequences apart
+        layout = layout_of(bare, torch.bfloat16 if args.bf16 else None, value_model)
         pad = processing_class.pad_token_id or 0  # which one is of no account: where a sequence ends is known
         self.actor = ActorCritic(model, value, args.temperature, layout, pad).to(self.accelerator.device)
         self.model = model

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, get_scheduler
 
 from tuner.errors import ArgumentError, ModelError
+from tuner.loading.checkpoints import without_dropout
 from tuner.optim.check import schedule_kwargs
 from tuner.optim.split_adamw import own_optimizer
 from tuner.rl.actor import ActorCritic, ValueHead, score_head
@@ -75,11 +78,11 @@ def make_value(args: PPOConfig, model: Any, value_model: Any, tokenizer: PreTrai
 def _check_causal(model: Any) -> None:
     was_training, body = model.training, getattr(model, model.base_model_prefix)
     model.eval()
-    ids = torch.arange(3, 11, device=model.device)[None]
+    ids = torch.arange(8, device=model.device)[None]
     changed = torch.cat([ids[:, :-1], ids[:, :1]], dim=1)
     here, there = (body(input_ids=each)[0][:, :-1] for each in (ids, changed))
     model.train(was_training)
-    if not torch.allclose(here, there, atol=1e-3, rtol=1e-3):
+    if not torch.allclose(here, there, atol=5e-2, rtol=5e-2):  # beside another expert's tokens rounding is another
         raise ModelError(
             f"The value of a token cannot be given by {type(model).__name__}, which reads what comes after it: take a "
             "decoder (--value_model_path), or --value shared."
@@ -131,6 +134,24 @@ def make_optimizer(args: PPOConfig, actor: ActorCritic) -> torch.optim.Optimizer
         ]
     kind, how = own_optimizer(args, actor.policy) or Trainer.get_optimizer_cls_and_kwargs(args, actor.policy)
     return kind([group for group in groups if group["params"]], **how)
+
+
+@torch.no_grad()
+def make_still(parts: Sequence[Any], device: torch.device) -> None:
+    """Move models to a device and switch off what is random in training, which gives a token other odds than in
+    sampling; a ModelError where the policy, the first of them, is random none the less."""
+    for part in (part for part in parts if isinstance(part, nn.Module)):
+        without_dropout(part.to(device))
+    policy = parts[0]
+    was_training, ids = policy.training, torch.arange(8, device=device)[None]
+    policy.train()
+    with torch.random.fork_rng([] if device.type == "cpu" else None):
+        once, again = (policy(input_ids=ids).logits for _ in range(2))
+    policy.train(was_training)
+    if not torch.allclose(once, again, atol=1e-2, rtol=1e-2):
+        raise ModelError(
+            "The policy is random in training, and its dropout cannot be switched off: set it to 0 in its config.json."
+        )
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, actor: ActorCritic) -> None:

@@ -24,6 +24,10 @@ def last_number(completions: list[Any], answer: list[Any], **_: Any) -> list[flo
 
 
 def _numbers(text: str) -> list[float]:
+    try:
+        return [float(text.replace(",", ""))]  # also with an exponent
+    except ValueError:
+        pass
     return [float(number) for number in NUMBER.findall(text.replace(",", ""))]
 
 

@@ -39,7 +39,7 @@ def not_shown(text: str, messages: Sequence[Message], tools: Sequence[Any] | Non
         if tool["function"]["name"] not in text:
             return f"the definition of the tool {tool['function']['name']!r}"
     called = Counter(call["function"]["name"] for message in messages for call in message.get("tool_calls") or ())
-    defined = Counter(tool["function"]["name"] for tool in tools or ())  # where they stand too
+    defined = Counter({tool["function"]["name"] for tool in tools or ()})  # where they stand too
     for name, times in called.items():
         if text.count(name) < times + defined[name]:
             return f"the call of {name!r}"

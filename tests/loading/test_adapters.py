@@ -7,7 +7,7 @@ import argparse
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig
+from transformers import AutoModelForCausalLM, Llama4TextConfig, LlamaConfig, MambaConfig
 
 from tests.text.test_load_tokenizer import bare_tokenizer
 from tuner.config.adapters import AdapterArguments
@@ -182,6 +182,16 @@ def test_what_a_kernel_reads_is_left_alone(flags, tmp_path):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     packed = {name.split(".")[-2] for name, m in model.named_modules() if type(m).__name__ == "Linear4bit"}
     assert packed == ({"in_proj"} if "load_in_4bit" in flags else set())
+
+
+def test_a_layer_with_a_forward_pass_of_its_own_is_left_alone(tmp_path):
+    """Llama 4's router is a linear layer that returns a pair."""
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 64, "head_dim": 16}
+    model, _ = adapted(base(tmp_path, Llama4TextConfig, num_key_value_heads=2, **experts))
+    learnt = {name.split(".")[-4] for name, p in model.named_parameters() if "lora_A" in name}
+    assert "router" not in learnt and learnt >= {"q_proj", "o_proj"}
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    model(input_ids=ids, labels=ids).loss.backward()
 
 
 @FAMILIES

@@ -59,6 +59,10 @@ def add_adapter(
     Raises:
         ModelError: PEFT does not know where to put it, or cannot in this model.
     """
+    if model.config.model_type == "reformer":
+        raise ModelError(
+            "Reformer's reversible layers have gradients where their input has: no adapter can be trained."
+        )
     name, fields = KINDS[args.peft_type]
     given: dict[str, Any] = {field: getattr(args, flag) for field, flag in fields.items()}
     options = {field: value for field, value in given.items() if value not in (None, [])}
@@ -74,7 +78,9 @@ def add_adapter(
     if args.peft_type == "lora" and args.eos_token:  # what ends an answer is to be learnt, also if it is new
         options["trainable_token_indices"] = [tokenizer.eos_token_id]
     if args.load_in_4bit:
-        quantise(model, [*args.lora_modules_to_save, *_not_called(model)], torch.bfloat16 if half else torch.float32)
+        quantise(
+            model, [*args.lora_modules_to_save, *_no_plain_layers(model)], torch.bfloat16 if half else torch.float32
+        )
     if half:
         for parameter in model.parameters():
             if parameter.is_floating_point():
@@ -83,7 +89,7 @@ def add_adapter(
     if everywhere:
         # The heads of these tasks PEFT trains whole, and still counts among the layers that get an adapter.
         heads = ["classifier", "score", "qa_outputs"] if task in ("TOKEN_CLS", "QUESTION_ANS") else []
-        options["exclude_modules"] = [*heads, *_not_called(model)]
+        options["exclude_modules"] = [*heads, *_no_plain_layers(model)]
     set_seed(args.seed)
     # PEFT asks transformers under an old name, and looks for a folder where a built-in is named.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -117,14 +123,18 @@ def _upper(model: PreTrainedModel, targets: Any) -> dict[str, Any]:
     return {"target_modules": targets, "layers_to_transform": list(range(count // 2, count))}
 
 
-def _not_called(model: PreTrainedModel) -> list[str]:
-    """Ends of the names of layers whose weight may go into a kernel while they are not called, so that an adapter there
-    would learn nothing and 4 bits be taken for numbers: Mamba's, in whose mixers all do but the first, `in_proj`."""
-    mixers = [
-        (n.rpartition(".")[2], m) for n, m in model.named_modules() if isinstance(getattr(m, "D", None), nn.Parameter)
-    ]
-    linear = {f"{n}.{part}" for n, m in mixers for part, layer in m.named_children() if isinstance(layer, nn.Linear)}
-    return sorted(end for end in linear if not end.endswith(".in_proj"))
+def _no_plain_layers(model: PreTrainedModel) -> list[str]:
+    """Ends of the names of linear layers that are used otherwise: with a forward pass of their own (DeepSeek V4's
+    groups), or not called, their weight going into a kernel, so that an adapter there would learn nothing and 4 bits be
+    taken for numbers: Mamba's, in whose mixers all do but the first, `in_proj`."""
+    found = set()
+    for name, module in model.named_modules():
+        mixer = isinstance(getattr(module, "D", None), nn.Parameter)
+        for part, layer in module.named_children():
+            own = type(layer).forward is not nn.Linear.forward and not type(layer).__module__.startswith("bitsandbytes")
+            if isinstance(layer, nn.Linear) and (own or (mixer and part != "in_proj")):
+                found.add(f"{name.rpartition('.')[2]}.{part}")
+    return sorted(found)
 
 
 def quantise(model: PreTrainedModel, whole: list[str], dtype: torch.dtype) -> None:

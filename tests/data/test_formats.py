@@ -213,7 +213,7 @@ def test_a_turn_that_swift_does_not_learn(as_file):
 def test_a_call_is_not_shown_by_its_definition():
     tools = [{"type": "function", "function": {"name": "now"}}]
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "now", "arguments": {}}}]}
-    assert not_shown("tools: now. <assistant>", [USER, call], tools) == "the call of 'now'"
+    assert not_shown("tools: now. <assistant>", [USER, call], tools) == "the definition or a call of the tool 'now'"
     assert not_shown("tools: now. <assistant> now()", [USER, call], tools) is None
 
 

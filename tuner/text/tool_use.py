@@ -42,7 +42,7 @@ def not_shown(text: str, messages: Sequence[Message], tools: Sequence[Any] | Non
     defined = Counter({tool["function"]["name"] for tool in tools or ()})  # where they stand too
     for name, times in called.items():
         if text.count(name) < times + defined[name]:
-            return f"the call of {name!r}"
+            return f"{'the definition or a call of the tool' if defined[name] else 'the call of'} {name!r}"
     for message in messages:
         if message["role"] == "tool" and max(WORD.findall(message["content"]), key=len, default="") not in text:
             return f"the result {message['content'][:40]!r}"

@@ -157,8 +157,13 @@ def test_killed_it_goes_on_to_the_same_bits(point: str, more: list[str], parts: 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
-    [["--num_mini_batches", "2"], ["--advantage", "rloo", "--num_generations", "4"], ["--use_peft", "--lora_r", "4"]],
-    ids=["gae", "rloo", "adapter"],
+    [
+        ["--num_mini_batches", "2"],
+        ["--advantage", "rloo", "--num_generations", "4"],
+        ["--use_peft", "--lora_r", "4"],
+        ["--value_warmup_steps", "3", "--weight_decay", "0.5"],
+    ],
+    ids=["gae", "rloo", "adapter", "warm-up"],
 )
 def test_two_processes_are_one(more: list[str], parts: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"

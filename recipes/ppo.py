@@ -3,7 +3,7 @@
 A reward model or a function scores the completions that the model samples; it learns to write more of what scores high,
 and is held to the model that it began as.
 
-    accelerate launch recipes/ppo.py --config recipes/configs/ppo/tiny.yaml
+    accelerate launch recipes/ppo.py --config recipes/configs/ppo/smollm2.yaml
     accelerate launch recipes/ppo.py --reward_model_path runs/reward/run --dataset_name my_prompts.jsonl --use_peft
     accelerate launch recipes/ppo.py --reward_funcs my_rewards.py:is_correct --advantage grpo
 

@@ -6,12 +6,12 @@ OpenAI have it in other columns.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from typing import Any
 
 from tuner.data import tools
+from tuner.data.json_text import read_json
 from tuner.data.turns import ROLES, Row, either, message, messages_of, question, says_something, shown, turns_in
 from tuner.errors import DataError
 from tuner.text.answers import Message, common_length
@@ -110,7 +110,7 @@ def openai(row: Row, unused: set[str], *_: str) -> Row:
     asked = row["input"]
     if isinstance(asked, str):
         try:
-            asked = json.loads(asked)
+            asked = read_json(asked)
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"column 'input' must be an object with 'messages': {str(error).splitlines()[0]}."

@@ -16,7 +16,6 @@ import io
 import json
 import lzma
 import os
-import re
 import sys
 import tempfile
 import zlib
@@ -32,13 +31,13 @@ from datasets import Dataset, Features, Json
 from datasets.table import CastError
 
 from tuner.data.cache_key import cache_key
+from tuner.data.json_text import read_json
 from tuner.data.local_files import COMPRESSIONS, file_format
 from tuner.errors import DataError, one_line
 
 Row = dict[str, Any]
 # Rows that are written at once.
 CHUNK = 1000
-HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def load_files(files: list[Path], name: str) -> Dataset:
@@ -172,34 +171,11 @@ def _checked(row: Any, where: str) -> Row:
 
 def _parse_json(text: str, file: Path, line: int) -> Any:
     try:
-        value = DECODER.decode(text)
-        if HALF_CHARACTER.search(text):
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
+        return read_json(text)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{file}, line {line + error.lineno - 1}, column {error.colno}: not JSON: {error.msg}. "
             "Expected one object a line, or in a .json file a list of objects."
         ) from error
-    except UnicodeEncodeError as error:
-        raise DataError(f"{file}, line {line}: a string holds half a character (a lone surrogate).") from error
-    except (ValueError, RecursionError) as error:  # a key twice, a number or a nesting beyond Python's limits
+    except (ValueError, RecursionError) as error:  # a key twice, half a character, a nesting beyond Python's limits
         raise DataError(f"{file}, line {line}: {one_line(error)}.") from error
-
-
-def _object(pairs: list[tuple[str, Any]]) -> Row:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
-    return found
-
-
-def _integer(digits: str) -> int | str:
-    """Beyond 64 bits the digits, which nothing rounds."""
-    number = int(digits)
-    return number if -(2**63) <= number < 2**63 else digits
-
-
-# NaN and Infinity, which are no JSON, are what others write for a missing number.
-DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_constant=lambda _: None)

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Json, List, Value
 
-from tuner.data import labels, pairs, preferences, tools, turns
+from tuner.data import json_text, labels, pairs, preferences, tools, turns
 from tuner.data.cache_key import map_batches
 from tuner.data.columns import suggestion, undecoded
 from tuner.data.labels import TAG_COLUMNS, TEXTS, is_class, is_number, named
@@ -108,7 +108,7 @@ def canonicalize(
     mapped = map_batches(
         rows,
         _convert_batch,
-        [__file__, turns.__file__, preferences.__file__, tools.__file__, labels.__file__, pairs.__file__],
+        [__file__, *(str(part.__file__) for part in (turns, preferences, tools, json_text, labels, pairs))],
         {"shape": SHAPES.index(shape), "name": name, "names": names, "filled": filled},
         with_indices=True,
         remove_columns=rows.column_names,

@@ -8,9 +8,9 @@ A call is the assistant's, and learnt; its result is a turn of the role `tool`, 
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from tuner.data.json_text import read_json
 from tuner.errors import DataError
 
 # Columns of what may be called, roles whose turn is a result, and roles whose turn is a call in its content.
@@ -69,27 +69,16 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     unknown = [key for each in (call, function) for key, said in each.items() if key not in CALL_KEYS and said]
     if unknown:
         raise DataError(f"{where}: the key {unknown[0]!r} of a call is not supported. Drop it, or such rows.")
-    if not isinstance(arguments, dict) or not all(map(_fits, arguments.values())):
-        raise DataError(
-            f"{where}: the arguments of {function['name']!r} must be an object, with whole numbers of 64 bits."
-        )
+    if not isinstance(arguments, dict):
+        raise DataError(f"{where}: the arguments of {function['name']!r} must be an object.")
     known = {"id": call["id"]} if call.get("id") else {}
     return {"type": "function", **known, "function": {"name": function["name"], "arguments": arguments}}
-
-
-def _fits(value: Any) -> bool:
-    """Whether a JSON value can be kept: Arrow's whole numbers have 64 bits."""
-    if isinstance(value, dict | list):
-        return all(map(_fits, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, int) or -(2**63) <= value < 2**63
 
 
 def _parsed(value: Any, where: str) -> Any:
     if not isinstance(value, str) or not value.strip():
         return value or None
     try:
-        found = json.loads(value)
-        json.dumps(found, ensure_ascii=False).encode()  # half a character is none
-        return found
+        return read_json(value)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} must be JSON, and is not: {str(error).splitlines()[0]}.") from error

@@ -15,6 +15,7 @@ import json
 from typing import Any
 
 from tuner.data import tools
+from tuner.data.json_text import read_json
 from tuner.errors import DataError
 from tuner.text.answers import Message, learnt
 
@@ -185,7 +186,7 @@ def history_of(value: Any) -> list[Message]:
 def parsed(value: Any) -> Any:
     """The list that a JSON text says, as in a field of a CSV; else the value."""
     try:
-        found = json.loads(value) if isinstance(value, str) else None
+        found = read_json(value) if isinstance(value, str) else None
     except (ValueError, RecursionError):
         return value
     return found if isinstance(found, list) else value

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 # A sign is one where no number or word stands before it: "3-5" names 3 and 5.
-NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?|\d+(?:\.\d+)?")
+NUMBER = re.compile(r"(?:(?<![\w.])-)?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 
 
 def exact_answer(completions: list[Any], answer: list[Any], **_: Any) -> list[float]:
@@ -24,10 +24,6 @@ def last_number(completions: list[Any], answer: list[Any], **_: Any) -> list[flo
 
 
 def _numbers(text: str) -> list[float]:
-    try:
-        return [float(text.replace(",", ""))]  # also with an exponent
-    except ValueError:
-        pass
     return [float(number) for number in NUMBER.findall(text.replace(",", ""))]
 
 

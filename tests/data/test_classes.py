@@ -11,8 +11,9 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from tuner.data.labels import PROBLEMS, check_labels, labels_of
-from tuner.data.schema import canonicalize, unused_sentence
+from tuner.data.schema import canonicalize
 from tuner.data.sources import load_splits, split_rows
+from tuner.data.unused import sentence
 from tuner.errors import ArgumentError, DataError
 from tuner.objectives.arguments import ClassifyArguments
 from tuner.objectives.registry import METHODS
@@ -76,7 +77,7 @@ def test_numbers_are_sorted_as_numbers_and_counted():
 
 def test_other_columns_are_named():
     _, _, unused = canonicalize(Dataset.from_list([{"text": "a", "label": "x", "tools": "hammer"}]), "rows", KINDS)
-    assert unused_sentence(unused, "rows") == "rows: not used are column 'tools' (100 % of the rows)."
+    assert sentence(unused, "rows") == "rows: not used are column 'tools' (100 % of the rows)."
 
 
 def test_each_class_keeps_its_share():

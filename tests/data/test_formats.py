@@ -5,7 +5,7 @@ import re
 
 import pyarrow as pa
 import pytest
-from datasets import Audio, Dataset, Image
+from datasets import Audio, Dataset, Image, List
 
 from tests.data.test_schema import ASSISTANT, SYSTEM, TOOL, USER
 from tests.text.samples import talk
@@ -226,6 +226,15 @@ def test_what_is_no_text_is_refused_by_name_without_being_decoded(feature):
     rows = Dataset.from_list([{"messages": [USER, *GOOD]}]).add_column(name, broken).cast_column(name, feature)
     with pytest.raises(DataError, match=f"the column '{name}' is not supported: only text is trained on"):
         canonicalize(rows, "rows")
+
+
+def test_several_images_are_not_decoded_either():
+    broken = pa.array(
+        [[{"bytes": b"broken", "path": None}]], pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    )
+    rows = Dataset.from_list([{"messages": [USER, *GOOD]}]).add_column("pictures", broken)
+    rows = rows.cast_column("pictures", List(Image()))
+    assert canonicalize(rows, "rows")[2] == {"column 'pictures'": 1.0}
 
 
 def test_one_text_in_a_list_is_that_text():

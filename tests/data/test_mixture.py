@@ -51,10 +51,11 @@ def test_whole_examples_add_up(weights):
 def test_names_weights_and_objects():
     assert data_sources(arguments("a", "b")) == [Source("a"), Source("b")]
     assert data_sources(arguments("a", "b", weights=(1, 3))) == [Source("a", weight=0.25), Source("b", weight=0.75)]
-    row = '{"name": "b.jsonl", "weight": 0.5, "column_mapping": {"question": "prompt"}}'
+    mapping = '{"What, exactly?": "prompt"}'
+    row = f'{{"name": "b.jsonl", "weight": 0.5, "column_mapping": {mapping}}}'
     assert data_sources(arguments('{"name": "a", "weight": 1}', row, config="c")) == [
         Source("a", "c", None, 1 / 1.5),
-        Source("b.jsonl", "c", "question=prompt", 0.5 / 1.5),
+        Source("b.jsonl", "c", mapping, 0.5 / 1.5),
     ]
     assert [Source(name).short for name in ("builtin:chitchat", "x/chats.jsonl.gz", "org/name")] == [
         "chitchat",

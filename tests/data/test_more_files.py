@@ -135,6 +135,49 @@ def test_a_mapping_is_suggested_where_names_are_alike(columns, shapes, expected)
     assert suggestion(columns, shapes) == (expected and f"--column_mapping {expected}")
 
 
+@pytest.mark.parametrize("header", ['"What, exactly?"', " Question ", "a=b", "the question"])
+def test_any_header_of_a_csv_can_be_mapped(tmp_path, header):
+    (tmp_path / "rows.csv").write_text(f"{header},answer\nwhy?,so\nhow?,thus\n", encoding="utf-8")
+    name = header.strip('"')
+    rows = load_rows(str(tmp_path / "rows.csv"))
+    assert rows.column_names == [name, "answer"]
+    train, held_out = load_splits(
+        str(tmp_path / "rows.csv"), column_mapping=json.dumps({name: "prompt", "answer": "completion"})
+    )
+    assert sorted([*train["prompt"], *held_out["prompt"]]) == ["how?", "why?"]
+
+
+def test_a_mapping_is_suggested_as_it_can_be_passed():
+    told = suggestion([" Question ", "answer"], [("prompt", "completion")])
+    assert told == """--column_mapping '{" Question ": "prompt", "answer": "completion"}'"""
+
+
+def test_files_and_splits_that_are_not_read_are_named(tmp_path, capsys):
+    for name in ("train", "test", "extra", "notes", "validation"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n", encoding="utf-8")
+    train, held_out = load_splits(str(tmp_path))
+    said = capsys.readouterr().err
+    assert "in no split" in said and "and not read: extra.jsonl, notes.jsonl.\n" in said
+    assert "not read: the splits validation (" in said
+    assert train["text"] == ["train"] and held_out["text"] == ["test"]
+
+
+def test_nothing_is_said_where_all_is_read(tmp_path, capsys):
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n", encoding="utf-8")
+    (tmp_path / "README.md").write_text("# Rows\n", encoding="utf-8")
+    load_splits(str(tmp_path))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_stream_names_once_what_it_does_not_use(tmp_path, capsys):
+    rows = [{"text": f"document {number}", "url": "here"} for number in range(5)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    stream, _ = open_stream(str(tmp_path / "rows.jsonl"), None, ("train", "test"), 0, 1)
+    assert len(list(stream)) == 5
+    assert capsys.readouterr().err.count("rows.jsonl: not used is column 'url'.") == 1
+
+
 def test_a_stream_does_not_drop_tools(tmp_path):
     row = {"messages": talk("q", "a"), "tools": [{"name": "f"}]}
     stream, _ = open_stream(write(tmp_path, row), None, ("train", "test"), 0, 1)

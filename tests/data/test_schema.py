@@ -7,7 +7,8 @@ import pytest
 from datasets import Dataset, Features
 
 from tests.text.samples import talk
-from tuner.data.schema import canonicalize, unused_sentence
+from tuner.data.schema import canonicalize
+from tuner.data.unused import sentence
 from tuner.errors import DataError
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -369,8 +370,8 @@ def test_what_is_not_used_is_told_with_its_share():
     rows += [{"messages": [USER, {**ASSISTANT, "name": None}], "id": 8, "note": ""}] * 3
     found = unused(*rows)
     assert found == {"column 'id'": 1.0, "message key 'name'": 0.25}
-    assert unused_sentence(found, "rows.jsonl") == (
+    assert sentence(found, "rows.jsonl") == (
         "rows.jsonl: not used are column 'id' (100 % of the rows), message key 'name' (25 % of the rows)."
     )
-    assert unused_sentence({}, "rows.jsonl") is None
+    assert sentence({}, "rows.jsonl") is None
     assert unused({"text": "t", "label": 3, "tools": "hammer"}) == {"column 'label'": 1.0, "column 'tools'": 1.0}

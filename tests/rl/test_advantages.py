@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.rl.models import CLOSE
-from tuner.rl.advantages import gae, group_normalised, leave_one_out, token_rewards, whiten
+from tuner.rl.advantages import gae, group_normalised, leave_one_out, length_adaptive, overlong, token_rewards, whiten
 
 LENGTHS = [4, 1, 3]
 MASK = torch.arange(4) < torch.tensor(LENGTHS)[:, None]
@@ -44,6 +44,24 @@ def test_what_lies_behind_a_completion_is_not_seen():
     dirty = gae(rewards + 5 * ~MASK, values - 7 * ~MASK, MASK, 0.9, 0.9)
     torch.testing.assert_close(clean[0], dirty[0])
     torch.testing.assert_close(clean[1], dirty[1])
+
+
+def test_each_completion_may_have_its_own_lambda():
+    rewards, values, lams = masked(1), masked(2), torch.tensor([0.9, 0.0, 0.5])
+    found = gae(rewards, values, MASK, 0.9, lams)
+    for row, lam in enumerate(lams.tolist()):
+        alone = gae(rewards, values, MASK, 0.9, lam)
+        torch.testing.assert_close([each[row] for each in found], [each[row] for each in alone])
+
+
+def test_the_longer_the_further_back_a_score_is_felt():
+    found = length_adaptive(torch.tensor([10, 20, 40, 1000]), 0.05)
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.0, 0.5, 0.98]))
+
+
+def test_what_comes_near_to_the_end_costs():
+    found = overlong(torch.tensor([1, 6, 7, 8, 10]), 10, 4)
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.0, 0.25, 0.5, 1.0]))
 
 
 def test_leave_one_out():

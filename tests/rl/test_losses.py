@@ -49,6 +49,11 @@ def test_both_estimate_the_divergence(estimator):
     assert estimator == "k1" or found.min() >= 0
 
 
+def test_the_second_is_half_the_square():
+    found = divergence(torch.tensor([0.5, -1.0]), torch.tensor([0.0, 1.0]), "k2")
+    torch.testing.assert_close(found, torch.tensor([0.125, 2.0]))
+
+
 def test_the_coefficient_is_led_to_the_target():
     fixed, led = KLController(0.1), KLController(0.1, target=6.0, horizon=100)
     for _ in range(3):

@@ -335,7 +335,7 @@ def test_nothing_that_is_not_finite_reaches_a_weight(tmp_path):
         ({"num_mini_batches": 3}, ArgumentError, "num_mini_batches 3 does not divide the 8"),
         ({"advantage": "rloo", "num_generations": 3}, ArgumentError, "num_generations 3 does not divide"),
         ({"advantage": "grpo", "num_generations": 1}, ArgumentError, "num_generations 2 or more"),
-        ({"advantage": "grpo", "value": "shared"}, ArgumentError, "has no value function"),
+        ({"advantage": "grpo", "value": "shared"}, ArgumentError, "--value is for --advantage gae"),
         ({"value": "separate"}, ArgumentError, "takes a value_model"),
         ({"fp16": True}, ArgumentError, "--fp16"),
         ({"eval_strategy": "epoch"}, ArgumentError, "here it is steps, or no"),

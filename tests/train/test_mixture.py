@@ -87,8 +87,78 @@ def test_sets_of_other_rows_are_refused(sets, tmp_path):
 
 def test_shares_for_a_method_that_reads_all_alike(sets, tmp_path):
     flags = ["--dataset_name", sets / "chats.jsonl", "builtin:chitchat-small", "--dataset_weights", "1", "1"]
-    done = run_recipe(*flags, "--preset", "tiny", "--output_dir", tmp_path / "run", recipe="pretrain.py")
-    assert done.returncode == 2 and "--dataset_weights: clm reads all rows alike" in done.stderr
+    flags += ["--preset", "tiny", "--objective", "mlm", "--output_dir", tmp_path / "run"]
+    done = run_recipe(*flags, recipe="pretrain.py")
+    assert done.returncode == 2 and "--dataset_weights: mlm reads all rows alike" in done.stderr
+
+
+@pytest.mark.parametrize("clean", ["none", "light"])
+def test_documents_of_several_sets_have_shares(sets, tmp_path, clean):
+    flags = [
+        "--dataset_name",
+        sets / "chats.jsonl",
+        "builtin:chatterbot",
+        "--dataset_weights",
+        "1",
+        "3",
+        "--clean",
+        clean,
+    ]
+    flags += [
+        *NANO,
+        "--preset",
+        "tiny",
+        "--vocab_size",
+        "512",
+        "--max_length",
+        "64",
+        "--max_steps",
+        "3",
+        "--logging_steps",
+        "1",
+        "--eval_strategy",
+        "no",
+    ]
+    done = run_recipe(*flags, "--output_dir", tmp_path / "run", recipe="pretrain.py")
+    assert done.returncode == 0, done.stderr[-2000:]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))["eval"]
+    one, other = metrics["chats_loss"], metrics["chatterbot_loss"]
+    assert min(one, other) < metrics["loss"] < max(one, other)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rows", "flags"),
+    [
+        (
+            "classify.py",
+            lambda n, what: {"text": f"{what} {'good' if n % 2 else 'bad'} {n}", "label": "ab"[n % 2]},
+            ["--model_name_or_path", "builtin:minilm-l6", "--strategy", "head"],
+        ),
+        (
+            "seq2seq.py",
+            lambda n, what: {"source": f"{what} {n} and one", "target": f"{n + 1} {what}"},
+            ["--preset", "tiny"],
+        ),
+        (
+            "reward.py",
+            lambda n, what: {"prompt": f"{what} {n}?", "chosen": f"yes {n}", "rejected": f"no {what} {n}"},
+            ["--model_name_or_path", "builtin:minilm-l6", "--chat_template_path", "bert", "--max_length", "128"],
+        ),
+    ],
+)
+def test_each_method_has_each_sets_loss(tmp_path, recipe, rows, flags):
+    for name, count in (("first", 24), ("second", 36)):
+        lines = [json.dumps(rows(n, name)) + "\n" for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    flags = ["--dataset_name", tmp_path / "first.jsonl", tmp_path / "second.jsonl", *flags]
+    flags += ["--dataset_weights", "3", "1", "--max_steps", "2", "--test_split_size", "8", "--eval_strategy", "no"]
+    done = run_recipe(*flags, "--output_dir", tmp_path / "run", recipe=recipe)
+    assert done.returncode == 0, done.stderr[-2000:]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))["eval"]
+    one, other = metrics["first_loss"], metrics["second_loss"]
+    assert min(one, other) <= metrics["loss"] <= max(one, other)
+    dry = run_recipe(*flags, "--dry_run", "--output_dir", tmp_path / "dry", recipe=recipe)
+    assert "first (75.0%" in " ".join(dry.stdout.split())
 
 
 def test_two_processes_share_each_sets_rows(whole, sets, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
@@ -11,6 +12,8 @@ from tuner.errors import ArgumentError
 
 # Completions of a prompt that a group has, where nothing is said.
 GROUP = 4
+OF_GAE = ("value", "value_learning_rate", "value_warmup_steps", "value_lam", "lam", "length_adaptive_lam", "gamma",
+          "whiten_rewards", "vf_coef", "cliprange_value")  # fmt: skip
 
 
 @dataclass
@@ -37,6 +40,10 @@ class PPOFields:
     stop_token_id: int | None = flag(None, "Another token that ends a completion, by its number.", least=0)
     temperature: float = flag(0.7, "What logits are divided by, in sampling and in training.", least=1e-3)
     missing_eos_penalty: float | None = flag(None, "Taken off the score of a completion that does not end.", least=0)
+    overlong_buffer_len: int | None = flag(
+        None, "Last tokens of response_length in which a score falls evenly, by overlong_penalty_factor.", least=1
+    )
+    overlong_penalty_factor: float = flag(1.0, "How far it falls for a completion of full length.", least=0)
     advantage: Literal["gae", "rloo", "grpo"] = flag(
         "gae", "How good a token was: by a value function; or a completion, beside the others of its prompt."
     )
@@ -50,7 +57,9 @@ class PPOFields:
     )
     value_warmup_steps: int = flag(0, "First updates in which the value alone learns.", least=0)
     kl_coef: float = flag(0.05, "Weight of the divergence from the reference.", least=0)
-    kl_estimator: Literal["k1", "k3"] = flag("k1", "How it is estimated: without bias, or with less variance.")
+    kl_estimator: Literal["k1", "k2", "k3"] = flag(
+        "k1", "How it is estimated: without bias (k1), with less variance, both (k3)."
+    )
     kl_target: float | None = flag(
         None, "Divergence of a completion, in nats, that kl_coef is led towards.", least=1e-6
     )
@@ -65,6 +74,10 @@ class PPOFields:
     entropy_coef: float = flag(0.0, "Weight of the entropy, which is then sought.", least=0)
     gamma: float = flag(1.0, "Discount of what comes later.", least=0, most=1)
     lam: float = flag(0.95, "Lambda of generalised advantage estimation.", least=0, most=1)
+    value_lam: float | None = flag(None, "The same for what the value learns; without it, lam.", least=0, most=1)
+    length_adaptive_lam: float | None = flag(
+        None, "Instead of lam 1 - 1 / (this x tokens) by completion; its authors take 0.05.", least=1e-6
+    )
     whiten_rewards: bool = flag(False, "Divide the tokens' rewards by their standard deviation.")
     reward_clip: float | None = flag(None, "Scores are clipped to this in size.", least=0)
     normalize_rewards: bool = flag(False, "Scores of mean 0 and variance 1, by those of the run so far.")
@@ -82,22 +95,31 @@ class PPOFields:
         self.num_generations = self.num_generations or (GROUP if grouped else 1)
         if grouped and self.num_generations < 2:
             raise ArgumentError(f"--advantage {self.advantage} compares completions: --num_generations 2 or more.")
-        for name in ("value", "value_learning_rate") if grouped else ():
-            if getattr(self, name) is not None:
-                raise ArgumentError(f"--{name}: --advantage {self.advantage} has no value function.")
-        if grouped and self.value_warmup_steps:
-            raise ArgumentError(f"--value_warmup_steps: --advantage {self.advantage} has no value function.")
-        if grouped and self.whiten_rewards:
-            raise ArgumentError(f"--whiten_rewards: --advantage {self.advantage} has no rewards of tokens.")
+        self._refuse(OF_GAE if grouped else (), "is for --advantage gae")
+        self._refuse(("scale_rewards",) if self.advantage != "grpo" else (), "is for --advantage grpo")
+        self._refuse(
+            ("overlong_penalty_factor",) if self.overlong_buffer_len is None else (), "needs --overlong_buffer_len"
+        )
+        self._refuse(("kl_horizon",) if self.kl_target is None else (), "needs --kl_target")
+        self._refuse(("kl_estimator",) if self.kl_in_loss else (), "is not read with --kl_in_loss, which is k3")
+        self._refuse(("lam",) if self.length_adaptive_lam is not None else (), "is not read with --length_adaptive_lam")
         others = {"vllm_": "vllm", "importance_": "copy, continuous or vllm"}
         for field in fields(PPOFields):
             wanted = next((what for start, what in others.items() if field.name.startswith(start)), self.rollout)
-            if self.rollout not in wanted and getattr(self, field.name) != field.default:
-                raise ArgumentError(f"--{field.name} is for --rollout {wanted}.")
+            if self.rollout not in wanted:
+                self._refuse((field.name,), f"is for --rollout {wanted}")
+        if self.overlong_buffer_len is not None and self.overlong_buffer_len > self.response_length:
+            raise ArgumentError("--overlong_buffer_len: at most the tokens of --response_length.")
         if self.stop_token_id is not None:
             self.stop_token = None
         if self.kl_target is not None and (self.kl_in_loss or not self.kl_coef):
             raise ArgumentError("--kl_target leads --kl_coef, which must be above 0 and in the rewards.")
+
+    def _refuse(self, names: Sequence[str], why: str) -> None:
+        """An ArgumentError for the first of these flags that is not at its default: nothing would read it."""
+        for field in fields(PPOFields):
+            if field.name in names and getattr(self, field.name) != field.default:
+                raise ArgumentError(f"--{field.name} {why}.")
 
 
 @dataclass

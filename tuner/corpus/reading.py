@@ -1,11 +1,12 @@
 """Documents of a source one at a time, in the order they lie there or shuffled in a buffer; none is held for long.
 
-What is wrong with a row is said with its file and number when it is read.
+What is wrong with a row, and what of it is not used, is said with its file and number when it is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tuner.data.local_files import local_files
 from tuner.data.read_files import read_rows
 from tuner.data.schema import TOOLS, canonical, shape_of
 from tuner.data.sources import SOURCE_ROW, has_text, held_out_split, load_hub, load_splits, require_split, saved_splits
-from tuner.errors import DataError
+from tuner.errors import DataError, notice
 
 
 def open_stream(
@@ -65,31 +66,39 @@ def _documents(rows: IterableDataset, name: str, mapping: dict[str, str]) -> Ite
 
 
 def _to_text(row: dict[str, Any], number: int, name: str, mapping: dict[str, str]) -> dict[str, str]:
-    name = f"{name}, row {number}"
-    return {"text": _text(rename_row(row, mapping, name), name)}
+    return {"text": _text(row, name, number, mapping)}
 
 
 def _read(files: list[str], mapping: dict[str, str]) -> Iterator[dict[str, str]]:
     """The documents of files, without blank ones."""
     for file in files:
         for number, row in enumerate(read_rows(Path(file))):
-            name = f"{file}, row {number}"
-            text = _text(rename_row(row, mapping, name), name)
+            text = _text(row, file, number, mapping)
             if has_text(text):
                 yield {"text": text}
 
 
-def _text(row: dict[str, Any], name: str) -> str:
+def _text(row: dict[str, Any], source: str, number: int, mapping: dict[str, str]) -> str:
     """A row as text."""
+    name, unused = f"{source}, row {number}", set[str]()
+    row = rename_row(row, mapping, name)
     shape = shape_of(row, name)
     try:
-        read = canonical(row, shape, set())
+        read = canonical(row, shape, unused)
         if read.get(TOOLS):
             raise DataError("what may be called is no part of the text of a stream. Drop the column.")
         found = read[shape.kind]
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
+    for what in sorted(unused):
+        _tell_once(source, what)
     return found if shape.kind == "text" else turns_to_lines(found)
+
+
+@cache
+def _tell_once(source: str, what: str) -> None:
+    """Name what is not used as it first appears: nobody has counted the rows of a stream."""
+    notice(f"{source}: not used is {what}.")
 
 
 def set_aside(documents: IterableDataset, count: int, name: str) -> tuple[IterableDataset, Dataset]:

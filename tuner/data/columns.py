@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
+import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-from datasets import Audio, Dataset, Image, Video
+from datasets import Audio, Dataset, Image, LargeList, List, Video
 
 from tuner.errors import ArgumentError, DataError, nearest
 
@@ -34,17 +35,37 @@ SYNONYMS = {
 
 def undecoded(rows: Dataset) -> Dataset:
     """Rows whose images, sounds and films stay bytes: nobody reads them here, and decoding takes other packages."""
-    media = {name: copy.copy(f) for name, f in (rows.features or {}).items() if isinstance(f, Audio | Image | Video)}
-    for name, feature in media.items():
-        feature.decode = False
-        rows = rows.cast_column(name, feature)
+    for name, feature in (rows.features or {}).items():
+        if (bytes_of := _undecoded(feature)) != feature:
+            rows = rows.cast_column(name, bytes_of)
     return rows
 
 
+def _undecoded(feature: Any) -> Any:
+    """A column's type, or that of what it holds, without decoding."""
+    if isinstance(feature, Audio | Image | Video):
+        return replace(feature, decode=False)
+    if isinstance(feature, dict):
+        return {key: _undecoded(inner) for key, inner in feature.items()}
+    if isinstance(feature, List | LargeList):
+        return replace(feature, feature=_undecoded(feature.feature))
+    return feature
+
+
 def parse_mapping(text: str | None) -> dict[str, str]:
-    """`old=new,old=new` as a dictionary; an ArgumentError for anything else."""
-    pairs = [part.partition("=")[::2] for part in (text or "").split(",") if part.strip()]
-    found = {old.strip(): new.strip() for old, new in pairs}
+    """`old=new,old=new` as a dictionary, or a JSON text of one, for names with commas; an ArgumentError for anything
+    else."""
+    text = text or ""
+    if text.lstrip().startswith("{"):
+        try:
+            pairs = list(json.loads(text).items())
+        except ValueError as error:
+            raise ArgumentError(f"--column_mapping {text}: {error}") from error
+        pairs = [(old, new if isinstance(new, str) else "") for old, new in pairs]
+    else:
+        parts = (part.partition("=")[::2] for part in text.split(",") if part.strip())
+        pairs = [(old.strip(), new.strip()) for old, new in parts]
+    found = dict(pairs)
     if not all(found) or not all(found.values()) or len(found) < len(pairs) or len(set(found.values())) < len(pairs):
         raise ArgumentError(f"--column_mapping {text}: expected name=new_name,..., each of them once.")
     return found
@@ -77,13 +98,19 @@ def suggestion(columns: Iterable[str], shapes: Iterable[tuple[str, ...]]) -> str
         found: dict[str, str] = {}
         for wanted in (column for column in shape if column not in known):
             alike = (wanted, *SYNONYMS.get(wanted, ()))
-            old = next((c for name in alike for c in known if c.lower() == name and c not in found), None)
+            old = next((c for name in alike for c in known if c.strip().lower() == name and c not in found), None)
             if old is None:
                 break
             found[old] = wanted
         else:
-            return f"--column_mapping {','.join(f'{old}={new}' for old, new in found.items())}" if found else ""
+            return f"--column_mapping {written(found)}" if found else ""
     return ""
+
+
+def written(mapping: dict[str, str]) -> str:
+    """A mapping as the flag has it."""
+    plain = all(old == old.strip() and not {",", "=", '"', " "} & set(old) for old in mapping)
+    return ",".join(f"{old}={new}" for old, new in mapping.items()) if plain else f"'{json.dumps(mapping)}'"
 
 
 def rename_row(row: dict[str, Any], mapping: dict[str, str], name: str) -> dict[str, Any]:

@@ -14,12 +14,15 @@ from typing import Any
 from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
 from huggingface_hub import DatasetCard
 
-from tuner.errors import DataError, nearest
+from tuner.errors import DataError, nearest, notice
 
 # Extension to how its files are read; all but parquet may be compressed.
 FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 EXTENSIONS = f"{', '.join(FORMATS)}, also with {', '.join(COMPRESSIONS)}"
+
+# Files that are named in a message.
+SHOWN = 5
 
 Files = dict[str, list[Path]]
 
@@ -77,7 +80,19 @@ def _files_of_folder(folder: Path, name: str, splits: tuple[str, str], config: s
             taken = called.get(split, [])
             rest = {other: [file for file in files if file not in taken] for other, files in found.items()}
             found = {other: files for other, files in (rest | called).items() if files}
+    _say_what_is_left(found, name, base)
     return {splits[0]: found["train"]} if list(found) == ["train"] else found
+
+
+def _say_what_is_left(found: Files, name: str, base: str) -> None:
+    """Name the files of data that are in no split."""
+    read = {file for files in found.values() for file in files}
+    left = [file for file in _resolve({"all": ["**"]}, base).get("all", []) if file not in read]
+    if found and left:
+        more = f" and {len(left) - SHOWN:,} more" if len(left) > SHOWN else ""
+        notice(
+            f"{name}: in no split ({', '.join(found)}) and not read: {', '.join(f.name for f in left[:SHOWN])}{more}."
+        )
 
 
 def _resolve(patterns: dict[str, Any], base: str) -> Files:

@@ -73,7 +73,7 @@ def _source(text: str, args: Any) -> Source:
         raise ArgumentError(f"--dataset_name: {key!r} is none of {', '.join(KEYS)}.{nearest(key, KEYS)}")
     mapping, weight = found.get("column_mapping", args.column_mapping), found.get("weight")
     if isinstance(mapping, dict):
-        mapping = ",".join(f"{old}={new}" for old, new in mapping.items())
+        mapping = json.dumps(mapping)
     if not isinstance(found.get("name"), str) or not isinstance(weight, int | float | None):
         raise ArgumentError(f"--dataset_name {text}: a 'name' is needed, and a 'weight' is a number.")
     return Source(found["name"], found.get("config", args.dataset_config), mapping, weight)

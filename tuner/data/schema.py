@@ -17,15 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import pyarrow.compute as pc
 from datasets import Dataset, Features, Json, List, Value
 
-from tuner.data import json_text, labels, pairs, preferences, tools, turns
+from tuner.data import json_text, labels, pairs, preferences, tools, turns, unused
 from tuner.data.cache_key import map_batches
 from tuner.data.columns import suggestion, undecoded
 from tuner.data.labels import TAG_COLUMNS, TEXTS, is_class, is_number, named
 from tuner.data.sources import LABEL_COLUMNS, SOURCE_ROW
-from tuner.data.turns import REFUSED_COLUMNS, Row, message, passed_over, says_something, text_of
+from tuner.data.turns import REFUSED_COLUMNS, SYSTEM_COLUMNS, Row, add_system, passed_over, says_something, text_of
 from tuner.errors import DataError
 
 Kind = Literal[
@@ -33,7 +32,6 @@ Kind = Literal[
 ]
 
 _TURNS = List(Json())
-_UNUSED = "_unused"
 _TEXTS = {"text": Value("string"), "text_pair": Value("string")}
 _NAMES = List(Value("string"))
 TOOLS = "tools"
@@ -61,8 +59,6 @@ CALLED = {
     "pair": "sources with targets",
     **labels.CALLED,
 }
-# Columns of instruction formats that mean something to a conversation.
-SYSTEM_COLUMNS = ("system", "system_prompt")
 # Columns that say whether an answer is good.
 BAD = ("label", "kto_tag")
 # Columns that hold turns, or what may be called.
@@ -112,18 +108,10 @@ def canonicalize(
         {"shape": SHAPES.index(shape), "name": name, "names": names, "filled": filled},
         with_indices=True,
         remove_columns=rows.column_names,
-        features=Features({**CANONICAL[shape.kind], _UNUSED: List(Value("string"))}),
+        features=Features({**CANONICAL[shape.kind], unused.UNUSED: unused.FEATURE}),
         desc="Reading rows",
     )
-    found = pc.list_flatten(mapped.select_columns([_UNUSED]).with_format("arrow")[:][_UNUSED])
-    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(found).to_pylist()}
-    return shape.kind, mapped.remove_columns(_UNUSED), {key: counts[key] / len(rows) for key in sorted(counts)}
-
-
-def unused_sentence(unused: dict[str, float], name: str) -> str | None:
-    """What `canonicalize` says is not used, in a line; None where there is nothing."""
-    listed = ", ".join(f"{key} ({100 * share:.3g} % of the rows)" for key, share in unused.items())
-    return f"{name}: not used are {listed}." if unused else None
+    return shape.kind, *unused.counted(mapped)
 
 
 def shape_of(row: Row, name: str, kinds: tuple[Kind, ...] = ("messages", "text")) -> Shape:
@@ -153,27 +141,21 @@ def shape_of(row: Row, name: str, kinds: tuple[Kind, ...] = ("messages", "text")
     )
 
 
-def canonical(row: Row, shape: Shape, unused: set[str]) -> Row:
-    """A row in its kind's canonical columns; `unused` takes the names of what says something and is not used. A
+def canonical(row: Row, shape: Shape, rest: set[str]) -> Row:
+    """A row in its kind's canonical columns; `rest` takes the names of what says something and is not used. A
     DataError for one that breaks its shape, or says what cannot be honoured."""
     if shape.kind == "messages" and any(preferences.is_bad(row.get(column)) for column in BAD):
         raise DataError("an answer is marked as bad (label, kto_tag): drop such rows, or the column, or take KTO.")
-    converted = shape.convert(row, unused, *shape.needed)
-    for column in SYSTEM_COLUMNS:
-        if column in shape.optional and says_something(row.get(column)):
-            system = message("system", row[column], f"{column!r}")
-            said = converted["messages" if "messages" in converted else "prompt"]
-            if not said or said[0]["role"] != "system":
-                said.insert(0, system)
-            elif said[0] != system:
-                raise DataError(f"the column {column!r} and the first message are two system messages. Drop one.")
+    converted = shape.convert(row, rest, *shape.needed)
+    if set(SYSTEM_COLUMNS) & set(shape.optional):
+        add_system(row, converted["messages" if "messages" in converted else "prompt"])
     spoken = TOOLS in CANONICAL[shape.kind]
     if spoken:
         converted[TOOLS] = converted.get(TOOLS) or tools.tools_of(row)
     used = {*shape.needed, *shape.optional, SOURCE_ROW, *(tools.COLUMNS if spoken else ())}
     for column in row.keys() - used:
         if says_something(row[column]):
-            unused.add(passed_over("column", column, {} if shape.kind in ANY_COLUMNS else REFUSED_COLUMNS))
+            rest.add(passed_over("column", column, {} if shape.kind in ANY_COLUMNS else REFUSED_COLUMNS))
     return converted
 
 
@@ -187,14 +169,14 @@ def _convert_batch(
 ) -> dict[str, list[Any]]:
     rows = []
     for position, number in enumerate(batch.get(SOURCE_ROW, indices)):
-        unused: set[str] = set()
+        rest: set[str] = set()
         try:
             found = _with_names({column: values[position] for column, values in batch.items()}, names)
             found |= {column: _without_nulls(found[column]) for column in filled}
-            row = canonical(found, SHAPES[shape], unused)
+            row = canonical(found, SHAPES[shape], rest)
         except DataError as error:
             raise DataError(f"{name}, row {number}: {error}") from None
-        rows.append({**row, SOURCE_ROW: number, _UNUSED: sorted(unused)})
+        rows.append({**row, SOURCE_ROW: number, unused.UNUSED: sorted(rest)})
     return {column: [row[column] for row in rows] for column in rows[0]}
 
 

@@ -146,14 +146,15 @@ def require_split(source: Collection[str], split: str, name: str, flag: str = "-
 
 def held_out_split(source: Collection[str], splits: tuple[str, str], name: str) -> str | None:
     """Which split of a source is validated on: that of the name asked for; for `test`, where there is none,
-    `validation`, which is said; else none."""
+    `validation`, which is said; else none. Splits that are not read are named."""
     train, test = splits
-    if test in source and test != train:
-        return test
-    if test == "test" and "validation" in source and train not in ("test", "validation"):
+    found = test if test in source and test != train else None
+    if not found and test == "test" and "validation" in source and train not in ("test", "validation"):
         notice(f"{name} has no split 'test': validating on its split 'validation' (--dataset_test_split).")
-        return "validation"
-    return None
+        found = "validation"
+    if others := [split for split in source if split not in (train, found)]:
+        notice(f"{name}: not read: the splits {', '.join(others)} (--dataset_train_split, --dataset_test_split).")
+    return found
 
 
 def has_text(text: str) -> bool:

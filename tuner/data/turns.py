@@ -46,6 +46,8 @@ REFUSED_COLUMNS = {
     "chat_template_kwargs": "every row is written by the template as it is",
     "history": "it belongs beside 'instruction' or a 'prompt' that is a string",
 }
+# Columns beside a conversation that are its system message.
+SYSTEM_COLUMNS = ("system", "system_prompt")
 # OpenAI's, axolotl's and ms-swift's flags for turns that are not learnt.
 LEARNT_KEYS = ("weight", "train", "training", "loss")
 
@@ -183,6 +185,18 @@ def history_of(value: Any) -> list[Message]:
     ]
 
 
+def add_system(row: Row, messages: list[Message]) -> None:
+    """Begin a row's conversation with the system message that a column beside it holds; a DataError where it begins
+    with another."""
+    for column in SYSTEM_COLUMNS:
+        if says_something(row.get(column)):
+            system = message("system", row[column], f"{column!r}")
+            if not messages or messages[0]["role"] != "system":
+                messages.insert(0, system)
+            elif messages[0] != system:
+                raise DataError(f"the column {column!r} and the first message are two system messages. Drop one.")
+
+
 def parsed(value: Any) -> Any:
     """The list that a JSON text says, as in a field of a CSV; else the value."""
     try:
@@ -212,11 +226,16 @@ def answered(row: Row, unused: set[str], asked: str, answer: str) -> Row:
     """A question and its answer, with what instruction formats have beside them."""
     first, last = turns_in(row[asked]), turns_in(row[answer])
     if asked == "prompt" and (isinstance(first, list) or isinstance(last, list)):
-        if says_something(row.get("history")):
-            raise DataError(f"the column 'history' is not supported: {REFUSED_COLUMNS['history']}.")
+        refuse_history(row)
         prompt = either(row, asked, "user", unused)
         return {"messages": [*map(read, prompt), *either(row, answer, "assistant", unused)]}
     return {"messages": [*question(row, asked), message("assistant", row[answer], f"{answer!r}")]}
+
+
+def refuse_history(row: Row) -> None:
+    """A DataError where there are earlier questions beside messages, which say them already."""
+    if says_something(row.get("history")):
+        raise DataError(f"the column 'history' is not supported: {REFUSED_COLUMNS['history']}.")
 
 
 def question(row: Row, asked: str) -> list[Message]:

@@ -16,8 +16,9 @@ from datasets import Dataset
 
 from tuner.config.evaluation import TASKS, EvaluationArguments
 from tuner.data.columns import parse_mapping, rename_columns
-from tuner.data.schema import Kind, canonicalize, shape_of, unused_sentence
+from tuner.data.schema import Kind, canonicalize, shape_of
 from tuner.data.sources import SOURCE_ROW, held_out_split, load_splits, open_source
+from tuner.data.unused import sentence
 from tuner.errors import ArgumentError, DataError, ModelError, nearest
 from tuner.evaluation.subject import CALLED, kind_of
 from tuner.evaluation.tasks.base import Data, Task, spread
@@ -196,7 +197,7 @@ def _canonical(
         raise DataError(f"--cluster_column {column}: {name} has the columns {', '.join(raw.column_names)}.")
     kind, rows, unused = canonicalize(raw, name, wanted)
     unused.pop(column or "", None)
-    say(unused_sentence(unused, name))
+    say(sentence(unused, name))
     clusters = raw.select_columns([column]) if column else None
     return Data(name, kind, rows, f"{len(rows):,} rows of {name} ({what})", clusters, train)
 

@@ -18,9 +18,17 @@ import numpy as np
 from tqdm import tqdm
 
 from tuner.data.read_files import read_rows
-from tuner.data.schema import SYSTEM_COLUMNS
 from tuner.data.tools import tools_of
-from tuner.data.turns import REFUSED_COLUMNS, history_of, message, messages_of, passed_over, says_something, text_of
+from tuner.data.turns import (
+    REFUSED_COLUMNS,
+    SYSTEM_COLUMNS,
+    history_of,
+    message,
+    messages_of,
+    passed_over,
+    says_something,
+    text_of,
+)
 from tuner.errors import CheckpointError, DataError, Interrupted, notice
 from tuner.loading.chat_model import ChatModel
 from tuner.loading.checkpoints import resolve

@@ -231,10 +231,7 @@ class Objective(Generic[A]):
             values = [form.format(split[name]) for split in (train, held_out)]
             if set(values) != {"0"}:
                 table.add_row(name.replace("_", " "), *values)
-        for part in examples.parts:
-            weight = "" if part.source.weight is None else f" ({part.source.weight:.1%} of an epoch)"
-            table.add_row(f"{part.source.short}{weight}", *part.shares(examples.reports))
-        return table
+        return examples.add_shares(table)
 
     def show(self, draws: list[Row]) -> Iterator[Text]:
         """Examples as a person reads them: what the model is given, and in green what it is asked for."""

@@ -35,7 +35,7 @@ class NextToken(Objective[A]):
     """`-log p(token | those before it)` over the tokens that have a label, for any causal model of transformers, bare
     or in a PEFT wrapper. Where the layout says so, the loss is computed in chunks (`tuner.ops.chunked_loss`)."""
 
-    keeps_rows = True
+    keeps_rows, mixes = True, True
 
     def __call__(self, rows: list[Row]) -> Batch:
         rows = [self.sequence(row) for row in rows]
@@ -109,7 +109,6 @@ class SFT(NextToken[RecipeArguments]):
     https://arxiv.org/abs/2203.02155)."""
 
     name = "sft"
-    mixes = True
     kinds = ("messages", "text")
     loss_unit = "nats a supervised token"
 

@@ -30,7 +30,7 @@ class Classification(WithHead):
 
     name = "classification"
     kinds = ("class", "classes", "score")
-    model = "classifier"
+    model, mixes = "classifier", True
     loss_unit = "nats a text"  # or the squared error
     poolings = ("mean", "cls", "last")
     needs_offsets = False
@@ -126,7 +126,7 @@ class Classification(WithHead):
         for name, count in zip(self.labels.names[:20], self.labels.counts, strict=False):
             column = "label" if rows.kind == "class" else "labels"
             table.add_row(name, f"{count:,}", f"{sum(value == name or name in value for value in rows.eval[column]):,}")
-        return table
+        return examples.add_shares(table)
 
     def show(self, draws: list[Row]) -> Any:
         for number, draw in enumerate(draws):

@@ -38,7 +38,6 @@ class DPO(NextToken[PreferenceArguments]):
 
     arguments = PreferenceArguments
     name = "dpo"
-    mixes = True
     kinds = ("preference", "unpaired")
     refused = ("label_smoothing_factor",)
     loss_unit = "loss an example"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
+from rich.table import Table
 from transformers import PreTrainedModel
 
 from tuner.corpus.clean import CleaningStep
@@ -36,10 +37,13 @@ class Part(NamedTuple):
     eval: Dataset
     reports: tuple[EncodingReport, EncodingReport] | None = None
 
-    def shares(self, whole: tuple[EncodingReport, EncodingReport]) -> list[str]:
-        """Of both splits, what share of rows and of tokens this set has."""
-        both = zip(self.reports or (), whole, strict=True)
-        return [f"{a.rows / b.rows:.1%} of rows, {a.tokens / max(b.tokens, 1):.1%} of tokens" for a, b in both]
+    def shares(self, whole: Examples) -> list[str]:
+        """Of both splits, what share of rows and of tokens this set has; of examples, where nothing was counted."""
+        if self.reports is None or whole.reports is None:
+            both = ((self.train, whole.train), (self.eval, whole.eval))
+            return [f"{len(a) / len(b):.1%} of examples" for a, b in both]
+        counted = zip(self.reports, whole.reports, strict=True)
+        return [f"{a.rows / b.rows:.1%} of rows, {a.tokens / max(b.tokens, 1):.1%} of tokens" for a, b in counted]
 
 
 @dataclass
@@ -89,6 +93,13 @@ class Examples:
         """Which examples an epoch has, where data sets have a share in it."""
         weights = [part.source.weight for part in self.parts if part.source.weight is not None]
         return Shares([len(part.train) for part in self.parts], weights, seed) if weights else None
+
+    def add_shares(self, table: Table) -> Table:
+        """The table of a dry run, with a line for each of several data sets."""
+        for part in self.parts:
+            weight = "" if part.source.weight is None else f" ({part.source.weight:.1%} of an epoch)"
+            table.add_row(f"{part.source.short}{weight}", *part.shares(self))
+        return table
 
 
 @dataclass

@@ -34,7 +34,7 @@ class Reward(Objective[RewardArguments]):
     arguments = RewardArguments
     name = "reward"
     kinds = ("ranked",)
-    model = "reward"
+    model, mixes = "reward", True
     needs_end = False
     refused = ("label_smoothing_factor", "packing", "padding_free")
     loss_unit = "loss a pair"

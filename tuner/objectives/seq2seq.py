@@ -40,7 +40,7 @@ class Seq2Seq(Objective[Seq2SeqArguments]):
     name = "seq2seq"
     kinds = ("pair",)
     vocabulary = "seq2seq"
-    model = "encoder-decoder"
+    model, mixes = "encoder-decoder", True
     loss_unit = "nats a target token"
 
     def __init__(self, args: Seq2SeqArguments, tokenizer: PreTrainedTokenizerBase, *more: Any):

@@ -38,7 +38,7 @@ class Tagging(WithHead):
 
     name = "tagging"
     kinds = ("tags",)
-    model = "tagger"
+    model, mixes = "tagger", True
     loss_unit = "nats a word"
 
     def __init__(self, args: ClassifyArguments, tokenizer: PreTrainedTokenizerBase, *more: Any, **named: Any):
@@ -142,7 +142,7 @@ class Tagging(WithHead):
         there = [tag for tags in rows.eval["tags"] for tag in tags]
         for name, count in zip(self.labels.names[:20], self.labels.counts, strict=False):
             table.add_row(name, f"{count:,}", f"{there.count(name):,}")
-        return table
+        return examples.add_shares(table)
 
     def show(self, draws: list[Row]) -> Any:
         for number, draw in enumerate(draws):

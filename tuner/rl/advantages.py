@@ -27,13 +27,14 @@ def token_rewards(scores: torch.Tensor, kl: torch.Tensor, mask: torch.Tensor, kl
 
 
 def gae(
-    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
+    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float | torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Generalised advantage estimation (Schulman et al. 2015, https://arxiv.org/abs/1506.02438, equation 16). Nothing
     comes after a completion's last token, whether it ended or was cut.
 
     Args:
         values: `(n, t)`, of the state before each token.
+        lam: of all completions, or `(n,)` of each.
 
     Returns:
         Advantages and returns, `(n, t)`.
@@ -46,6 +47,19 @@ def gae(
         following = values[:, step] * mask[:, step]
         advantages[:, step] = carried
     return advantages, (advantages + values) * mask
+
+
+def length_adaptive(lengths: torch.Tensor, alpha: float) -> torch.Tensor:
+    """Lambda of completions of so many tokens, `1 - 1 / (alpha * length)` and at least 0: the longer, the further back
+    a score is felt (VAPO: Yue et al. 2025, https://arxiv.org/abs/2504.05118, length-adaptive GAE)."""
+    return (1 - 1 / (alpha * lengths.float())).clamp(min=0)
+
+
+def overlong(lengths: torch.Tensor, most: int, buffer: int) -> torch.Tensor:
+    """What is taken off the scores of completions that come near to `most` tokens, `(n,)`: nothing up to
+    `most - buffer`, 1 at `most`, evenly between (DAPO: Yu et al. 2025, https://arxiv.org/abs/2503.14476, soft
+    overlong punishment)."""
+    return ((lengths.float() - (most - buffer)) / buffer).clamp(0, 1)
 
 
 def leave_one_out(scores: torch.Tensor, group: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tuner.data.collate import IGNORED, pad
 from tuner.data.sources import load_splits
-from tuner.data.turns import messages_of
+from tuner.data.turns import add_system, messages_of
 from tuner.evaluation.statistics import Estimate, mean, paired
 from tuner.loading.checkpoints import pretrained_decoder
 from tuner.loading.generation import room
@@ -151,7 +151,7 @@ def prompts_with_answers(
     """
     _, held_out = load_splits(name, test_split_size=test_split_size)
     held_out = held_out.select(range(min(most, len(held_out))))
-    read = read_prompts(held_out, name)
+    read, _ = read_prompts(held_out, name)
     if "prompt" in read.column_names:
         read = read.add_column(
             SAID, [_answer(row, len(known["prompt"])) for row, known in zip(held_out, read, strict=True)]
@@ -163,9 +163,10 @@ def _answer(row: dict[str, Any], asked: int) -> str | None:
     """What the assistant said after so many messages."""
     for column in ("messages", "conversations"):
         if column in row:
-            turns = messages_of(row[column], column, set(), answered=False)[asked:]
-            return turns[0]["content"] if turns else None
-    said = row.get("completion")
+            turns = messages_of(row[column], column, set(), answered=False)
+            add_system(row, turns)
+            return turns[asked]["content"] if asked < len(turns) else None
+    said = row.get("output" if "instruction" in row else "completion")
     return said if isinstance(said, str) else None
 
 

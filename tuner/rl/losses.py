@@ -48,9 +48,12 @@ def value_loss(
 
 
 def divergence(logprobs: torch.Tensor, reference: torch.Tensor, estimator: str) -> torch.Tensor:
-    """An estimate of KL(policy | reference) by token: `k1` is unbiased and may be negative, `k3` never is and varies
-    less (Schulman 2020, http://joschu.net/blog/kl-approx.html)."""
+    """An estimate of KL(policy | reference) by token: `k1` is unbiased and may be negative, `k2` never is and varies
+    less, but is biased where the two are far apart, `k3` has neither fault (Schulman 2020,
+    http://joschu.net/blog/kl-approx.html)."""
     log_ratio = reference - logprobs
+    if estimator == "k2":
+        return log_ratio**2 / 2
     return -log_ratio if estimator == "k1" else torch.expm1(log_ratio) - log_ratio
 
 

@@ -29,21 +29,22 @@ def measures(
     """
     args, rollout, mask = loop.args, experience.rollout, experience.rollout.mask
     count, tokens = len(lengths), sum(lengths)
-    kl = {kind: divergence(sampled, experience.reference, kind) * mask for kind in ("k1", "k3")}
+    kinds = dict.fromkeys(("k1", "k3", args.kl_estimator))
+    kl = {kind: divergence(sampled, experience.reference, kind) * mask for kind in kinds}
     wanted = [*kl.values(), -sampled, scores, rollout.ended]
     known = (loop.add_up(torch.stack([each.double().sum() for each in wanted])) / count).tolist()
-    divergences = dict(zip(kl, known, strict=False))
+    divergences, (entropy, score, ended) = dict(zip(kl, known, strict=False)), known[len(kl) :]
     penalty = 0.0 if args.kl_in_loss else -loop.kl.coefficient * divergences[args.kl_estimator]
     found = {
         "objective/kl": divergences["k1"],
         "objective/kl_k3": divergences["k3"],
         "objective/kl_coef": loop.kl.coefficient,
-        "objective/entropy": known[2],
-        "objective/scores": known[3],
+        "objective/entropy": entropy,
+        "objective/scores": score,
         "objective/non_score_reward": penalty,
-        "objective/rlhf_reward": known[3] + penalty,
+        "objective/rlhf_reward": score + penalty,
         "response/length": tokens / count,
-        "response/ended": known[4],
+        "response/ended": ended,
         "grad_norm": sum(loop.norms) / len(loop.norms),
         "lr": loop.lr_scheduler.get_last_lr()[0],
         "episode": (loop.state.global_step + 1) * count,

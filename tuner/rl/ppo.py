@@ -29,7 +29,7 @@ from tuner.errors import ArgumentError, ModelError, NonFiniteError
 from tuner.loading.generation import room
 from tuner.rl import setup
 from tuner.rl.actor import ActorCritic, layout_of
-from tuner.rl.advantages import gae, group_normalised, leave_one_out, token_rewards, whiten
+from tuner.rl.advantages import gae, group_normalised, leave_one_out, length_adaptive, overlong, token_rewards, whiten
 from tuner.rl.engines import as_rollout, make_engine
 from tuner.rl.evaluation import show_samples
 from tuner.rl.loop import UpdateLoop
@@ -139,7 +139,7 @@ class PPOTrainer(UpdateLoop):
         left_out, found = 0, list[Any]()
         for rows, name in ((train, "the training prompts"), (held_out, "the validation prompts")):
             if rows is not None:
-                known = rows if "input_ids" in rows.column_names else read_prompts(rows, name)
+                known = rows if "input_ids" in rows.column_names else read_prompts(rows, name)[0]
                 rows, out = encode_prompts(known, tokenizer, most, longest, name)
                 left_out += out
             found.append(rows)
@@ -185,6 +185,9 @@ class PPOTrainer(UpdateLoop):
             scores = scores.clamp(-args.reward_clip, args.reward_clip)
         if args.missing_eos_penalty is not None:
             scores = scores - args.missing_eos_penalty * (~rollout.ended.cpu()).float()
+        if args.overlong_buffer_len is not None:
+            near = overlong(rollout.lengths.cpu(), args.response_length, args.overlong_buffer_len)
+            scores = scores - args.overlong_penalty_factor * near
         return scores.to(rollout.tokens.device), found
 
     def experience(self, rollout: Rollout, numbers: list[int]) -> Experience:
@@ -214,7 +217,11 @@ class PPOTrainer(UpdateLoop):
             rewards = token_rewards(scores, kl, mask, penalty)
             if args.whiten_rewards:
                 rewards = whiten(rewards, mask, shift_mean=False, add_up=self.add_up)
-            found, experience.returns = gae(rewards, rollout.values, mask, args.gamma, args.lam)
+            alpha = args.length_adaptive_lam
+            lam = args.lam if alpha is None else length_adaptive(rollout.lengths, alpha)
+            found, experience.returns = gae(rewards, rollout.values, mask, args.gamma, lam)
+            if args.value_lam is not None:
+                _, experience.returns = gae(rewards, rollout.values, mask, args.gamma, args.value_lam)
             experience.advantages = whiten(found, mask, add_up=self.add_up)
             return
         # A prompt's completions are neighbours in the whole batch, which may be those of several processes.

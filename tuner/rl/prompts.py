@@ -1,7 +1,8 @@
 """Prompts: rows of text or messages as tokens, and which row an episode has.
 
 Rows keep the data set's own columns, which reward functions are given. A prompt that is a string is what a user says,
-as in every recipe here; one to be continued as raw text is in a column `text` or `query`.
+as in every recipe here, with what stands beside it: a system message, earlier questions, Alpaca's `input`. One to be
+continued as raw text is in a column `text` or `query`.
 """
 
 from __future__ import annotations
@@ -13,55 +14,76 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from tuner.data import turns
+from tuner.data import turns, unused
 from tuner.data.cache_key import map_batches
+from tuner.data.columns import suggestion
 from tuner.data.sources import SOURCE_ROW
 from tuner.data.tools import tools_of
 from tuner.errors import DataError
 from tuner.text.chat import generation_prompt, require_chat_template
 
 # Columns that hold a prompt: the first that is there is taken. Those of raw text come last.
-COLUMNS = ("prompt", "messages", "conversations", "text", "query")
+COLUMNS = ("prompt", "messages", "conversations", "instruction", "text", "query")
 RAW = ("text", "query")
 
 
-def read_prompts(rows: Dataset, name: str) -> Dataset:
+def read_prompts(rows: Dataset, name: str) -> tuple[Dataset, dict[str, float]]:
     """Rows with their own columns, and the prompt in one of two: `prompt`, messages that the assistant is to answer,
-    or `text`, which is to be continued. Rows that have these already stay as they are.
+    or `text`, which is to be continued. Reading them again changes nothing.
 
     Args:
         name: of the data set, for messages.
+
+    Returns:
+        The rows, and of every key of a message that says something and is not used the share of rows that have it.
 
     Raises:
         DataError: no column with a prompt, or a row without one.
     """
     column = next((c for c in COLUMNS if c in rows.column_names), "")
     if not column:
-        raise DataError(f"{name}: no column {', '.join(COLUMNS)}; there are {', '.join(rows.column_names)}.")
+        advice = suggestion(rows.column_names, [("prompt",)])
+        raise DataError(
+            f"{name}: no column {', '.join(COLUMNS)}; there are {', '.join(rows.column_names)}."
+            f"{f' Try {advice}.' if advice else ''}"
+        )
     arguments = {"column": column, "name": name}
     kept = "text" if column in RAW else "prompt"
     gone = [column] if column != kept else []
     options: dict[str, Any] = {"with_indices": True, "remove_columns": gone, "desc": "Reading prompts"}
-    return map_batches(rows, _read, [__file__, turns.__file__], arguments, **options)
+    return unused.counted(map_batches(rows, _read, [__file__, turns.__file__], arguments, **options))
 
 
 def _read(batch: dict[str, list[Any]], indices: list[int], column: str, name: str) -> dict[str, list[Any]]:
-    found = []
-    for number, value in zip(batch.get(SOURCE_ROW, indices), batch[column], strict=True):
+    found, kept = [], "text" if column in RAW else "prompt"
+    for position, number in enumerate(batch.get(SOURCE_ROW, indices)):
+        rest: set[str] = set()
         try:
-            found.append(_prompt(value, column))
+            row = {name: values[position] for name, values in batch.items()}
+            found.append({kept: _prompt(row, column, rest), unused.UNUSED: sorted(rest)})
         except DataError as error:
             raise DataError(f"{name}, row {number}: {error}") from None
-    return {"text" if column in RAW else "prompt": found}
+    return {key: [row[key] for row in found] for key in (kept, unused.UNUSED)}
 
 
-def _prompt(value: Any, column: str) -> Any:
+def _prompt(row: dict[str, Any], column: str, rest: set[str]) -> Any:
     """A text, or the messages that the assistant is to answer: what it says last in a conversation is left out."""
+    value = row[column]
     if column in RAW or isinstance(turns.parsed(value), str):
         if not turns.text_of(value, f"{column!r}").strip():
             raise DataError(f"column {column!r} is empty.")
-        return value if column in RAW else [turns.message("user", value, f"{column!r}")]
-    messages = turns.messages_of(value, column, set(), answered=False)
+        if column in RAW:
+            return value
+        messages = turns.question(row, column)
+        turns.add_system(row, messages)
+        return messages
+    messages = turns.messages_of(value, column, rest, answered=False)
+    earlier = turns.history_of(row.get("history"))
+    if [turn for turn in messages if turn["role"] != "system"][
+        : len(earlier)
+    ] != earlier:  # else it is a prompt of ours
+        turns.refuse_history(row)
+    turns.add_system(row, messages)
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
     if not messages or not messages[-1]["content"].strip():

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tuner.config.ppo import PPOArguments
 from tuner.data.mixture import data_sources, names_of
 from tuner.data.sources import SOURCE_ROW, load_splits
+from tuner.data.unused import sentence
 from tuner.errors import ArgumentError, ModelError
 from tuner.estimate.model import parameters_by_component
 from tuner.loading.generation import room
@@ -92,7 +93,9 @@ def load_prompts(run: Run[PPOArguments]) -> Prompts:
         for source in data_sources(args):
             given = (source.name, source.config, *splits, args.test_split_size)
             both = load_splits(*given, column_mapping=source.column_mapping)
-            parts.append([read_prompts(rows, source.name) for rows in both])
+            (train, unused), (held_out, _) = (read_prompts(rows, source.name) for rows in both)
+            parts.append((train, held_out))
+            say(sentence(unused, source.name))
             kinds[source.name] = "messages" if "prompt" in parts[-1][0].column_names else "texts"
         if len(set(kinds.values())) > 1:
             found = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
@@ -100,8 +103,10 @@ def load_prompts(run: Run[PPOArguments]) -> Prompts:
         train, held_out = (concatenate_datasets(list(split)) for split in zip(*parts, strict=True))
     own = "prompt" if "prompt" in train.column_names else "text"
     others = [name for name in train.column_names if name not in (own, SOURCE_ROW)]
-    if others:
+    if others and (args.reward_funcs or (args.judge and names_function(args.judge))):
         say(f"Reward functions are given the columns {', '.join(others)}.")
+    elif others:
+        say(f"Not used, for there is no reward function, are the columns {', '.join(others)}.")
     return Prompts(train, held_out)
 
 

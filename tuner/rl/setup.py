@@ -124,7 +124,8 @@ def make_optimizer(args: PPOConfig, actor: ActorCritic) -> torch.optim.Optimizer
     do not decay."""
     parts = [(actor.policy, args.learning_rate)]
     if actor.value is not None:
-        parts.append((actor.value, args.value_learning_rate or args.learning_rate))
+        own = args.value_learning_rate
+        parts.append((actor.value, args.learning_rate if own is None else own))
     groups = []
     for part, rate in parts:
         trained = [p for p in part.parameters() if p.requires_grad]

@@ -20,9 +20,10 @@ from tuner.corpus.segments import to_documents
 from tuner.data.labels import PROBLEMS, check_labels
 from tuner.data.mixture import Source, data_sources, names_of
 from tuner.data.pairs import translated
-from tuner.data.schema import TOOLS, Kind, canonicalize, unused_sentence
+from tuner.data.schema import TOOLS, Kind, canonicalize
 from tuner.data.sources import SOURCE_ROW, load_splits
-from tuner.errors import ArgumentError, ModelError
+from tuner.data.unused import sentence
+from tuner.errors import ArgumentError, DataError, ModelError
 from tuner.loading.checkpoints import beyond_positions, resolve
 from tuner.loading.models import build_model
 from tuner.loading.shapes import base_shape
@@ -59,7 +60,7 @@ def load_rows(run: Run, kinds: tuple[Kind, ...] | None = None, **split: Any) -> 
             wanted = (kind,) if kind else kinds or run.method.kinds
             kind, train, unused = canonicalize(both[0], source.name, wanted)
             _, held_out, _ = canonicalize(both[1], f"{source.name} {EVALUATED}", (kind,))
-        say(unused_sentence(unused, source.name))
+        say(sentence(unused, source.name))
         parts.append(Part(source, train, held_out))
     assert kind is not None
     if len(parts) == 1:
@@ -99,10 +100,26 @@ def load_documents(run: Run[TextArguments]) -> Rows:
             say(f"{names_of(args)}: the column 'tools' is no part of the text.")
         train, held_out = to_documents(rows.train, rows.kind), to_documents(rows.eval, rows.kind)
         if args.clean == "none":
-            return Rows("text", train, held_out)
+            return Rows("text", train, held_out, parts=_parts_of(rows.parts, train, held_out))
         train, held_out, report, said = clean_documents(train, held_out, args)
     say(said)
-    return Rows("text", train, held_out, report)
+    return Rows("text", train, held_out, report, parts=_parts_of(rows.parts, train, held_out))
+
+
+def _parts_of(parts: list[Part], train: Dataset, held_out: Dataset) -> list[Part]:
+    """What is left of each of several data sets in rows of all of them, which were counted through; a `DataError` where
+    that is nothing."""
+    ends = np.zeros(2, int)
+    found = []
+    for part in parts:
+        starts, ends = ends, np.add(ends, (len(part.train), len(part.eval)))
+        both = []
+        for rows, start, end in zip((train, held_out), starts, ends, strict=True):
+            both.append(rows.select(range(*np.searchsorted(rows[SOURCE_ROW], [start, end]))))
+            if not len(both[-1]):
+                raise DataError(f"{part.source.name}: cleaning left none of its documents for one of both splits.")
+        found.append(Part(part.source, *both))
+    return found
 
 
 def load_tokenizer(run: Run, rows: Rows) -> PreTrainedTokenizerBase:
@@ -190,9 +207,10 @@ def make_examples(run: Run, rows: Rows, objective: Objective[Any]) -> Examples:
     ]
     if len(made) == 1:
         return Examples(made[0].train, made[0].eval, made[0].reports)
+    made = _counted_through(made, rows.parts)
     train, held_out = concatenate_datasets([p.train for p in made]), concatenate_datasets([p.eval for p in made])
     reports = [part.reports for part in made if part.reports]
-    whole = (reduce(add, [train for train, _ in reports]), reduce(add, [held_out for _, held_out in reports]))
+    whole = (reduce(add, [one for one, _ in reports]), reduce(add, [one for _, one in reports])) if reports else None
     return Examples(train, held_out, whole, made)
 
 
@@ -201,6 +219,23 @@ def _examples(source: Source, train: Dataset, held_out: Dataset, objective: Obje
         found, train_report = objective.examples(train, source.name)
         kept, eval_report = objective.examples(held_out, f"{source.name} {EVALUATED}")
     return Part(source, found, kept, (train_report, eval_report) if train_report and eval_report else None)
+
+
+def _counted_through(made: list[Part], parts: list[Part]) -> list[Part]:
+    """The examples of several data sets, whose `rows` are those of all sets together."""
+    found, first = [], [0, 0]
+    for examples, rows in zip(made, parts, strict=True):
+        both = []
+        for place, (split, known) in enumerate(zip(examples[1:3], rows[1:3], strict=True)):
+            if "rows" in split.column_names:
+                number = dict(zip(known[SOURCE_ROW], range(first[place], first[place] + len(known)), strict=True))
+                counted = [[number[row] for row in each] for each in split.with_format(None)["rows"]]
+                feature = split.features["rows"]
+                split = split.remove_columns("rows").add_column("rows", counted, feature=feature)
+            both.append(split)
+            first[place] += len(known)
+        found.append(examples._replace(train=both[0], eval=both[1]))
+    return found
 
 
 def choose_layout(run: Run, model: PreTrainedModel) -> Layout:

@@ -212,9 +212,10 @@ class Trainer(EvaluatingTrainer):
     def _blame(self, what: str, rows: list[torch.Tensor]) -> str:
         known = sorted({int(row) for batch in rows for row in batch.flatten() if row >= 0})
         unit = "rows" if self.objective.keeps_rows and not self._streams else "examples"
+        counted = "counted from 0, through all data sets" if self.examples.parts else "counted from 0"
         return (
             f"{what} at step {self.state.global_step + 1}, before the optimizer stepped. The batch was training "
-            f"{unit} {', '.join(map(str, known))} (counted from 0). A lower --learning_rate is the usual cure. "
+            f"{unit} {', '.join(map(str, known))} ({counted}). A lower --learning_rate is the usual cure. "
             f"{last_saved(self.folder)}"
         )
 

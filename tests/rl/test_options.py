@@ -1,0 +1,97 @@
+"""Options of the update and of the scores, each seen to reach them through the trainer."""
+
+import pytest
+import torch
+
+from tests.rl.models import policy, share_of_a, trainer
+from tuner.errors import ArgumentError
+
+
+def by_length(completions, completion_ids, **_):
+    return [float(len(tokens) * (-1) ** n) for n, tokens in enumerate(completion_ids)]
+
+
+def after(folder, **settings):
+    """The weights of policy and value after a run in which ratios and values move far."""
+    made = trainer(folder, policy(), num_ppo_epochs=4, total_episodes=8, learning_rate=1e-2, **settings)
+    made.train()
+    return [parameter.detach().clone() for parameter in made.actor.parameters()], made
+
+
+def scored(folder, **settings):
+    made = trainer(folder, reward=by_length, **settings)
+    rollout, rows, _ = made.rollout(0)
+    rollout.lengths = torch.arange(1, 9)
+    return made.rewards(rollout, rows)[0], rollout
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"cliprange_high": 2.0}, {"dual_clip": 1.0, "cliprange": 0.9}, {"cliprange_value": 1e-3}, {"vf_coef": 1.0},
+        {"value_learning_rate": 1e-4}, {"value_lam": 0.0}, {"length_adaptive_lam": 0.5}, {"gamma": 0.5}, {"lam": 0.0},
+        {"whiten_rewards": True}, {"reward_clip": 0.01}, {"normalize_rewards": True}, {"kl_in_loss": True},
+        {"kl_estimator": "k2"}, {"kl_estimator": "k3"}, {"overlong_buffer_len": 4}, {"missing_eos_penalty": 1.0},
+        {"entropy_coef": 0.1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_each_changes_what_is_learnt(tmp_path, option):
+    common = {"cliprange": 0.9} if "cliprange" in option else {}
+    without, _ = after(tmp_path / "without", kl_coef=0.2, **common)
+    with_it, _ = after(tmp_path / "with", kl_coef=0.2, **option)
+    assert any(not torch.equal(one, other) for one, other in zip(without, with_it, strict=True))
+
+
+def test_the_value_has_its_own_learning_rate(tmp_path):
+    start = trainer(tmp_path / "start").actor
+    learnt, made = after(tmp_path / "run", value_learning_rate=0.0, value="shared")
+    rates = {group["lr"] for group in made.optimizer.param_groups}
+    assert rates == {1e-2, 0.0}
+    assert torch.equal(made.actor.value.weight, start.value.weight)
+    assert not torch.equal(made.actor.policy.lm_head.weight, start.policy.lm_head.weight)
+    assert len(learnt)
+
+
+def test_scores_are_clipped(tmp_path):
+    plain, _ = scored(tmp_path)
+    clipped, _ = scored(tmp_path, reward_clip=2.0)
+    assert plain.abs().max() > 2
+    assert torch.equal(clipped, plain.clamp(-2, 2))
+
+
+def test_scores_have_the_run_s_mean_and_variance(tmp_path):
+    made = trainer(tmp_path, reward=by_length, normalize_rewards=True)
+    seen = []
+    for update in range(3):
+        rollout, rows, _ = made.rollout(update)
+        scores, by_name = made.rewards(rollout, rows)
+        seen.append(by_name["by_length"])
+    every = torch.cat(seen)
+    torch.testing.assert_close(scores, (seen[-1] - every.mean()) / every.std(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_score_falls_in_the_last_tokens(tmp_path):
+    plain, rollout = scored(tmp_path)
+    fallen, _ = scored(tmp_path, overlong_buffer_len=4, overlong_penalty_factor=3.0)
+    assert rollout.lengths.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    torch.testing.assert_close(plain - fallen, torch.tensor([0, 0, 0, 0, 0.75, 1.5, 2.25, 3.0]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"advantage": "grpo", "lam": 0.9}, "--lam is for --advantage gae"),
+        ({"advantage": "rloo", "vf_coef": 0.5}, "--vf_coef is for --advantage gae"),
+        ({"scale_rewards": False}, "--scale_rewards is for --advantage grpo"),
+        ({"kl_horizon": 5}, "--kl_horizon needs --kl_target"),
+        ({"kl_in_loss": True, "kl_estimator": "k3"}, "--kl_estimator is not read with --kl_in_loss"),
+        ({"lam": 0.9, "length_adaptive_lam": 0.05}, "--lam is not read with --length_adaptive_lam"),
+        ({"overlong_penalty_factor": 2.0}, "--overlong_penalty_factor needs --overlong_buffer_len"),
+        ({"overlong_buffer_len": 9}, "at most the tokens of --response_length"),
+        ({"vllm_mode": "server"}, "--vllm_mode is for --rollout vllm"),
+    ],
+)
+def test_what_nothing_would_read_is_refused(tmp_path, settings, said):
+    with pytest.raises(ArgumentError, match=said):
+        trainer(tmp_path, reward=share_of_a, **settings)

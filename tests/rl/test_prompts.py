@@ -1,0 +1,51 @@
+"""Prompts of PPO: what stands beside them, and what of a row is not used."""
+
+import pytest
+from datasets import Dataset
+
+from tuner.errors import DataError
+from tuner.rl.prompts import read_prompts
+
+
+def read(*rows):
+    found, unused = read_prompts(Dataset.from_list(list(rows)), "set")
+    again, _ = read_prompts(found, "set")
+    assert again["prompt"] == found["prompt"]  # the trainer reads what a recipe has read
+    return found["prompt"], unused
+
+
+def test_a_system_message_begins_the_prompt():
+    told = {"role": "system", "content": "Be brief."}
+    asked = {"role": "user", "content": "Why?"}
+    for column in ("system", "system_prompt"):
+        assert read({"prompt": "Why?", column: "Be brief."})[0] == [[told, asked]]
+        assert read({"messages": [asked], column: "Be brief."})[0] == [[told, asked]]
+    assert read({"prompt": "Why?", "system": ""})[0] == [[asked]]
+    with pytest.raises(DataError, match=r"set, row 0: the column 'system' and the first message are two system"):
+        read({"prompt": [told, asked], "system": "Be long."})
+
+
+def test_earlier_questions_come_before():
+    rows = {"prompt": "Why?", "history": [["Is it so?", "It is."]]}
+    said = [("user", "Is it so?"), ("assistant", "It is."), ("user", "Why?")]
+    assert [(turn["role"], turn["content"]) for turn in read(rows)[0][0]] == said
+    with pytest.raises(DataError, match="row 0: the column 'history' is not supported: it belongs beside"):
+        read({"messages": [{"role": "user", "content": "Why?"}], "history": [["Is it so?", "It is."]]})
+
+
+def test_alpaca_s_instructions_are_prompts():
+    row = {"instruction": "Add.", "input": "1 and 2", "output": "3", "system": "You add."}
+    found, _ = read_prompts(Dataset.from_list([row]), "set")
+    assert [turn["content"] for turn in found["prompt"][0]] == ["You add.", "Add.\n\n1 and 2"]
+    assert found["output"] == ["3"]  # for reward functions
+
+
+def test_what_of_a_message_is_not_used_is_counted():
+    turns = [{"role": "user", "content": "Why?", "mood": "sad"}]
+    _, unused = read({"messages": turns}, {"messages": [{"role": "user", "content": "How?"}]})
+    assert unused == {"message key 'mood'": 0.5}
+
+
+def test_another_name_is_suggested():
+    with pytest.raises(DataError, match=r"no column prompt, .*; there are question, answer\. Try --column_mapping"):
+        read_prompts(Dataset.from_list([{"question": "Why?", "answer": "So."}]), "set")

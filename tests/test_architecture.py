@@ -135,6 +135,17 @@ def test_the_model_can_travel_alone(name):
             )
 
 
+def test_one_file_knows_trl_s_experiments():
+    """Their module goes away with a release: one place says what then takes its part."""
+    knowing = set()
+    for path in (*SOURCES, *RECIPES):
+        for node in ast.walk(parsed(path)):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            knowing |= {module_of(path) for name in names if name.startswith("trl.experimental")}
+    assert knowing == {"tuner.rl.trl_ppo"}
+
+
 def test_public_names_are_documented():
     for path in SOURCES:
         tree = parsed(path)

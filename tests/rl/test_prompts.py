@@ -1,10 +1,15 @@
 """Prompts of PPO: what stands beside them, and what of a row is not used."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 from datasets import Dataset
 
+from tuner.config.ppo import PPOArguments
 from tuner.errors import DataError
 from tuner.rl.prompts import read_prompts
+from tuner.rl.run import load_prompts
 
 
 def read(*rows):
@@ -49,3 +54,19 @@ def test_what_of_a_message_is_not_used_is_counted():
 def test_another_name_is_suggested():
     with pytest.raises(DataError, match=r"no column prompt, .*; there are question, answer\. Try --column_mapping"):
         read_prompts(Dataset.from_list([{"question": "Why?", "answer": "So."}]), "set")
+
+
+def test_sets_whose_columns_have_other_types(tmp_path, capsys):
+    """What reads Parquet knows types, what reads JSON lines does not ask for any."""
+    Dataset.from_list([{"prompt": "a", "answer": 1.5}] * 4).to_parquet(tmp_path / "numbers.parquet")
+    Dataset.from_list([{"prompt": "b", "answer": "one"}] * 4).to_parquet(tmp_path / "words.parquet")
+    lines = [json.dumps({"prompt": "c", "answer": [1], "more": True}) + "\n"] * 4
+    (tmp_path / "lines.jsonl").write_text("".join(lines), encoding="utf-8")
+    names = [str(tmp_path / name) for name in ("numbers.parquet", "words.parquet", "lines.jsonl")]
+    args = PPOArguments(
+        model_name_or_path="m", reward_funcs=["f.py:f"], dataset_name=names, output_dir="o", test_split_size=1
+    )
+    rows = load_prompts(SimpleNamespace(args=args)).train
+    said = [(row["prompt"][0]["content"], row["answer"], row["more"]) for row in rows]
+    assert said == [("a", 1.5, None)] * 3 + [("b", "one", None)] * 3 + [("c", [1], True)] * 3
+    assert "Reward functions are given the columns answer, more." in capsys.readouterr().out

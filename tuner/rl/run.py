@@ -9,12 +9,13 @@ from itertools import chain
 from typing import Any
 
 from accelerate import PartialState
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Features, Json, Value, concatenate_datasets
 from rich.console import Console
 from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.config.ppo import PPOArguments
+from tuner.data.cache_key import map_batches
 from tuner.data.mixture import data_sources, names_of
 from tuner.data.sources import SOURCE_ROW, load_splits
 from tuner.data.unused import sentence
@@ -100,7 +101,7 @@ def load_prompts(run: Run[PPOArguments]) -> Prompts:
         if len(set(kinds.values())) > 1:
             found = ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
             raise ArgumentError(f"--dataset_name: prompts are texts or messages, one kind at a time ({found}).")
-        train, held_out = (concatenate_datasets(list(split)) for split in zip(*parts, strict=True))
+        train, held_out = (_one_of(list(split)) for split in zip(*parts, strict=True))
     own = "prompt" if "prompt" in train.column_names else "text"
     others = [name for name in train.column_names if name not in (own, SOURCE_ROW)]
     if others and (args.reward_funcs or (args.judge and names_function(args.judge))):
@@ -108,6 +109,16 @@ def load_prompts(run: Run[PPOArguments]) -> Prompts:
     elif others:
         say(f"Not used, for there is no reward function, are the columns {', '.join(others)}.")
     return Prompts(train, held_out)
+
+
+def _one_of(parts: list[Dataset]) -> Dataset:
+    """Prompts of several data sets as one. Where they have columns of other types, values are what JSON makes of them:
+    a column is then one like any other."""
+    if any(part.features != parts[0].features for part in parts):
+        kinds = [Features({c: Value("int64") if c == SOURCE_ROW else Json() for c in p.column_names}) for p in parts]
+        how = {"desc": "Joining data sets"}
+        parts = [map_batches(p, dict, [__file__], {}, features=f, **how) for p, f in zip(parts, kinds, strict=True)]
+    return concatenate_datasets(parts)
 
 
 @dataclass

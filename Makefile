@@ -132,7 +132,7 @@ test-newest: ## Run the core of the fast tests on the newest releases within the
 # All else as it is pinned, so that what fails is TRL's; pyproject.toml holds TRL back for PPOTrainer alone.
 test-trl-newest: ## Our models in the trainers of TRL's newest release, and PPO, which it lacks; `make test-suites` puts them on its page
 	@test -x $(TRL_NEWEST)/bin/python || $(PYTHON) -m venv $(TRL_NEWEST)
-	@$(TRL_NEWEST)/bin/python -m pip --disable-pip-version-check --no-input -qq install -c constraints.txt -e '.[dev]'
+	@$(TRL_NEWEST)/bin/python -m pip --disable-pip-version-check --no-input -qq install -c constraints.txt -e '.[dev,eval]'
 	@$(TRL_NEWEST)/bin/python -m pip --disable-pip-version-check --no-input -qq install --no-deps --upgrade trl
 	@rm -f .compatibility-trl-newest
 	@PATH="$(abspath $(TRL_NEWEST))/bin:$$PATH" COMPATIBILITY=$(abspath .compatibility-trl-newest) OMP_NUM_THREADS=1 \

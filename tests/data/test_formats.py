@@ -63,7 +63,17 @@ def as_file(tmp_path):
         ({"messages": talk("q", "a"), "label": False}, "an answer is marked as bad .label, kto_tag.: .*"),
         ({"messages": talk("q", "a"), "kto_tag": "false"}, "an answer is marked as bad .*"),
         ({"instruction": "q", "output": "a", "kto_tag": False}, "an answer is marked as bad .*"),
-        ({"messages": talk("q", "a"), "chat_template_kwargs": {"x": 1}}, "the column 'chat_template_kwargs' .*"),
+        (
+            {"messages": talk("q", "a"), "chat_template_kwargs": [1]},
+            "column 'chat_template_kwargs' must be an object.*",
+        ),
+            {"messages": talk("q", "a"), "chat_template_kwargs": [1]},
+            "column 'chat_template_kwargs' must be an object.*",
+        ),
+        (
+            {"messages": talk("q", "a"), "chat_template_kwargs": '{"tools": 1}'},
+            "column 'chat_template_kwargs': 'tools' is known otherwise.*",
+        ),
         (
             {"instruction": "q", "output": ["good", "bad"]},
             "column 'output' is a list of 2 texts, of which one is needed.",

@@ -46,6 +46,20 @@ def test_calls_are_learnt_and_results_are_read(name):
     assert "The time." in tokenizer.decode(rows[0]["input_ids"]).split(call)[0]  # what may be called, before
 
 
+def test_a_row_says_what_else_its_template_reads():
+    """Llama's template writes a date, TRL's marked version of it too."""
+    tokenizer = tokenizer_of("llama3_1")
+    row = {"messages": talk("Time?", "Noon."), "chat_template_kwargs": {"date_string": "1 May 1999", "keyboard": None}}
+    for mode in (row, row | {"chat_template_kwargs": json.dumps(row["chat_template_kwargs"])}):
+        rows, _ = encoded([mode, {"messages": row["messages"]}], tokenizer)
+        said = [tokenizer.decode(one["input_ids"]) for one in rows]
+        assert "1 May 1999" in said[0] and "1 May 1999" not in said[1]
+        assert stretches(tokenizer, rows[0]) == ["Noon.<|eot_id|>"]
+    row["chat_template_kwargs"] = {"enable_thinking": False}
+    with pytest.raises(DataError, match=r"row 0: .* does not read 'enable_thinking' of 'chat_template_kwargs'"):
+        encoded([row], tokenizer)
+
+
 @pytest.mark.parametrize("name", ["small", "smollm2", "qwen3", "deepseekv3"])
 def test_a_turn_of_weight_0_is_read_and_not_learnt(name):
     """By marks, by TRL's marks, and by rendering."""

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 from datasets import Dataset
 
+from tests.text.templates import tokenizer_of
 from tuner.config.ppo import PPOArguments
 from tuner.errors import DataError
-from tuner.rl.prompts import read_prompts
+from tuner.rl.prompts import encode_prompts, read_prompts
 from tuner.rl.run import load_prompts
 
 
@@ -49,6 +50,13 @@ def test_what_of_a_message_is_not_used_is_counted():
     turns = [{"role": "user", "content": "Why?", "mood": "sad"}]
     _, unused = read({"messages": turns}, {"messages": [{"role": "user", "content": "How?"}]})
     assert unused == {"message key 'mood'": 0.5}
+
+
+def test_a_prompt_s_row_says_what_its_template_reads():
+    tokenizer = tokenizer_of("llama3_1")
+    rows = Dataset.from_list([{"prompt": "Time?", "chat_template_kwargs": {"date_string": "1 May 1999"}}])
+    found, _ = encode_prompts(read_prompts(rows, "set")[0], tokenizer, 1000, None, "set")
+    assert "1 May 1999" in tokenizer.decode(found[0]["input_ids"])
 
 
 def test_another_name_is_suggested():

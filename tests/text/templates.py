@@ -73,7 +73,7 @@ def tools_of(conversation: str) -> list | None:
 def learnt(name: str, conversation: str) -> list[str]:
     """The stretches of tokens with a label, as text; a DataError where the template refuses the conversation."""
     tokenizer = training_tokenizer(tokenizer_of(name))[0]
-    (row,) = encode_conversations(tokenizer, [CONVERSATIONS[conversation]], tools=[tools_of(conversation)])
+    (row,) = encode_conversations(tokenizer, [CONVERSATIONS[conversation]], given=[{"tools": tools_of(conversation)}])
     stretches = [list(group) for on, group in groupby(row["labels"], key=lambda label: label != -100) if on]
     return [tokenizer.decode(stretch) for stretch in stretches]
 

@@ -141,6 +141,6 @@ def test_control_tokens_in_arguments_and_reasoning_stay_text(name):
     ]
     if name == "gemma":
         del turns[1]["tool_calls"]
-    (row,) = encode_conversations(tokenizer, [turns], tools=[None if name == "gemma" else TOOLS])
+    (row,) = encode_conversations(tokenizer, [turns], given=[{"tools": None if name == "gemma" else TOOLS}])
     assert row["labels"].count(end) == 1
     assert generation_prompt(tokenizer, turns[:1])["input_ids"].tolist()[0].count(end) <= 2

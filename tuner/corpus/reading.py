@@ -18,6 +18,7 @@ from tuner.data.local_files import local_files
 from tuner.data.read_files import read_rows
 from tuner.data.schema import TOOLS, canonical, shape_of
 from tuner.data.sources import SOURCE_ROW, has_text, held_out_split, load_hub, load_splits, require_split, saved_splits
+from tuner.data.tools import VARIABLES
 from tuner.errors import DataError, notice
 
 
@@ -87,6 +88,8 @@ def _text(row: dict[str, Any], source: str, number: int, mapping: dict[str, str]
         read = canonical(row, shape, unused)
         if read.get(TOOLS):
             raise DataError("what may be called is no part of the text of a stream. Drop the column.")
+        if read.get(VARIABLES):
+            unused.add(f"column {VARIABLES!r}")
         found = read[shape.kind]
     except DataError as error:
         raise DataError(f"{name}: {error}") from None

@@ -21,10 +21,11 @@ from tuner.data.cache_key import map_batches
 from tuner.data.encoding_report import EncodingReport
 from tuner.data.schema import TOOLS, Kind
 from tuner.data.sources import SOURCE_ROW
+from tuner.data.tools import VARIABLES, given
 from tuner.errors import DataError
 from tuner.text import answers, chat, tool_use
 from tuner.text.answers import Message, learnt, training_tokenizer
-from tuner.text.chat import encode_conversations, require_chat_template
+from tuner.text.chat import Given, encode_conversations, require_chat_template
 
 Encoded = dict[str, Any]
 # The columns of a kind that become sequences, and what the encoded columns' names have before them.
@@ -108,7 +109,8 @@ def _encode_batch(
     numbers = batch.get(SOURCE_ROW, indices)
     names = [f"{name}, row {number}" for number in numbers]
     prompts = batch.get("prompt", [[]] * len(numbers))
-    tools = batch.get(TOOLS, [None] * len(numbers))
+    columns = [column for column in (TOOLS, VARIABLES) if column in batch]
+    beside = [given({column: batch[column][place] for column in columns}) for place in range(len(numbers))]
     encoded: list[list[Encoded]] = []
     for column in SEQUENCES[kind]:
         if kind == "text":
@@ -116,7 +118,7 @@ def _encode_batch(
         else:
             whole = [[*prompt, *answer] for prompt, answer in zip(prompts, batch[column], strict=True)]
             before = [len(prompt) for prompt in prompts]
-            encoded.append(encode_conversations(tokenizer, whole, names=names, prompts=before, tools=tools))
+            encoded.append(encode_conversations(tokenizer, whole, names=names, prompts=before, given=beside))
     longest = [max(len(sequence["input_ids"]) for sequence in found) for found in zip(*encoded, strict=True)]
     longer = [position for position, length in enumerate(longest) if length > max_length]
     if longer and mode == "error":
@@ -125,7 +127,7 @@ def _encode_batch(
     pieces: dict[int, list[Any]] = {position: [found] for position, found in enumerate(zip(*encoded, strict=True))}
     if kind == "messages" and mode == "split":
         conversations = {position: batch["messages"][position] for position in longer}
-        split = _split(tokenizer, conversations, tools, dict(enumerate(encoded[0])), max_length)
+        split = _split(tokenizer, conversations, beside, dict(enumerate(encoded[0])), max_length)
         pieces |= {position: [[part] for part in parts] for position, parts in split.items()}
     if kind == "text" and mode == "split":
         for position in longer:
@@ -163,7 +165,7 @@ def _cut(sequences: list[Encoded], kind: Kind, max_length: int) -> dict[str, Any
 def _split(
     tokenizer: PreTrainedTokenizerBase,
     conversations: dict[int, list[Message]],
-    tools: Sequence[list[Any] | None],
+    beside: Sequence[Given],
     encoded: dict[int, Encoded],
     max_length: int,
 ) -> dict[int, list[Encoded]]:
@@ -176,17 +178,17 @@ def _split(
         system = turns[0]["content"] if turns[0]["role"] == "system" else ""
         overhead = len(tokenizer(system, add_special_tokens=False)["input_ids"]) + 8
         answers = [turn for turn, message in enumerate(turns, 1) if learnt(message)]
-        ends = dict(zip(answers, _answer_ends(tokenizer, turns, tools[i], encoded[i], answers), strict=True))
+        ends = dict(zip(answers, _answer_ends(tokenizer, turns, beside[i], encoded[i], answers), strict=True))
         cuts = _cuts(turns)
         runs[i] = _cut_after_answers(turns, cuts, [ends[turn] for turn in cuts], max_length, overhead)
-    flat, called = [run for pieces in runs.values() for run in pieces], [tools[i] for i in runs for _ in runs[i]]
-    rows = encode_conversations(tokenizer, flat, eos_required=False, tools=called) if flat else []
+    flat, same = [run for pieces in runs.values() for run in pieces], [beside[i] for i in runs for _ in runs[i]]
+    rows = encode_conversations(tokenizer, flat, eos_required=False, given=same) if flat else []
     # A template may repeat more than `overhead`, a system message of its own or what may be called: then the piece is
     # cut again.
     again = {
         n: run for n, run in enumerate(flat) if set(rows[n]["labels"][max_length:]) - {-100} and len(_cuts(run)) > 1
     }
-    finer = _split(tokenizer, again, called, dict(enumerate(rows)), max_length) if again else {}
+    finer = _split(tokenizer, again, same, dict(enumerate(rows)), max_length) if again else {}
     pieces_of = iter([finer.get(n, [row]) for n, row in enumerate(rows)])
     return {i: [piece for _ in pieces for piece in next(pieces_of)] for i, pieces in runs.items()}
 
@@ -201,7 +203,7 @@ def _cuts(turns: list[Message]) -> list[int]:
 def _answer_ends(
     tokenizer: PreTrainedTokenizerBase,
     messages: list[Message],
-    tools: list[Any] | None,
+    beside: Given,
     row: Encoded,
     turn_ends: list[int],
 ) -> list[int]:
@@ -212,7 +214,7 @@ def _answer_ends(
         return ends
     # Answers that touch one another or have no token.
     heads = [messages[:turn] for turn in turn_ends]
-    found = encode_conversations(tokenizer, heads, eos_required=False, tools=[tools] * len(heads))
+    found = encode_conversations(tokenizer, heads, eos_required=False, given=[beside] * len(heads))
     return [len(head["input_ids"]) for head in found]
 
 

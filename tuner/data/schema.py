@@ -35,13 +35,14 @@ _TURNS = List(Json())
 _TEXTS = {"text": Value("string"), "text_pair": Value("string")}
 _NAMES = List(Value("string"))
 TOOLS = "tools"
-_PREFERENCE = {"prompt": _TURNS, "chosen": _TURNS, "rejected": _TURNS, TOOLS: Json()}
+_GIVEN = {TOOLS: Json(), tools.VARIABLES: Json()}
+_PREFERENCE = {"prompt": _TURNS, "chosen": _TURNS, "rejected": _TURNS, **_GIVEN}
 _COLUMNS: dict[Kind, dict[str, Any]] = {
-    "messages": {"messages": _TURNS, TOOLS: Json()},
+    "messages": {"messages": _TURNS, **_GIVEN},
     "text": {"text": Value("string")},
     "preference": _PREFERENCE,
     "ranked": {**_PREFERENCE, "margin": Value("float64"), "tie": Value("bool")},
-    "unpaired": {"prompt": _TURNS, "completion": _TURNS, "label": Value("bool"), TOOLS: Json()},
+    "unpaired": {"prompt": _TURNS, "completion": _TURNS, "label": Value("bool"), **_GIVEN},
     "pair": {"source": Value("string"), "target": Value("string")},
     "class": {**_TEXTS, "label": Value("string")},
     "classes": {**_TEXTS, "labels": _NAMES},
@@ -64,6 +65,7 @@ BAD = ("label", "kto_tag")
 # Columns that hold turns, or what may be called.
 SPOKEN = (
     *("messages", "conversations", "prompt", "completion", "chosen", "rejected", "input", *tools.COLUMNS),
+    tools.VARIABLES,
     *("preferred_output", "non_preferred_output"),
 )
 # Kinds beside which a column like `tools` means nothing.
@@ -152,7 +154,8 @@ def canonical(row: Row, shape: Shape, rest: set[str]) -> Row:
     spoken = TOOLS in CANONICAL[shape.kind]
     if spoken:
         converted[TOOLS] = converted.get(TOOLS) or tools.tools_of(row)
-    used = {*shape.needed, *shape.optional, SOURCE_ROW, *(tools.COLUMNS if spoken else ())}
+        converted[tools.VARIABLES] = tools.variables_of(row)
+    used = {*shape.needed, *shape.optional, SOURCE_ROW, *((*tools.COLUMNS, tools.VARIABLES) if spoken else ())}
     for column in row.keys() - used:
         if says_something(row[column]):
             rest.add(passed_over("column", column, {} if shape.kind in ANY_COLUMNS else REFUSED_COLUMNS))

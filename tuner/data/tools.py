@@ -3,7 +3,8 @@
     what may be called   {"type": "function", "function": {"name": str, "description": str, "parameters": JSON schema}}
     a call               {"type": "function", "id": str (where it has one), "function": {"name": str, "arguments": {}}}
 
-A call is the assistant's, and learnt; its result is a turn of the role `tool`, and read.
+A call is the assistant's, and learnt; its result is a turn of the role `tool`, and read. Beside them a row may say what
+else its chat template reads, under the name that TRL has for it: `chat_template_kwargs`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Any
 from tuner.data.json_text import read_json
 from tuner.errors import DataError
 
+# What a chat template reads that is not in a conversation, and what of it is no row's to say.
+VARIABLES = "chat_template_kwargs"
+OURS = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token")
 # Columns of what may be called, roles whose turn is a result, and roles whose turn is a call in its content.
 COLUMNS = ("tools", "functions")
 RESULTS = ("tool", "function", "observation", "tool_response", "ipython")
@@ -32,6 +36,22 @@ def tools_of(row: dict[str, Any]) -> list[dict[str, Any]] | None:
     if len(found) > 1:
         raise DataError(f"the columns {' and '.join(map(repr, found))} both say what may be called. Drop one.")
     return next(iter(found.values()), None)
+
+
+def variables_of(row: dict[str, Any]) -> dict[str, Any] | None:
+    """What a row says that its chat template reads; None where that is nothing, and a DataError where it is no
+    object, or not a row's to say."""
+    found = _parsed(row.get(VARIABLES), f"column {VARIABLES!r}")
+    if found is not None and not isinstance(found, dict):
+        raise DataError(f"column {VARIABLES!r} must be an object, not {type(found).__name__}.")
+    if taken := [name for name in found or () if name in OURS]:
+        raise DataError(f"column {VARIABLES!r}: {taken[0]!r} is known otherwise. Leave it out.")
+    return {name: value for name, value in (found or {}).items() if value is not None} or None
+
+
+def given(row: dict[str, Any]) -> dict[str, Any]:
+    """What a chat template is given beside a canonical row's turns."""
+    return {"tools": row.get("tools"), **(row.get(VARIABLES) or {})}
 
 
 def definitions(value: Any, column: str) -> list[dict[str, Any]] | None:

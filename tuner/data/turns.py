@@ -43,7 +43,6 @@ REFUSED_KEYS = {
 }
 REFUSED_COLUMNS = {
     **MEDIA,
-    "chat_template_kwargs": "every row is written by the template as it is",
     "history": "it belongs beside 'instruction' or a 'prompt' that is a string",
 }
 # Columns beside a conversation that are its system message.

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
-from tuner.data.schema import TOOLS, Kind
+from tuner.data.schema import Kind
+from tuner.data.tools import given
 from tuner.data.turns import said
 from tuner.errors import survive
 from tuner.loading.generation import generate_texts, room
@@ -41,7 +42,7 @@ def prompts_of(rows: Dataset, kind: Kind, tokenizer: PreTrainedTokenizerBase, co
             if not turn:  # the assistant opens: there is nothing to answer
                 continue
             shown, reference = " / ".join(m["content"] for m in turns[:turn]), said(turns[turn])
-            ids = generation_prompt(tokenizer, turns[:turn], row.get(TOOLS))["input_ids"][0].tolist()
+            ids = generation_prompt(tokenizer, turns[:turn], given(row))["input_ids"][0].tolist()
         if ids:  # a blank text is no prompt
             found.append((shown, reference, ids))
     return found

@@ -23,7 +23,7 @@ PROMPTS = ("prompt", "messages", "conversations")
 # Columns of two completions, under the names that data sets give them.
 COMPLETIONS = (("chosen", "rejected"), ("completion_a", "completion_b"), ("response_a", "response_b"))
 # What the page does not show.
-NOT_SHOWN = {**REFUSED_COLUMNS, **dict.fromkeys(tools.COLUMNS, "tool use is not shown here")}
+NOT_SHOWN = {**REFUSED_COLUMNS, **dict.fromkeys((*tools.COLUMNS, tools.VARIABLES), "tool use is not shown here")}
 Pair = tuple[int, Prompt, str | None, str | None]
 
 

@@ -16,7 +16,7 @@ from tuner.errors import ArgumentError, ModelError
 from tuner.hardware import device_type, has_fast_bf16
 from tuner.loading.checkpoints import load_pretrained, resolve, set_ends, with_adapter, writer_class
 from tuner.loading.generation import room, sampling
-from tuner.text.chat import Message, generation_prompt
+from tuner.text.chat import Given, Message, generation_prompt
 from tuner.text.load_tokenizer import load_pretrained_tokenizer
 from tuner.text.pairs import encode_texts
 
@@ -53,9 +53,9 @@ class ChatModel:
         begun = (self.tokenizer.bos_token or "") + text
         return self.tokenizer(begun, add_special_tokens=False, return_tensors="pt")
 
-    def prompt(self, messages: Sequence[Message], tools: list[Any] | None = None) -> Inputs:
-        """A conversation to answer, with what may be called."""
-        return generation_prompt(self.tokenizer, messages, tools)
+    def prompt(self, messages: Sequence[Message], given: Given = None) -> Inputs:
+        """A conversation to answer, and what the template is given beside it."""
+        return generation_prompt(self.tokenizer, messages, given)
 
     def fitting(self, messages: list[Message], kept: int) -> Inputs:
         """As `prompt`; the oldest exchanges after the first `kept` messages are deleted from `messages` where there

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tuner.data.read_files import read_rows
-from tuner.data.tools import tools_of
+from tuner.data.tools import tools_of, variables_of
 from tuner.data.turns import (
     REFUSED_COLUMNS,
     SYSTEM_COLUMNS,
@@ -123,7 +123,7 @@ def _prompt(
     for name in row.keys() & REFUSED_COLUMNS.keys() - {"history"}:
         if says_something(row[name]):
             passed_over("column", name, REFUSED_COLUMNS)
-    called = tools_of(row)
+    beside = {"tools": tools_of(row), **(variables_of(row) or {})}
     said = [message("system", row[name], f"{name!r}") for name in SYSTEM_COLUMNS if says_something(row.get(name))]
     said = said or ([{"role": "system", "content": system}] if system is not None else [])
     if column == "prompt" and isinstance(value, str):
@@ -134,7 +134,7 @@ def _prompt(
         raise DataError(f"column {column!r} ends with the assistant's turn: there is nothing to answer.")
     if said and turns[0]["role"] == "system":
         raise DataError(f"column {column!r} begins with a system message, and there is another. Drop one.")
-    return _ids(model.prompt([*said, *turns], called))
+    return _ids(model.prompt([*said, *turns], beside))
 
 
 def _ids(inputs: Any) -> np.ndarray:

@@ -92,7 +92,9 @@ class RewardModel:
             [*([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt), _answer(completion)]
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
-        rows = encode_conversations(self.writer, turns, eos_required=False, tools=tools)
+        rows = encode_conversations(
+            self.writer, turns, eos_required=False, given=[{"tools": each} for each in tools or [None] * len(turns)]
+        )
         return self._rewards([row["input_ids"] for row in rows])
 
     def score_ids(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:

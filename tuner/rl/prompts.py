@@ -18,7 +18,7 @@ from tuner.data import turns, unused
 from tuner.data.cache_key import map_batches
 from tuner.data.columns import suggestion
 from tuner.data.sources import SOURCE_ROW
-from tuner.data.tools import tools_of
+from tuner.data.tools import tools_of, variables_of
 from tuner.errors import DataError
 from tuner.text.chat import generation_prompt, require_chat_template
 
@@ -128,7 +128,8 @@ def encode_prompts(
 def _encode(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
     if "prompt" in batch:
         rows = ({column: batch[column][number] for column in batch} for number in range(len(batch["prompt"])))
-        prompts = (generation_prompt(tokenizer, row["prompt"], tools_of(row)) for row in rows)
+        given = ((row["prompt"], {"tools": tools_of(row), **(variables_of(row) or {})}) for row in rows)
+        prompts = (generation_prompt(tokenizer, *both) for both in given)
         return {"input_ids": [prompt["input_ids"][0].tolist() for prompt in prompts]}
     return {"input_ids": tokenizer(batch["text"])["input_ids"]}
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
+from jinja2 import meta
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from tuner.errors import DataError
 from tuner.text.tool_use import Message, shows_python, with_text_arguments
@@ -46,22 +47,22 @@ def training_tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTo
 def render(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
-    tools: list[Any] | None = None,
+    given: Mapping[str, Any] | None = None,
     add_generation_prompt: bool = False,
     marks: bool = False,
 ) -> tuple[str, Spans]:
-    """What the template writes of a conversation, and with `marks` the characters between its generation marks. Raises
-    whatever the template does."""
+    """What the template writes of a conversation, and of what it is `given` beside it, and with `marks` the characters
+    between its generation marks. Raises whatever the template does."""
     template = tokenizer.chat_template
     if _takes_parts(template):
         messages = [{**turn, "content": [{"type": "text", "text": turn["content"] or ""}]} for turn in messages]
     write = partial(
         render_jinja_template,
-        tools=tools,
         chat_template=template,
         return_assistant_tokens_mask=marks,
         add_generation_prompt=add_generation_prompt,
         **tokenizer.special_tokens_map,
+        **(given or {}),
     )
     try:
         (text,), spans = write([list(messages)])
@@ -73,6 +74,13 @@ def render(
     if as_text:
         (text,), spans = write([with_text_arguments(messages)])
     return text, spans[0] if spans else []
+
+
+@lru_cache(maxsize=16)
+def variables(template: str) -> set[str]:
+    """The names that a template reads."""
+    environment = _compile_jinja_template(template).environment
+    return meta.find_undeclared_variables(environment.parse(template))
 
 
 @lru_cache(maxsize=16)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,9 +30,13 @@ from tuner.text.answers import (
     render,
     rendered_answers,
     training_tokenizer,
+    variables,
 )
 from tuner.text.quoted_tokens import any_of, quoted_tokens, special_tokens
 from tuner.text.tool_use import hidden_reasoning, not_shown
+
+# What a template reads beside a conversation, by name.
+Given = Mapping[str, Any] | None
 
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -56,7 +60,7 @@ def encode_conversations(
     eos_required: bool = True,
     names: Sequence[str] | None = None,
     prompts: Sequence[int] | None = None,
-    tools: Sequence[list[Any] | None] | None = None,
+    given: Sequence[Given] | None = None,
 ) -> list[dict[str, Any]]:
     """Encode whole conversations.
 
@@ -66,7 +70,8 @@ def encode_conversations(
         eos_required: refuse a template that does not close the assistant's last turn with a supervised end token.
         names: what to call each conversation in an error.
         prompts: how many messages of each conversation are its prompt, in which nothing is labelled.
-        tools: for each conversation the JSON schemas of the functions that it may call.
+        given: for each conversation what its template reads beside it: `tools`, the JSON schemas of the functions that
+            it may call, and variables of the template's own.
 
     Returns:
         For each: `input_ids`, `labels` of the same length (the id where the assistant speaks, else -100; a turn whose
@@ -74,12 +79,13 @@ def encode_conversations(
         `unreasoned`, of those whose reasoning the template leaves out.
 
     Raises:
-        DataError: a conversation that the template refuses, or of which it leaves out what tools have to do with.
+        DataError: a conversation that the template refuses, of which it leaves out what tools have to do with, or
+            with a variable that it does not read.
         ModelError: a template that is not Jinja, two beginning tokens, or an end token that is not supervised.
     """
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     rows = []
-    for encoding, spans, unreasoned in _encode(tokenizer, conversations, names, tools, prompts):
+    for encoding, spans, unreasoned in _encode(tokenizer, conversations, names, given, prompts):
         ids, offsets = encoding.ids, encoding.offsets
         starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
         labels = [-100] * len(ids)
@@ -104,10 +110,10 @@ def _end(tokenizer: PreTrainedTokenizerBase, labels: list[int]) -> int | None:
 
 
 def generation_prompt(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: list[Any] | None = None
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], given: Given = None
 ) -> BatchEncoding:
     """A conversation, or none yet, that ends where the assistant is to speak, as tensors `(1, time)` for `generate`."""
-    [(encoding, *_)] = _encode(tokenizer, [messages], ["the prompt"], [tools], add_generation_prompt=True)
+    [(encoding, *_)] = _encode(tokenizer, [messages], ["the prompt"], [given], add_generation_prompt=True)
     return BatchEncoding({"input_ids": [encoding.ids], "attention_mask": [encoding.attention_mask]}, tensor_type="pt")
 
 
@@ -127,7 +133,7 @@ def _encode(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Sequence[Message]],
     names: Sequence[str] | None,
-    tools: Sequence[list[Any] | None] | None,
+    given: Sequence[Given] | None,
     prompts: Sequence[int] | None = None,
     add_generation_prompt: bool = False,
 ) -> list[tuple[Encoding, Spans, int]]:
@@ -135,20 +141,20 @@ def _encode(
     answers' reasoning it has left out."""
     if not conversations:
         return []
-    given = [[list(turns), tools[number] if tools else None] for number, turns in enumerate(conversations)]
-    quoted = quoted_tokens(tokenizer, [json.dumps(both, ensure_ascii=False, default=str) for both in given])
+    written = [[list(turns), (given[number] if given else None) or {}] for number, turns in enumerate(conversations)]
+    quoted = quoted_tokens(tokenizer, [json.dumps(both, ensure_ascii=False, default=str) for both in written])
     control = any_of(special_tokens(tokenizer))
     texts, spans, unreasoned = [], [], []
-    for number, (turns, functions) in enumerate(map(quoted.hide, given) if quoted else given):
+    for number, (turns, more) in enumerate(map(quoted.hide, written) if quoted else written):
         name, prompt = names[number] if names else f"conversation {number}", prompts[number] if prompts else 0
-        write = partial(_write, tokenizer, name, functions)
+        write = partial(_write, tokenizer, name, more)
         if add_generation_prompt:
             text, found = write(turns, add_generation_prompt=True)
         elif MARKS.search(tokenizer.chat_template):
             text, found = marked_answers(write, turns, prompt, control)
         else:
             text, found = rendered_answers(write, turns, prompt, control)
-        if missing := not_shown(text, turns, functions):
+        if missing := not_shown(text, turns, more.get("tools")):
             raise DataError(f"{name}: {origin(tokenizer)} leaves out {missing}. Take one for tools, or drop such rows.")
         texts.append(text)
         spans.append(found)
@@ -162,12 +168,18 @@ def _encode(
 
 
 def _write(
-    tokenizer: PreTrainedTokenizerBase, name: str, tools: list[Any] | None, messages: Sequence[Message], **how: bool
+    tokenizer: PreTrainedTokenizerBase, name: str, given: dict[str, Any], messages: Sequence[Message], **how: bool
 ) -> tuple[str, Spans]:
     try:
-        return render(tokenizer, messages, tools, **how)
+        unread = given.keys() - {"tools"} - (variables(tokenizer.chat_template) if len(given) > 1 else set())
+        if not unread:
+            return render(tokenizer, messages, given, **how)
     except TemplateSyntaxError as error:
         raise ModelError(f"{origin(tokenizer)}, line {error.lineno}: not Jinja: {error.message}") from error
     except Exception as error:  # a template can fail in every way that Python can
         reason = one_line(error).rstrip(".")
         raise DataError(f"{name}: {origin(tokenizer)} refused it: {reason}.") from error
+    raise DataError(
+        f"{name}: {origin(tokenizer)} does not read {min(unread)!r} of 'chat_template_kwargs'. Take one that does, or "
+        "drop the column."
+    )

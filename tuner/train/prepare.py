@@ -22,6 +22,7 @@ from tuner.data.mixture import Source, data_sources, names_of
 from tuner.data.pairs import translated
 from tuner.data.schema import TOOLS, Kind, canonicalize
 from tuner.data.sources import SOURCE_ROW, load_splits
+from tuner.data.tools import VARIABLES
 from tuner.data.unused import sentence
 from tuner.errors import ArgumentError, DataError, ModelError
 from tuner.loading.checkpoints import beyond_positions, resolve
@@ -96,8 +97,9 @@ def load_documents(run: Run[TextArguments]) -> Rows:
         return Rows("text", *open_documents(args))
     rows = load_rows(run, ("messages", "text"))
     with PartialState().main_process_first():
-        if rows.kind == "messages" and any(rows.train[TOOLS]):
-            say(f"{names_of(args)}: the column 'tools' is no part of the text.")
+        for column in (TOOLS, VARIABLES) if rows.kind == "messages" else ():
+            if any(rows.train[column]):
+                say(f"{names_of(args)}: the column {column!r} is no part of the text.")
         train, held_out = to_documents(rows.train, rows.kind), to_documents(rows.eval, rows.kind)
         if args.clean == "none":
             return Rows("text", train, held_out, parts=_parts_of(rows.parts, train, held_out))

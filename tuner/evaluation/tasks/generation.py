@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from tuner.config.evaluation import EvaluationArguments
-from tuner.data.schema import TOOLS, Kind
+from tuner.data.schema import Kind
+from tuner.data.tools import given
 from tuner.errors import ArgumentError
 from tuner.evaluation.metrics import METRICS, load_metric
 from tuner.evaluation.subject import Subject
@@ -96,14 +97,14 @@ class Generation(Task):
             if not last:
                 return {"messages": turns, "left_out": "no answer after a prompt"}
             turns, reference = turns[:last], turns[last]["content"]
-            ids = generation_prompt(tokenizer, turns, row.get(TOOLS))["input_ids"][0].tolist()
+            ids = generation_prompt(tokenizer, turns, given(row))["input_ids"][0].tolist()
             first = 1 if turns[0]["role"] == "system" else 0
             while room(subject.model, len(ids)) < self.args.max_new_tokens:
                 asked = [number for number, turn in enumerate(turns) if turn["role"] == "user" and number > first]
                 if not asked:
                     break
                 del turns[first : asked[0]]  # the oldest exchange
-                ids = generation_prompt(tokenizer, turns, row.get(TOOLS))["input_ids"][0].tolist()
+                ids = generation_prompt(tokenizer, turns, given(row))["input_ids"][0].tolist()
             sample = {"prompt": turns, "said": turns[-1]["content"], "reference": reference}
         else:
             sample = {"prompt": row["source"], "said": row["source"], "reference": row["target"]}

@@ -12,7 +12,7 @@ import lzma
 from collections.abc import Iterator, Sequence
 
 from tuner.data.collate import IGNORED
-from tuner.data.schema import TOOLS
+from tuner.data.tools import given
 from tuner.data.turns import said
 from tuner.errors import ArgumentError
 from tuner.evaluation.metrics import text_sizes
@@ -90,8 +90,8 @@ class Perplexity(Task):
 
     def _conversations(self, rows: list[Row]) -> list[Sequence_]:
         turns, names = [row["messages"] for row in rows], [f"{self.data.name}, row {row['source_row']}" for row in rows]
-        tools = [row.get(TOOLS) for row in rows]
-        found = encode_conversations(self.encoder, turns, eos_required=False, names=names, tools=tools)
+        beside = list(map(given, rows))
+        found = encode_conversations(self.encoder, turns, eos_required=False, names=names, given=beside)
         return [(row["input_ids"], row["labels"]) for row in found]
 
     def summarise(self, samples: Samples) -> Figures:

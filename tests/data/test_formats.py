@@ -67,9 +67,6 @@ def as_file(tmp_path):
             {"messages": talk("q", "a"), "chat_template_kwargs": [1]},
             "column 'chat_template_kwargs' must be an object.*",
         ),
-            {"messages": talk("q", "a"), "chat_template_kwargs": [1]},
-            "column 'chat_template_kwargs' must be an object.*",
-        ),
         (
             {"messages": talk("q", "a"), "chat_template_kwargs": '{"tools": 1}'},
             "column 'chat_template_kwargs': 'tools' is known otherwise.*",

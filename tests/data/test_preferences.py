@@ -19,10 +19,13 @@ PAIR = {"prompt": PROMPT, "chosen": GOOD, "rejected": BAD}
 KINDS = ("preference",)
 
 
+GIVEN = ("source_row", "tools", "chat_template_kwargs")
+
+
 def canonical(row, kinds=KINDS):
     kind, rows, unused = canonicalize(Dataset.from_list([row]), "rows.jsonl", kinds)
-    assert rows[0]["tools"] is None
-    return kind, {key: value for key, value in rows[0].items() if key not in ("source_row", "tools")}, unused
+    assert rows[0]["tools"] is None and rows[0]["chat_template_kwargs"] is None
+    return kind, {key: value for key, value in rows[0].items() if key not in GIVEN}, unused
 
 
 @pytest.mark.parametrize(

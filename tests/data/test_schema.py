@@ -20,7 +20,9 @@ SYSTEM = {"role": "system", "content": "s"}
 def canonical(*rows):
     kind, converted, _ = canonicalize(Dataset.from_list(list(rows)), "rows.jsonl")
     assert converted["source_row"][:] == list(range(len(rows)))
-    assert sorted(converted.column_names) == sorted([kind, "source_row", *(["tools"] if kind == "messages" else [])])
+    assert sorted(converted.column_names) == sorted(
+        [kind, "source_row", *(["tools", "chat_template_kwargs"] if kind == "messages" else [])]
+    )
     return kind, converted[kind][:]
 
 

@@ -97,14 +97,28 @@ def test_undo_gives_the_answer_back_and_the_log_keeps_it(store):
     ]  # fmt: skip
 
 
+def test_a_pair_for_one_is_answered_by_one(tmp_path):
+    """Two people at the same pace, each looking at a pair while the other does."""
+    store = Store(tmp_path / "shared.sqlite", new=True, most=1)
+    store.begin({}, [(n, f"prompt {n}", "one", "two") for n in range(20)])
+    answered = 0
+    while seen := [(who, shown) for who in ("ann", "bob") if (shown := store.next(who))]:
+        answered += sum(store.answer(who, shown.pair, "tie") for who, shown in seen)
+    assert 20 <= answered <= 23  # but for the last ones
+
+
 def test_pairs_for_so_many_annotators(store):
     shared = Store(store.path, most=2)
     for name in ("ada", "bob"):
         shared.answer(name, 0, "tie")
     shared.answer("cy", 1, "skip")
     shared.answer("ada", 1, "tie")
-    assert shared.next("dee").pair == 1, "who skips does not count"
     assert shared.progress("dee") == (0, 7) and store.progress("dee") == (0, 8)
+    seen = set()
+    while shown := shared.next("dee"):
+        seen.add(shown.pair)
+        shared.answer("dee", shown.pair, "tie")
+    assert seen == set(range(1, 8)), "who skips does not count"
 
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 65, "a\nb", "\x00"])

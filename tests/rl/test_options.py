@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from tests.rl.models import policy, share_of_a, trainer
+from tests.rl.models import policy, queries, share_of_a, trainer
 from tuner.errors import ArgumentError
+from tuner.rl.report import write_ppo_report
 
 
 def by_length(completions, completion_ids, **_):
@@ -95,3 +96,56 @@ def test_a_score_falls_in_the_last_tokens(tmp_path):
 def test_what_nothing_would_read_is_refused(tmp_path, settings, said):
     with pytest.raises(ArgumentError, match=said):
         trainer(tmp_path, reward=share_of_a, **settings)
+
+
+def test_muon_steps_the_blocks(tmp_path):
+    made = trainer(tmp_path, policy(), optim_args="muon=true", total_episodes=8, value_learning_rate=1e-4)
+    start = [parameter.detach().clone() for parameter in made.actor.parameters()]
+    made.train()
+    assert any(group["use_muon"] for group in made.optimizer.param_groups)
+    assert {group["lr"] for group in made.optimizer.param_groups} == {1e-3, 1e-4}
+    assert all(not torch.equal(a, b) for a, b in zip(start, made.actor.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "has no loss that should fall"),
+        ({"load_best_model_at_end": True}, "the last policy is the run's"),
+        ({"missing_eos_penalty": 1.0, "stop_token": None}, "no token ends a completion"),
+        ({"model": policy().bfloat16()}, "the value head learns in float32"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(tmp_path, settings, said):
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    with pytest.raises(ArgumentError, match=said):
+        trainer(tmp_path, eval_dataset=queries(), **steps, **settings)
+
+
+def test_what_nobody_measured_before_is_not_called_untrained(tmp_path):
+    made = trainer(tmp_path, eval_dataset=queries(), eval_strategy="no", eval_on_start=False)
+    made.train()
+    found = write_ppo_report(made)
+    assert found["untrained"] == {} and "untrained" not in found["comparison"]["reward"]
+
+
+def test_an_epoch_is_a_pass_over_the_prompts(tmp_path):
+    made = trainer(tmp_path, rows=queries(4), total_episodes=80)
+    made.train()
+    assert [entry["epoch"] for entry in made.state.log_history] == [2.0 * update for update in range(1, 11)]
+
+
+def test_the_coefficient_waits_for_the_actor(tmp_path):
+    made = trainer(tmp_path, kl_target=1.0, kl_horizon=10, value_warmup_steps=2, total_episodes=24)
+    made.train()
+    used = [entry["objective/kl_coef"] for entry in made.state.log_history]
+    assert used[0] == used[1] == used[2] == 0.05 != made.kl.coefficient
+
+
+def test_a_value_is_a_float32(tmp_path):
+    head = trainer(tmp_path).actor.value
+    torch.nn.init.normal_(head.weight)
+    hidden = torch.randn(5, head.in_features)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head(hidden)
+    assert found.dtype == torch.float32 and torch.equal(found, head(hidden))

@@ -14,6 +14,11 @@ def test_last_number():
     said = ["6 times 7 is 42", "42 is 6 times 7", "1,042", "none", "-3.5.", "it is 3-5", "x = -5"]
     right = [42, 42, "1,042", 42, -3.5, 5, "#### -5"]
     assert last_number(completions=said, answer=right) == [1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0]
+    said, right = (
+        [".5", "\N{MINUS SIGN}5", "1,2", "9007199254740993", "1.50", "-.25"],
+        ["0.5", -5, 12, "9007199254740992", 1.5, -0.25],
+    )
+    assert last_number(completions=said, answer=right) == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
     assert last_number(completions=["0.00001", "5"], answer=[1e-5, 1e-5]) == [1.0, 0.0]
     with pytest.raises(ValueError, match="the answer 'six' names no number"):
         last_number(completions=["6"], answer=["six"])

@@ -5,18 +5,18 @@ What is wrong with a row, and what of it is not used, is said with its file and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, Json
 
 from tuner.corpus.segments import turns_to_lines
 from tuner.data.columns import parse_mapping, rename_row
-from tuner.data.local_files import local_files
+from tuner.data.local_files import file_format, local_files
 from tuner.data.read_files import read_rows
-from tuner.data.schema import TOOLS, canonical, shape_of
+from tuner.data.schema import SPOKEN, TOOLS, canonical, shape_of, without_nulls
 from tuner.data.sources import SOURCE_ROW, has_text, held_out_split, load_hub, load_splits, require_split, saved_splits
 from tuner.data.tools import VARIABLES
 from tuner.errors import DataError, notice
@@ -62,26 +62,28 @@ def open_stream(
 
 
 def _documents(rows: IterableDataset, name: str, mapping: dict[str, str]) -> IterableDataset:
-    how = {"name": name, "mapping": mapping}
+    filled = [c for c in SPOKEN if rows.features is None or not isinstance(rows.features.get(c), Json)]
+    how = {"name": name, "mapping": mapping, "filled": filled}
     return rows.map(_to_text, with_indices=True, fn_kwargs=how, remove_columns=rows.column_names)
 
 
-def _to_text(row: dict[str, Any], number: int, name: str, mapping: dict[str, str]) -> dict[str, str]:
-    return {"text": _text(row, name, number, mapping)}
+def _to_text(row: dict[str, Any], number: int, name: str, mapping: dict[str, str], filled: list[str]) -> dict[str, str]:
+    return {"text": _text(row, name, number, mapping, filled)}
 
 
 def _read(files: list[str], mapping: dict[str, str]) -> Iterator[dict[str, str]]:
     """The documents of files, without blank ones."""
     for file in files:
         for number, row in enumerate(read_rows(Path(file))):
-            text = _text(row, file, number, mapping)
+            text = _text(row, file, number, mapping, SPOKEN if file_format(Path(file)) == "parquet" else ())
             if has_text(text):
                 yield {"text": text}
 
 
-def _text(row: dict[str, Any], source: str, number: int, mapping: dict[str, str]) -> str:
-    """A row as text."""
+def _text(row: dict[str, Any], source: str, number: int, mapping: dict[str, str], filled: Collection[str]) -> str:
+    """A row as text. In columns that are `filled`, a turn has the keys of all turns."""
     name, unused = f"{source}, row {number}", set[str]()
+    row = {column: without_nulls(value) if column in filled else value for column, value in row.items()}
     row = rename_row(row, mapping, name)
     shape = shape_of(row, name)
     try:

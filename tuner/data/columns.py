@@ -25,6 +25,7 @@ SYNONYMS = {
         "solution",
         "completions",
     ),
+    "output": ("response", "answer", "completion", "reply", "target"),
     "messages": ("message", "conversation", "dialog", "dialogue", "dialogs", "chat", "turns"),
     "text": ("content", "body", "document", "article", "sentence", "passage", "review", "texts", "raw_text"),
     "chosen": ("preferred", "better", "good", "accepted", "winner", "positive", "chosen_response"),
@@ -92,8 +93,9 @@ def check_mapping(columns: Iterable[str], mapping: dict[str, str], name: str) ->
 
 
 def suggestion(columns: Iterable[str], shapes: Iterable[tuple[str, ...]]) -> str:
-    """What to pass so that columns have one of some shapes; nothing where no names are alike."""
-    known = list(columns)
+    """What to pass so that columns have one of some shapes, with as few new names as can be; nothing where no names are
+    alike."""
+    known, fits = list(columns), list[dict[str, str]]()
     for shape in shapes:
         found: dict[str, str] = {}
         for wanted in (column for column in shape if column not in known):
@@ -103,14 +105,16 @@ def suggestion(columns: Iterable[str], shapes: Iterable[tuple[str, ...]]) -> str
                 break
             found[old] = wanted
         else:
-            return f"--column_mapping {written(found)}" if found else ""
-    return ""
+            fits.append(found)
+    fewest = min(fits, key=len, default={})
+    return flag(fewest) if fewest else ""
 
 
-def written(mapping: dict[str, str]) -> str:
-    """A mapping as the flag has it."""
+def flag(mapping: dict[str, str]) -> str:
+    """A mapping as it is passed."""
     plain = all(old == old.strip() and not {",", "=", '"', " "} & set(old) for old in mapping)
-    return ",".join(f"{old}={new}" for old, new in mapping.items()) if plain else f"'{json.dumps(mapping)}'"
+    written = ",".join(f"{old}={new}" for old, new in mapping.items()) if plain else f"'{json.dumps(mapping)}'"
+    return f"--column_mapping {written}"
 
 
 def rename_row(row: dict[str, Any], mapping: dict[str, str], name: str) -> dict[str, Any]:

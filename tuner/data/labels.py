@@ -19,7 +19,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, List
 
-from tuner.data.turns import Row, parsed, shown, text_of
+from tuner.data.turns import Row, as_number, parsed, shown, text_of
 from tuner.errors import DataError
 
 # Columns that hold a text and its partner, and tags, under the names that data sets give them.
@@ -74,6 +74,8 @@ def name_of(value: Any, column: str) -> str:
     """The name of a class; a DataError where there is none."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list | dict):
+        raise DataError(f"column {column!r} must name a class, not {shown(value)}.")
     if isinstance(value, float) and not value.is_integer():
         raise DataError(f"column {column!r} must name a class, not {shown(value)} (--problem_type regression).")
     if value is None or not str(value).strip():
@@ -87,8 +89,8 @@ def is_class(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a label is a number to be told."""
-    return isinstance(value, float | int) and not isinstance(value, bool)
+    """Whether a label is a number to be told; what is missing may have been one."""
+    return value is None or as_number(value) is not None
 
 
 def labelled(row: Row, _: set[str], first: str, *rest: str) -> Row:
@@ -110,16 +112,20 @@ def any_classes(row: Row, unused: set[str], *columns: str) -> Row:
     names = parsed(found.pop("label"))
     if not isinstance(names, list):
         raise DataError(f"column {columns[-1]!r} must be a list of classes, not {shown(names)}.")
+    if len(names) > 2 and not {0, 1} ^ set(filter(is_number, names)) and not any(isinstance(n, str) for n in names):
+        raise DataError(
+            f"column {columns[-1]!r} marks classes by zeros and ones, {shown(names)}. Write the names of those it has."
+        )
     return {**found, "labels": list(dict.fromkeys(name_of(name, columns[-1]) for name in names))}
 
 
 def one_number(row: Row, unused: set[str], *columns: str) -> Row:
     """A text with a number."""
     found = labelled(row, unused, *columns)
-    value = found["label"]
-    if not is_number(value) or not math.isfinite(value):
-        raise DataError(f"column {columns[-1]!r} must be a number, not {shown(value)}.")
-    return {**found, "label": float(value)}
+    value = as_number(found["label"])
+    if value is None or not math.isfinite(value):
+        raise DataError(f"column {columns[-1]!r} must be a number, not {shown(found['label'])}.")
+    return {**found, "label": value}
 
 
 def tagged(row: Row, _: set[str], tokens: str, tags: str) -> Row:
@@ -199,6 +205,12 @@ def check_labels(train: Dataset, held_out: Dataset, kind: str, name: str, said: 
     if len(labels.names) < (1 if kind == "classes" else 2):
         there = f"only the class {labels.names[0]!r}" if labels.names else "no class at all"
         raise DataError(f"{name}: the training rows have {there}: there is nothing to tell apart.")
+    numbers = [float(name) for name in labels.names if as_number(name) is not None] if kind == "class" else []
+    if not said and len(numbers) == len(labels.names) and not all(number.is_integer() for number in numbers):
+        raise DataError(
+            f"{name}: column 'label' holds texts of numbers, {', '.join(labels.names[:5])}, ... Pass --problem_type "
+            "regression, or single_label_classification where each of them is a class."
+        )
     if kind == "class" and len(train) > 20 and len(labels.names) > len(train) / 2:
         raise DataError(
             f"{name}: {len(labels.names):,} classes in {len(train):,} training rows. Is column 'label' what it should "

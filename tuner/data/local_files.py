@@ -11,10 +11,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
+from datasets.data_files import FILES_TO_IGNORE, DataFilesDict, get_data_patterns, sanitize_patterns
 from huggingface_hub import DatasetCard
 
-from tuner.errors import DataError, nearest, notice
+from tuner.errors import DataError, nearest, notice, one_line
 
 # Extension to how its files are read; all but parquet may be compressed.
 FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
@@ -49,6 +49,8 @@ def local_files(name: str, splits: tuple[str, str], config: str | None = None) -
     if path.is_file():
         if file_format(path) is None:
             raise DataError(f"--dataset_name {path}: unknown extension; expected one of {EXTENSIONS}.")
+        if config:
+            raise DataError(f"--dataset_config {config}: {path} is a file, which has no configurations.")
         return {splits[0]: [path]}
     if path.is_dir():
         found = _files_of_folder(path, name, splits, config)
@@ -65,12 +67,19 @@ def local_files(name: str, splits: tuple[str, str], config: str | None = None) -
 
 def _files_of_folder(folder: Path, name: str, splits: tuple[str, str], config: str | None) -> Files:
     base = glob.escape(str(folder.resolve()))  # the folder's own name is no pattern
+    declared = _declared(folder, name, config)
+    if declared is not None:
+        base = str(Path(base, declared.get("data_dir") or ""))
     try:
-        found = _resolve(_declared(folder, name, config) or get_data_patterns(base), base)
-    except FileNotFoundError:
-        return {}
-    # Where what looked like a split was a file of another kind, all files are for training.
-    found = found or _resolve({"train": ["**"]}, base)
+        patterns = (declared or {}).get("data_files")
+        found = _resolve(sanitize_patterns(patterns) if patterns else get_data_patterns(base), base)
+    except FileNotFoundError as error:
+        if declared is None:
+            return {}
+        raise DataError(f"--dataset_name {name}: README.md declares what is not there: {one_line(error)}") from error
+    if declared is None:
+        # Where what looked like a split was a file of another kind, all files are for training.
+        found = found or _resolve({"train": ["**"]}, base)
     for file, count in Counter(file for files in found.values() for file in files).items():
         if count > 1:
             raise DataError(f"--dataset_name {name}: {file.name} is called after two splits. Rename it.")
@@ -80,19 +89,28 @@ def _files_of_folder(folder: Path, name: str, splits: tuple[str, str], config: s
             taken = called.get(split, [])
             rest = {other: [file for file in files if file not in taken] for other, files in found.items()}
             found = {other: files for other, files in (rest | called).items() if files}
-    _say_what_is_left(found, name, base)
+    _say_what_is_left(found, name, folder.resolve())
     return {splits[0]: found["train"]} if list(found) == ["train"] else found
 
 
-def _say_what_is_left(found: Files, name: str, base: str) -> None:
-    """Name the files of data that are in no split."""
+def _say_what_is_left(found: Files, name: str, folder: Path) -> None:
+    """Name the files that are in no split."""
     read = {file for files in found.values() for file in files}
-    left = [file for file in _resolve({"all": ["**"]}, base).get("all", []) if file not in read]
+    there = (path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+    left = [
+        str(path.relative_to(folder))
+        for path in there
+        if path not in read and path.resolve() not in read and not any(map(_is_about, path.relative_to(folder).parts))
+    ]
     if found and left:
         more = f" and {len(left) - SHOWN:,} more" if len(left) > SHOWN else ""
-        notice(
-            f"{name}: in no split ({', '.join(found)}) and not read: {', '.join(f.name for f in left[:SHOWN])}{more}."
-        )
+        shown = ", ".join(sorted(left)[:SHOWN])
+        notice(f"{name}: in no split ({', '.join(found)}) and not read: {shown}{more}.")
+
+
+def _is_about(name: str) -> bool:
+    """Whether a file or folder is hidden, or says something about data."""
+    return name.startswith((".", "_", "~")) or name in FILES_TO_IGNORE or name.upper().startswith(("README", "LICENSE"))
 
 
 def _resolve(patterns: dict[str, Any], base: str) -> Files:
@@ -103,17 +121,21 @@ def _resolve(patterns: dict[str, Any], base: str) -> Files:
 
 
 def _declared(folder: Path, name: str, config: str | None) -> dict[str, Any] | None:
-    """The patterns that a data set's card declares (https://huggingface.co/docs/hub/datasets-manual-configuration)."""
+    """What a data set's card declares of its files (`data_files`, `data_dir`), where it does
+    (https://huggingface.co/docs/hub/datasets-manual-configuration)."""
     try:
         declared = DatasetCard.load(folder / "README.md").data.to_dict()["configs"]
-        configs = {entry.get("config_name", "default"): entry for entry in declared if entry.get("data_files")}
+        entries = [entry for entry in declared if entry.get("data_files") or entry.get("data_dir")]
+        configs = {entry.get("config_name", "default"): entry for entry in entries}
     except Exception:  # no README, or one that is no card, which fails in every way that YAML can
-        return None
+        configs = {}
     if not configs:
+        if config:
+            raise DataError(f"--dataset_config {config}: {name} has no README.md that declares configurations.")
         return None
     defaults = [key for key, entry in configs.items() if len(configs) == 1 or key == "default" or entry.get("default")]
     chosen = config or (defaults[0] if defaults else None)
     if chosen not in configs:
         said = f"{name} has the configurations {', '.join(configs)}; --dataset_config must be one of them"
         raise DataError(f"{said}, not {chosen}." if chosen else f"{said}.")
-    return sanitize_patterns(configs[chosen]["data_files"])
+    return dict(configs[chosen])

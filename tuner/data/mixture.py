@@ -74,6 +74,8 @@ def _source(text: str, args: Any) -> Source:
     mapping, weight = found.get("column_mapping", args.column_mapping), found.get("weight")
     if isinstance(mapping, dict):
         mapping = json.dumps(mapping)
+    if not isinstance(mapping, str | None):
+        raise ArgumentError(f"--dataset_name {text}: 'column_mapping' is an object of names, or a text.")
     if not isinstance(found.get("name"), str) or not isinstance(weight, int | float | None):
         raise ArgumentError(f"--dataset_name {text}: a 'name' is needed, and a 'weight' is a number.")
     return Source(found["name"], found.get("config", args.dataset_config), mapping, weight)

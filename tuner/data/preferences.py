@@ -11,8 +11,21 @@ import re
 from typing import Any
 
 from tuner.data import tools
+from tuner.data.columns import SYNONYMS, flag
 from tuner.data.json_text import read_json
-from tuner.data.turns import ROLES, Row, either, message, messages_of, question, says_something, shown, turns_in
+from tuner.data.turns import (
+    ROLES,
+    Row,
+    as_number,
+    either,
+    message,
+    messages_of,
+    prompt_of,
+    question,
+    says_something,
+    shown,
+    turns_in,
+)
 from tuner.errors import DataError
 from tuner.text.answers import Message, common_length
 
@@ -23,7 +36,7 @@ HH_TURN = re.compile(r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z
 
 def unpaired(row: Row, unused: set[str], *_: str) -> Row:
     """A prompt and one answer, with whether it is desirable."""
-    prompt, completion = either(row, "prompt", "user", unused), either(row, "completion", "assistant", unused)
+    prompt, completion = prompt_of(row, unused), either(row, "completion", "assistant", unused)
     return {"prompt": prompt, "completion": completion, "label": _judged(row, "label")}
 
 
@@ -65,7 +78,11 @@ def preference(row: Row, unused: set[str], *_: str) -> Row:
     for column, text in zip(("chosen", "rejected"), texts, strict=True):
         if not isinstance(text, str | list):
             raise DataError(f"column {column!r} must be a list of turns or a string, not {shown(text)}.")
-    prompt = either(row, "prompt", "user", unused) if "prompt" in row else []
+    prompt = prompt_of(row, unused) if "prompt" in row else []
+    if not prompt and not any(map(_begins_with_a_prompt, texts)) and not all(_is_dialogue(text) for text in texts):
+        for column in row:
+            if column.strip().lower() in SYNONYMS["prompt"] and says_something(row[column]):
+                raise DataError(f"is the column {column!r} the prompt? Pass {flag({column: 'prompt'})}, or drop it.")
     if not all(isinstance(text, str) for text in texts):
         chosen, rejected = (either(row, column, "assistant", unused) for column in ("chosen", "rejected"))
     elif prompt:
@@ -78,11 +95,28 @@ def preference(row: Row, unused: set[str], *_: str) -> Row:
     common = common_length(chosen[:-1], rejected[:-1])  # the last turn is an answer, also where both are the same
     if prompt and chosen[: len(prompt)] == rejected[: len(prompt)] == prompt:
         common = len(prompt)
-    elif prompt and not any(prompt[-1]["content"].strip() in turn["content"] for turn in chosen[:common]):
+    elif prompt and (again := _repeated(prompt, chosen[:common])):
+        return {"prompt": [*prompt, *chosen[again:common]], "chosen": chosen[common:], "rejected": rejected[common:]}
+    elif prompt and not any(_same(prompt, chosen[at : at + len(prompt)]) for at in range(common)):
         raise DataError("column 'chosen' and column 'rejected' are conversations that do not repeat column 'prompt'.")
     if common == 0 and not answers_only:
         raise DataError("column 'chosen' and column 'rejected' do not begin alike, so they have no common prompt.")
     return {"prompt": chosen[:common], "chosen": chosen[common:], "rejected": rejected[common:]}
+
+
+def _repeated(prompt: list[Message], turns: list[Message]) -> int:
+    """How many turns are the prompt's last ones again."""
+    sizes = range(min(len(prompt) - 1, len(turns)), 0, -1)
+    return next((size for size in sizes if prompt[-size:] == turns[:size]), 0)
+
+
+def _same(some: list[Message], others: list[Message]) -> bool:
+    said = [[(turn["role"], turn["content"].strip()) for turn in turns] for turns in (some, others)]
+    return said[0] == said[1]
+
+
+def _is_dialogue(text: Any) -> bool:
+    return isinstance(text, str) and bool(HH_TURN.match(text))
 
 
 def asked_elsewhere(row: Row, unused: set[str], column: str, *_: str) -> Row:
@@ -94,7 +128,7 @@ def asked_elsewhere(row: Row, unused: set[str], column: str, *_: str) -> Row:
     if isinstance(turns, list) and isinstance(row["chosen"], str) and _speaker(turns[-1]) == "assistant":
         raise DataError(f"column {column!r} ends with an answer, and 'chosen' is another. Drop its last turn.")
     prompt = messages_of(turns, column, unused, answered=False) if isinstance(turns, list) else question(row, column)
-    return preference({**row, "prompt": prompt}, unused)
+    return preference({**row, "prompt": prompt, "history": None}, unused)
 
 
 def _begins_with_a_prompt(value: Any) -> bool:
@@ -131,14 +165,15 @@ def ranked(row: Row, unused: set[str], *columns: str) -> Row:
     tied = False if tie is None else LABELS.get(str(tie).lower())
     if tied is None:
         raise DataError(f"column 'tie' must be true or false, not {shown(tie)}.")
-    margin = 0.0 if margin is None else margin
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
-        raise DataError(f"column 'margin' must be a finite number, not {shown(margin)}.")
+    margin = 0.0 if margin is None else as_number(margin)
+    if margin is None or not math.isfinite(margin):
+        raise DataError(f"column 'margin' must be a finite number, not {shown(row['margin'])}.")
     if tied and margin:
         raise DataError(f"column 'margin' is {margin:g}, but column 'tie' says that neither answer is better.")
-    kinds = {"input": openai, "prompt": preference, "chosen": preference}
-    found = kinds.get(columns[0] if columns else "chosen", asked_elsewhere)(row, unused, *columns)
-    return {**found, "margin": float(margin), "tie": tied}
+    kinds = {"prompt": preference, "chosen": preference}
+    convert = openai if "preferred_output" in columns else kinds.get((*columns, "chosen")[0], asked_elsewhere)
+    found = convert(row, unused, *columns)
+    return {**found, "margin": margin, "tie": tied}
 
 
 def _conversations(texts: list[str]) -> list[list[Message]]:
@@ -146,4 +181,6 @@ def _conversations(texts: list[str]) -> list[list[Message]]:
         return [[message(ROLES[who.lower()], said.strip(), "") for who, said in HH_TURN.findall(t)] for t in texts]
     common = common_length(*texts)
     common -= texts[0][:common].endswith(" ")  # as TRL has it: the space belongs to the answer
+    if not texts[0][:common].strip():
+        raise DataError("column 'chosen' and column 'rejected' do not begin alike, so they have no common prompt.")
     return [[message("user", text[:common], ""), message("assistant", text[common:], "")] for text in texts]

@@ -29,6 +29,7 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, Features, Json
 from datasets.table import CastError
+from pyarrow import parquet
 
 from tuner.data.cache_key import cache_key
 from tuner.data.json_text import read_json
@@ -78,11 +79,24 @@ def read_rows(file: Path) -> Iterator[Row]:
 
 
 def _load_parquet(files: list[Path], name: str, streaming: bool = False) -> Any:
+    """Rows of Parquet files, of which some may lack a column, or have nothing but nulls in it."""
+    try:
+        known = [(file, parquet.read_metadata(file), parquet.read_schema(file)) for file in files]
+        filled = [(file, schema) for file, about, schema in known if about.num_rows]
+        if not filled:
+            raise DataError(f"{name} is empty.")
+        files, schemas = [file for file, _ in filled], [schema for _, schema in filled]
+        features = None
+        if any(not schema.equals(schemas[0]) for schema in schemas):
+            features = Features.from_arrow_schema(pa.unify_schemas(schemas, promote_options="permissive"))
+    except (pa.ArrowException, OSError, TypeError) as error:
+        raise DataError(f"{name}: {one_line(error)}") from error
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its readers log what they raise
     try:
         paths = [glob.escape(str(file)) for file in files]  # `data_files` are patterns
-        return datasets.load_dataset("parquet", data_files=paths, split="train", streaming=streaming)
+        how = {"split": "train", "streaming": streaming, "features": features}
+        return datasets.load_dataset("parquet", data_files=paths, **how)
     except Exception as error:  # `datasets` wraps every reader's own exception type
         cause = error.__cause__ or error
         if isinstance(cause, CastError):

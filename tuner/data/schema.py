@@ -99,15 +99,13 @@ def canonicalize(
         DataError: columns of no known shape or of another kind, or a row that breaks its shape.
     """
     rows, names = undecoded(rows), named(rows)
-    # Where columns are no JSON, each turn has the keys of all turns, and those of others are null.
-    filled = [c for c, feature in (rows.features or {}).items() if c in SPOKEN and not isinstance(feature, Json)]
     first = rows[0] if len(rows) else dict.fromkeys(rows.column_names)
     shape = shape_of(_with_names(first, names), name, kinds)
     mapped = map_batches(
         rows,
         _convert_batch,
         [__file__, *(str(part.__file__) for part in (turns, preferences, tools, json_text, labels, pairs))],
-        {"shape": SHAPES.index(shape), "name": name, "names": names, "filled": filled},
+        {"shape": SHAPES.index(shape), "name": name, "names": names, "filled": filled_columns(rows)},
         with_indices=True,
         remove_columns=rows.column_names,
         features=Features({**CANONICAL[shape.kind], unused.UNUSED: unused.FEATURE}),
@@ -175,7 +173,7 @@ def _convert_batch(
         rest: set[str] = set()
         try:
             found = _with_names({column: values[position] for column, values in batch.items()}, names)
-            found |= {column: _without_nulls(found[column]) for column in filled}
+            found |= {column: without_nulls(found[column]) for column in filled}
             row = canonical(found, SHAPES[shape], rest)
         except DataError as error:
             raise DataError(f"{name}, row {number}: {error}") from None
@@ -183,11 +181,17 @@ def _convert_batch(
     return {column: [row[column] for row in rows] for column in rows[0]}
 
 
-def _without_nulls(value: Any) -> Any:
+def filled_columns(rows: Dataset) -> list[str]:
+    """Columns of turns or tools that are no JSON: there each turn has the keys of all, and those of others are null."""
+    return [c for c, feature in (rows.features or {}).items() if c in SPOKEN and not isinstance(feature, Json)]
+
+
+def without_nulls(value: Any) -> Any:
+    """A value without the keys that only others have."""
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
+        return [without_nulls(item) for item in value]
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
     return value
 
 
@@ -204,13 +208,13 @@ def _with_names(row: Row, names: dict[str, list[str]]) -> Row:
 
 _OPENAI = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
 _SHAREGPT = '[{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]'
-_EITHER = "strings, or lists of messages"
+_EITHER, _ALIKE = "strings, or lists of messages", "whole conversations that begin alike"
 _BESIDE = (*SYSTEM_COLUMNS, "history")
 _RANKED = f"{_EITHER}; also margin (a number) and tie (true or false)"
 MARGINS = ("margin", "tie")
 # Where others have the prompt of two answers, and what is beside it there.
 _ASKED = {
-    **{"instruction": ("input", *_BESIDE), "question": _BESIDE},
+    **{"instruction": ("input", *_BESIDE), **dict.fromkeys(("question", "input", "query"), _BESIDE)},
     **dict.fromkeys(("messages", "conversations"), SYSTEM_COLUMNS),
 }
 _PAIRS: tuple[tuple[Kind, Callable[..., Row], tuple[str, ...]], ...] = (
@@ -226,26 +230,19 @@ _LABELLED: tuple[tuple[Kind, Callable[..., Row], Callable[[Any], bool], str], ..
 )
 # The order matters: the first shape whose columns are all there is the row's.
 SHAPES: tuple[Shape, ...] = (
-    Shape(("prompt", "chosen", "rejected"), "preference", preferences.preference, _EITHER, SYSTEM_COLUMNS),
-    Shape(("prompt", "chosen", "rejected"), "ranked", preferences.ranked, _RANKED, (*MARGINS, *SYSTEM_COLUMNS)),
+    Shape(("prompt", "chosen", "rejected"), "preference", preferences.preference, _EITHER, _BESIDE),
+    Shape(("prompt", "chosen", "rejected"), "ranked", preferences.ranked, _RANKED, (*MARGINS, *_BESIDE)),
     *(
         Shape((column, "chosen", "rejected"), kind, convert, "", (*more, *beside))
         for column, beside in _ASKED.items()
         for kind, convert, more in _PAIRS
     ),
-    Shape(_OPENAI_PAIR, "preference", preferences.openai, ""),
-    Shape(_OPENAI_PAIR, "ranked", preferences.ranked, "", MARGINS),
-    Shape(("chosen", "rejected"), "preference", preferences.preference, "whole conversations that begin alike"),
-    Shape(("chosen", "rejected"), "ranked", preferences.ranked, "whole conversations that begin alike", MARGINS),
+    Shape(_OPENAI_PAIR, "preference", preferences.openai, "", SYSTEM_COLUMNS),
+    Shape(_OPENAI_PAIR, "ranked", preferences.ranked, "", (*MARGINS, *SYSTEM_COLUMNS)),
+    Shape(("chosen", "rejected"), "preference", preferences.preference, _ALIKE, SYSTEM_COLUMNS),
+    Shape(("chosen", "rejected"), "ranked", preferences.ranked, _ALIKE, (*MARGINS, *SYSTEM_COLUMNS)),
     *(
-        Shape(
-            (column, label),
-            "unpaired",
-            preferences.unpaired_conversation,
-            "",
-            SYSTEM_COLUMNS,
-            fits=preferences.is_judgement,
-        )
+        Shape((column, label), "unpaired", preferences.unpaired_conversation, "", SYSTEM_COLUMNS)
         for column in ("messages", "conversations")
         for label in BAD
     ),
@@ -255,9 +252,7 @@ SHAPES: tuple[Shape, ...] = (
     ),
     Shape(("messages",), "messages", turns.conversation, _OPENAI, SYSTEM_COLUMNS),
     Shape(("conversations",), "messages", turns.conversation, _SHAREGPT, SYSTEM_COLUMNS),
-    Shape(
-        ("prompt", "completion", "label"), "unpaired", preferences.unpaired, f"{_EITHER}; true or false", SYSTEM_COLUMNS
-    ),
+    Shape(("prompt", "completion", "label"), "unpaired", preferences.unpaired, f"{_EITHER}; true or false", _BESIDE),
     Shape(("prompt", "completion"), "messages", turns.answered, _EITHER, _BESIDE),
     Shape(("instruction", "output"), "messages", turns.answered, _ALPACA, ("input", *_BESIDE)),
     Shape(("text",), "text", lambda row, _, column: {"text": text_of(row[column], f"{column!r}")}, "a string"),

@@ -58,6 +58,7 @@ def load_splits(
     """
     mapping = parse_mapping(column_mapping)
     if name.startswith("builtin:"):
+        _refuse_config(config, name)
         rows = rename_columns(_load_builtin(name), mapping, name)
         return split_rows(rows, test_split_size, name, split_seed, stratify)
     source = open_source(name, (train_split, test_split), config)
@@ -88,10 +89,16 @@ def open_source(name: str, splits: tuple[str, str], config: str | None = None) -
     """How to read each split of a local file or folder, of a folder that `save_to_disk` wrote, or of a data set of the
     Hub; those of `splits` as `tuner.data.local_files` has them. A DataError where there is none of these."""
     if (saved := saved_splits(name, splits[0])) is not None:
+        _refuse_config(config, name)
         return {split: partial(_as_it_is, rows) for split, rows in saved.items()}
     if (files := local_files(name, splits, config)) is not None:
         return {split: partial(load_files, found, name) for split, found in files.items()}
     return {split: partial(_as_it_is, rows) for split, rows in load_hub(name, config).items()}
+
+
+def _refuse_config(config: str | None, name: str) -> None:
+    if config:
+        raise DataError(f"--dataset_config {config}: {name} has no configurations.")
 
 
 def _as_it_is(rows: Dataset) -> Dataset:

@@ -33,6 +33,7 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 # Of a result: whose it is.
 RESULT_KEYS = ("tool_call_id", "name")
 MEDIA = dict.fromkeys(("images", "image", "audio", "audios", "videos", "video"), "only text is trained on")
+PART_MEDIA = (*MEDIA, "image_url", "audio_url", "video_url", "input_audio", "file")
 # What a turn says beside its content, and what its user can do.
 REFUSED_KEYS = {
     **MEDIA,
@@ -80,6 +81,8 @@ def _turn(turn: Any, column: str, number: int, unused: set[str]) -> Message:
     if not isinstance(turn, dict):
         raise DataError(f"{where} must be an object, not {shown(turn)}.")
     speaker = turn.get("role") or turn.get("from")
+    if len({ROLES.get(str(turn[key]).lower()) for key in ("role", "from") if turn.get(key)}) > 1:
+        raise DataError(f"{where} has 'role' and 'from', which say two things. Drop one.")
     if speaker is None:
         given = {name: value for name, value in turn.items() if value is not None}  # Arrow adds the others' keys
         raise DataError(f"{where} has neither 'role' nor 'from': {shown(given)}.")
@@ -129,8 +132,8 @@ def _weight(role: str, key: str, value: Any, where: str) -> Message:
         return {} if value in (None, 1) else {"weight": 0}
     if role == "assistant" or (value and key != "weight"):
         raise DataError(
-            f"{where}: {key!r} is {value}, but here a turn of the assistant is learnt (1) or not (0), and no other. "
-            "Drop the key to accept that, or drop the turn."
+            f"{where}: {key!r} is {shown(value)}, but here a turn of the assistant is learnt (1) or not (0), and no "
+            "other. Drop the key to accept that, or drop the turn."
         )
     return {}
 
@@ -153,7 +156,9 @@ def message(role: str, content: Any, where: str) -> Message:
     `[{"type": "text", "text": ...}]`."""
     if isinstance(content, list) and content:
         kinds = {part.get("type", "text") if isinstance(part, dict) else "text" for part in content}
-        if other := sorted(map(str, kinds - {"text"})):
+        other = sorted(map(str, kinds - {"text"}))
+        keys = (key for part in content if isinstance(part, dict) for key in part if says_something(part[key]))
+        if other := other or [key for key in keys if key in PART_MEDIA]:
             raise DataError(f"column {where} has a part of the type {other[0]!r}: only text is trained on.")
         parts: list[Any] = [part.get("text") if isinstance(part, dict) else part for part in content]
         if len(parts) > 1 and not any(isinstance(part, dict) for part in content):
@@ -210,6 +215,16 @@ def says_something(value: Any) -> bool:
     return value is not None and value not in ("", [], {}, "[]", "{}", "null")
 
 
+def as_number(value: Any) -> float | None:
+    """A number, or what a text of one says, as a CSV has it; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
 def shown(value: Any) -> str:
     """A value's type and beginning, for messages."""
     text = repr(value)
@@ -225,9 +240,7 @@ def answered(row: Row, unused: set[str], asked: str, answer: str) -> Row:
     """A question and its answer, with what instruction formats have beside them."""
     first, last = turns_in(row[asked]), turns_in(row[answer])
     if asked == "prompt" and (isinstance(first, list) or isinstance(last, list)):
-        refuse_history(row)
-        prompt = either(row, asked, "user", unused)
-        return {"messages": [*map(read, prompt), *either(row, answer, "assistant", unused)]}
+        return {"messages": [*map(read, prompt_of(row, unused)), *either(row, answer, "assistant", unused)]}
     return {"messages": [*question(row, asked), message("assistant", row[answer], f"{answer!r}")]}
 
 
@@ -235,6 +248,14 @@ def refuse_history(row: Row) -> None:
     """A DataError where there are earlier questions beside messages, which say them already."""
     if says_something(row.get("history")):
         raise DataError(f"the column 'history' is not supported: {REFUSED_COLUMNS['history']}.")
+
+
+def prompt_of(row: Row, unused: set[str]) -> list[Message]:
+    """The column `prompt`: messages, or a text with the earlier questions beside it."""
+    if isinstance(turns_in(row["prompt"]), str):
+        return question(row, "prompt")
+    refuse_history(row)
+    return either(row, "prompt", "user", unused)
 
 
 def question(row: Row, asked: str) -> list[Message]:

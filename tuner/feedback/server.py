@@ -8,6 +8,7 @@ import secrets
 import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tuner.errors import ArgumentError, from_extra, notice
 
@@ -51,7 +52,7 @@ def serve(page: Any, taken: socket.socket, host: str, token: str | None) -> None
     )  # fmt: skip
     shown = f"[{host}]" if ":" in host else host
     taken.listen()  # who comes from now on waits for the answer
-    notice(f"http://{shown}:{port}/{f'?token={token}' if token else ''}  (Ctrl-C stops)")
+    notice(f"http://{shown}:{port}/{f'?token={quote(token)}' if token else ''}  (Ctrl-C stops)")
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[taken])

@@ -80,6 +80,11 @@ class Answer(NamedTuple):
     time: str
 
 
+def _turn(annotator: str, pair: int) -> int:
+    """A pair's place in an annotator's order."""
+    return int.from_bytes(blake2b(f"{annotator} {pair}".encode(), digest_size=6).digest())
+
+
 class Store:
     """A file of pairs and answers, made where there is none and `new` allows it.
 
@@ -108,6 +113,7 @@ class Store:
     def _open(self, write: bool = False) -> Iterator[sqlite3.Connection]:
         """A connection in a transaction, which ends with the block: all of it or nothing."""
         db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+        db.create_function("turn", 2, _turn, deterministic=True)
         try:
             db.execute("PRAGMA synchronous = EXTRA")
             db.execute("PRAGMA foreign_keys = ON")
@@ -171,9 +177,13 @@ class Store:
         return found
 
     def next(self, annotator: str) -> Shown | None:
-        """The first pair that an annotator has not answered; None where there is none left."""
+        """The first pair, in their order, that an annotator has not answered; None where there is none left."""
         with self._open() as db:
-            row = db.execute(f"SELECT id, prompt, first, second {OPEN} ORDER BY id LIMIT 1", self._asked(annotator))
+            # Where a pair is for some of them, each begins elsewhere: they would all answer the first ones.
+            order = "id" if self.most is None else "turn(:name, id)"
+            row = db.execute(
+                f"SELECT id, prompt, first, second {OPEN} ORDER BY {order} LIMIT 1", self._asked(annotator)
+            )
             return _shown(annotator, found) if (found := row.fetchone()) else None
 
     def progress(self, annotator: str) -> tuple[int, int]:

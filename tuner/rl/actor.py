@@ -58,7 +58,8 @@ class ValueHead(nn.Linear):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """`(..., hidden_size)` -> `(...,)`, in float32."""
-        return super().forward(hidden.float()).squeeze(-1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return super().forward(hidden.float()).squeeze(-1)
 
 
 class ActorCritic(nn.Module):

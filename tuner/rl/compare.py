@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tuner.data.collate import IGNORED, pad
 from tuner.data.sources import load_splits
-from tuner.data.turns import add_system, messages_of
+from tuner.data.turns import add_system, messages_of, turns_in
 from tuner.evaluation.statistics import Estimate, mean, paired
 from tuner.loading.checkpoints import pretrained_decoder
 from tuner.loading.generation import room
@@ -166,7 +166,9 @@ def _answer(row: dict[str, Any], asked: int) -> str | None:
             turns = messages_of(row[column], column, set(), answered=False)
             add_system(row, turns)
             return turns[asked]["content"] if asked < len(turns) else None
-    said = row.get("output" if "instruction" in row else "completion")
+    said = turns_in(row.get("output" if "instruction" in row else "completion"))
+    if isinstance(said, list) and said:
+        said = messages_of(said, "completion", set(), answered=False)[0]["content"]
     return said if isinstance(said, str) else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -78,7 +79,8 @@ class UpdateLoop(TRLTrainer):
         if resume_from_checkpoint is not None:
             load_checkpoint(self, Path(resume_from_checkpoint))
         state = self.state
-        state.max_steps, state.num_train_epochs = args.num_total_batches, args.num_train_epochs
+        passes = args.num_total_batches * args.batch_size / len(self.train_dataset) / (args.num_generations or 1)
+        state.max_steps, state.num_train_epochs = args.num_total_batches, math.ceil(passes)
         state.is_world_process_zero, state.is_local_process_zero = (
             args.process_index == 0,
             args.local_process_index == 0,
@@ -110,7 +112,8 @@ class UpdateLoop(TRLTrainer):
         logged = self.one_update(state.global_step)
         self.lr_scheduler.step()
         state.global_step += 1
-        state.epoch = state.global_step * args.num_train_epochs / state.max_steps
+        episodes = len(self.train_dataset) * (args.num_generations or 1)
+        state.epoch = state.global_step * (args.batch_size or 1) / episodes
         if args.world_size > 1:  # all stop at the same update
             wanted = self.stop.wanted().to(self.accelerator.device)
             self.stop.agreed = self.accelerator.gather(wanted[None]).amax(dim=0).cpu()

@@ -269,7 +269,8 @@ class PPOTrainer(UpdateLoop):
         with self.timed("update"):
             learnt = self.update(experience, update, lengths)
         logged = measures(self, experience, sampled, scores, by_name, learnt, lengths)
-        self.kl.update(logged["objective/kl"], len(lengths))
+        if update >= self.args.value_warmup_steps:  # before, nothing moves that it could lead
+            self.kl.update(logged["objective/kl"], len(lengths))
         every = max(self.state.max_steps // args.num_sample_generations, 1) if args.num_sample_generations else 0
         if every and update % every == 0:
             show_samples(self, rows, rollout, scores)

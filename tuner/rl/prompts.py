@@ -11,20 +11,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features, Json, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from tuner.data import turns, unused
+from tuner.data import tools, turns, unused
 from tuner.data.cache_key import map_batches
-from tuner.data.columns import suggestion
+from tuner.data.columns import suggestion, undecoded
+from tuner.data.schema import filled_columns, without_nulls
 from tuner.data.sources import SOURCE_ROW
-from tuner.data.tools import tools_of, variables_of
 from tuner.errors import DataError
 from tuner.text.chat import generation_prompt, require_chat_template
 
 # Columns that hold a prompt: the first that is there is taken. Those of raw text come last.
 COLUMNS = ("prompt", "messages", "conversations", "instruction", "text", "query")
 RAW = ("text", "query")
+# Columns that are a part of what a conversation is written from.
+BESIDE = (*turns.SYSTEM_COLUMNS, "history", *tools.COLUMNS, tools.VARIABLES)
 
 
 def read_prompts(rows: Dataset, name: str) -> tuple[Dataset, dict[str, float]]:
@@ -47,19 +49,29 @@ def read_prompts(rows: Dataset, name: str) -> tuple[Dataset, dict[str, float]]:
             f"{name}: no column {', '.join(COLUMNS)}; there are {', '.join(rows.column_names)}."
             f"{f' Try {advice}.' if advice else ''}"
         )
-    arguments = {"column": column, "name": name}
+    arguments: dict[str, Any] = {"column": column, "name": name}
+    if not len(rows):
+        raise DataError(f"{name} has no rows.")
+    rows = undecoded(rows)
     kept = "text" if column in RAW else "prompt"
     gone = [column] if column != kept else []
+    features = {c: rows.features[c] for c in rows.column_names if c not in gone}
+    features |= {kept: Value("string") if kept == "text" else List(Json()), unused.UNUSED: unused.FEATURE}
+    arguments["filled"] = filled_columns(rows)
     options: dict[str, Any] = {"with_indices": True, "remove_columns": gone, "desc": "Reading prompts"}
-    return unused.counted(map_batches(rows, _read, [__file__, turns.__file__], arguments, **options))
+    code = [__file__, turns.__file__, tools.__file__]
+    return unused.counted(map_batches(rows, _read, code, arguments, features=Features(features), **options))
 
 
-def _read(batch: dict[str, list[Any]], indices: list[int], column: str, name: str) -> dict[str, list[Any]]:
+def _read(
+    batch: dict[str, list[Any]], indices: list[int], column: str, name: str, filled: list[str]
+) -> dict[str, list[Any]]:
     found, kept = [], "text" if column in RAW else "prompt"
     for position, number in enumerate(batch.get(SOURCE_ROW, indices)):
         rest: set[str] = set()
         try:
-            row = {name: values[position] for name, values in batch.items()}
+            row = {c: values[position] for c, values in batch.items()}
+            row |= {c: without_nulls(row[c]) for c in filled}
             found.append({kept: _prompt(row, column, rest), unused.UNUSED: sorted(rest)})
         except DataError as error:
             raise DataError(f"{name}, row {number}: {error}") from None
@@ -68,15 +80,26 @@ def _read(batch: dict[str, list[Any]], indices: list[int], column: str, name: st
 
 def _prompt(row: dict[str, Any], column: str, rest: set[str]) -> Any:
     """A text, or the messages that the assistant is to answer: what it says last in a conversation is left out."""
-    value = row[column]
-    if column in RAW or isinstance(turns.parsed(value), str):
+    for other in turns.REFUSED_COLUMNS.keys() & row.keys() - {"history"}:
+        if turns.says_something(row[other]):
+            turns.passed_over("column", other, turns.REFUSED_COLUMNS)
+    value = row[column] if column in RAW else turns.turns_in(row[column])
+    if isinstance(value, str) or column in RAW:
         if not turns.text_of(value, f"{column!r}").strip():
             raise DataError(f"column {column!r} is empty.")
         if column in RAW:
+            for other in BESIDE:
+                if turns.says_something(row.get(other)):
+                    raise DataError(
+                        f"the column {other!r} is for a conversation, and {column!r} is a text to be continued. Pass "
+                        f"--column_mapping {column}=prompt where somebody asks, or drop it."
+                    )
             return value
+        tools.tools_of(row), tools.variables_of(row)
         messages = turns.question(row, column)
         turns.add_system(row, messages)
         return messages
+    tools.tools_of(row), tools.variables_of(row)
     messages = turns.messages_of(value, column, rest, answered=False)
     earlier = turns.history_of(row.get("history"))
     if [turn for turn in messages if turn["role"] != "system"][
@@ -108,7 +131,8 @@ def encode_prompts(
     if "input_ids" not in rows.column_names:
         if "prompt" in rows.column_names:
             require_chat_template(tokenizer)
-        rows = map_batches(rows, _encode, [__file__], {"tokenizer": tokenizer}, desc="Encoding prompts")
+        how = {"tokenizer": tokenizer, "filled": filled_columns(rows), "name": name}
+        rows = map_batches(rows, _encode, [__file__], how, with_indices=True, desc="Encoding prompts")
     lengths = np.array([len(ids) for ids in rows["input_ids"]], dtype=int)
     numbers = rows[SOURCE_ROW] if SOURCE_ROW in rows.column_names else range(len(rows))
     if not lengths.all():
@@ -125,13 +149,23 @@ def encode_prompts(
     return rows.select(kept), len(rows) - len(kept)
 
 
-def _encode(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Any]]:
-    if "prompt" in batch:
-        rows = ({column: batch[column][number] for column in batch} for number in range(len(batch["prompt"])))
-        given = ((row["prompt"], {"tools": tools_of(row), **(variables_of(row) or {})}) for row in rows)
-        prompts = (generation_prompt(tokenizer, *both) for both in given)
-        return {"input_ids": [prompt["input_ids"][0].tolist() for prompt in prompts]}
-    return {"input_ids": tokenizer(batch["text"])["input_ids"]}
+def _encode(
+    batch: dict[str, list[Any]],
+    indices: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    filled: list[str],
+    name: str,
+) -> dict[str, list[Any]]:
+    if "prompt" not in batch:
+        return {"input_ids": tokenizer(batch["text"])["input_ids"]}
+    found = []
+    for place, number in enumerate(batch.get(SOURCE_ROW, indices)):
+        row = {column: values[place] for column, values in batch.items()}
+        row |= {column: without_nulls(row[column]) for column in filled}
+        given = {"tools": tools.tools_of(row), **(tools.variables_of(row) or {})}
+        ids = generation_prompt(tokenizer, row["prompt"], given, f"{name}, row {number}")["input_ids"]
+        found.append(ids[0].tolist())
+    return {"input_ids": found}
 
 
 class EpisodeOrder:

@@ -30,7 +30,8 @@ def write_ppo_report(trainer: PPOTrainer) -> dict[str, Any]:
     if trainer.eval_dataset is not None and not (done and done[-1]["step"] == trainer.state.global_step):
         trainer.evaluate()
         done = [entry for entry in history if "eval_reward" in entry]
-    after, before = (_metrics(entry) for entry in ((done[-1], done[0]) if done else ({}, {})))
+    after = _metrics(done[-1]) if done else {}
+    before = _metrics(done[0]) if done and done[0]["step"] == 0 else {}  # with --eval_on_start false nobody knows
     last: dict[str, Any] = next((entry for entry in reversed(history) if "objective/kl" in entry), {})
     comparison: dict[str, dict[str, float]] = {name: {} for name in COMPARED if name in after}
     for who, values in (("untrained", before), ("trained", after)):

@@ -19,13 +19,13 @@ from tuner.data.cache_key import map_batches
 from tuner.data.mixture import data_sources, names_of
 from tuner.data.sources import SOURCE_ROW, load_splits
 from tuner.data.unused import sentence
-from tuner.errors import ArgumentError, ModelError
+from tuner.errors import ArgumentError, DataError, ModelError
 from tuner.estimate.model import parameters_by_component
 from tuner.loading.generation import room
 from tuner.loading.models import prepare_model
 from tuner.loading.reward import RewardModel
 from tuner.objectives.base import Objective
-from tuner.rl.prompts import encode_prompts, read_prompts
+from tuner.rl.prompts import BESIDE, encode_prompts, read_prompts
 from tuner.rl.rewards import load_function, names_function
 from tuner.rl.trl_ppo import PPOConfig
 from tuner.train.plan import table
@@ -52,7 +52,8 @@ class PPO(Objective[PPOArguments]):
         """Also an ArgumentError for what the training loop of transformers would do, and nothing here does."""
         super().check(args, processes)
         unset = {field.name: field.default for field in fields(args)}
-        for flag in ("max_length", "truncation_mode", "max_labels_lost", "train_sampling_strategy"):
+        unread = ("max_length", "truncation_mode", "max_labels_lost", "train_sampling_strategy")
+        for flag in (*unread, "per_device_eval_batch_size", "frozen_states_gib"):
             if args.values()[flag] != unset[flag]:
                 raise ArgumentError(f"--{flag} has no meaning for ppo.")
         for flag in args.extra:
@@ -94,6 +95,8 @@ def load_prompts(run: Run[PPOArguments]) -> Prompts:
         for source in data_sources(args):
             given = (source.name, source.config, *splits, args.test_split_size)
             both = load_splits(*given, column_mapping=source.column_mapping)
+            if "input_ids" in both[0].column_names:
+                raise DataError(f"{source.name}: its column 'input_ids' would be taken for tokens. Drop it.")
             (train, unused), (held_out, _) = (read_prompts(rows, source.name) for rows in both)
             parts.append((train, held_out))
             say(sentence(unused, source.name))
@@ -104,6 +107,8 @@ def load_prompts(run: Run[PPOArguments]) -> Prompts:
         train, held_out = (_one_of(list(split)) for split in zip(*parts, strict=True))
     own = "prompt" if "prompt" in train.column_names else "text"
     others = [name for name in train.column_names if name not in (own, SOURCE_ROW)]
+    if not args.reward_funcs:
+        others = [name for name in others if name not in (*BESIDE, "input")]
     if others and (args.reward_funcs or (args.judge and names_function(args.judge))):
         say(f"Reward functions are given the columns {', '.join(others)}.")
     elif others:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Any
 
 # A sign is one where no number or word stands before it: "3-5" names 3 and 5.
-NUMBER = re.compile(r"(?:(?<![\w.])-)?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
+NUMBER = re.compile(r"(?:(?<![\w.])-)?(?:\d+(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][+-]?\d+)?")
+THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def exact_answer(completions: list[Any], answer: list[Any], **_: Any) -> list[float]:
@@ -23,8 +25,9 @@ def last_number(completions: list[Any], answer: list[Any], **_: Any) -> list[flo
     return [float(bool(named) and named[-1] == right[-1]) for named, right in pairs]
 
 
-def _numbers(text: str) -> list[float]:
-    return [float(number) for number in NUMBER.findall(text.replace(",", ""))]
+def _numbers(text: str) -> list[Decimal]:
+    plain = THOUSANDS.sub("", text.replace("\N{MINUS SIGN}", "-"))
+    return [Decimal(number) for number in NUMBER.findall(plain)]
 
 
 def _said(completion: Any) -> str:

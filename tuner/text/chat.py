@@ -110,10 +110,10 @@ def _end(tokenizer: PreTrainedTokenizerBase, labels: list[int]) -> int | None:
 
 
 def generation_prompt(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], given: Given = None
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], given: Given = None, name: str = "the prompt"
 ) -> BatchEncoding:
     """A conversation, or none yet, that ends where the assistant is to speak, as tensors `(1, time)` for `generate`."""
-    [(encoding, *_)] = _encode(tokenizer, [messages], ["the prompt"], [given], add_generation_prompt=True)
+    [(encoding, *_)] = _encode(tokenizer, [messages], [name], [given], add_generation_prompt=True)
     return BatchEncoding({"input_ids": [encoding.ids], "attention_mask": [encoding.attention_mask]}, tensor_type="pt")
 
 

@@ -113,7 +113,7 @@ def test_numbers_of_a_csv_are_numbers(tmp_path):
             "the type 'image_url'",
         ),
         ({"role": "user", "from": "gpt", "content": "q"}, "turn 0 has 'role' and 'from', which say two things"),
-        ({"role": "user", "content": "q", "weight": "1"}, "'weight' is str '1'"),
+        ({"role": "user", "content": "q", "weight": "1"}, "'weight' is '1'"),
     ],
 )
 def test_turns_that_say_more_than_text(turn, said):

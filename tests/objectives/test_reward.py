@@ -506,12 +506,18 @@ def test_the_report_of_rewards(tmp_path):
     rewards = np.stack([gaps * 3, np.zeros(400)], axis=1)  # three times as sure as it may be
     lengths = np.stack([rng.integers(5, 9, 400), np.full(400, 6)], axis=1)
     texts = [f"{n} / worse" for n in range(400)]
-    found = write_class_report(Predictions(texts, rewards, lengths, ("chosen", "rejected"), "preference"), tmp_path)
+    margins = rng.permutation(400) / 400
+    given = Predictions(texts, rewards, lengths, ("chosen", "rejected"), "preference", margins=margins)
+    found = write_class_report(given, tmp_path)
     right, longer = gaps > 0, lengths[:, 0] > 6
     assert found["accuracy"]["value"] == right.mean() and found["accuracy"]["method"] == "Wilson"
     assert found["accuracy where the better one is longer"]["value"] == right[longer].mean()
     shorter = lengths[:, 0] < 6
     assert found["accuracy where the better one is shorter"]["n"] == shorter.sum()
+    thirds = {name: part for name, part in found.items() if "margin" in name}
+    assert [part["n"] for part in thirds.values()] == [133, 133, 134]
+    last = "accuracy where the margin is 0.665 or more"
+    assert list(thirds)[-1] == last and thirds[last]["value"] == right[margins >= np.quantile(margins, 2 / 3)].mean()
     choices = np.concatenate([right[longer], ~right[shorter]])
     assert found["share of longer ones among the choices"]["value"] == choices.mean()
     assert found["log loss"] == pytest.approx(-np.log(1 / (1 + np.exp(-3 * gaps))).mean())

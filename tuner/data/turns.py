@@ -132,7 +132,7 @@ def _weight(role: str, key: str, value: Any, where: str) -> Message:
         return {} if value in (None, 1) else {"weight": 0}
     if role == "assistant" or (value and key != "weight"):
         raise DataError(
-            f"{where}: {key!r} is {shown(value)}, but here a turn of the assistant is learnt (1) or not (0), and no "
+            f"{where}: {key!r} is {value!r}, but here a turn of the assistant is learnt (1) or not (0), and no "
             "other. Drop the key to accept that, or drop the turn."
         )
     return {}

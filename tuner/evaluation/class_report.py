@@ -115,12 +115,20 @@ def _surety(logits: np.ndarray, targets: np.ndarray, problem: str) -> dict[str, 
 
 def _pairs(found: Predictions, folder: Path, seed: int) -> tuple[dict[str, Any], list[str]]:
     """Of rewards `(pairs, 2)`, the better answer's first: how often that has the higher one, where it is the longer and
-    where it is the shorter; and what `sigmoid` of their difference is worth as a probability."""
+    where it is the shorter, and by thirds of how much better the rows call it; and what `sigmoid` of their difference
+    is worth as a probability."""
     gaps, longer = found.logits[:, 0] - found.logits[:, 1], found.targets[:, 0] - found.targets[:, 1]
     hits, first = gaps > 0, np.zeros(len(gaps), int)
     groups = {"accuracy": hits, "accuracy where the better one is longer": hits[longer > 0]}
     groups["accuracy where the better one is shorter"] = hits[longer < 0]
     groups["share of longer ones among the choices"] = (gaps * longer > 0)[longer != 0]
+    if found.margins is not None and len(np.unique(found.margins)) > 1:
+        low, high = np.quantile(found.margins, (1 / 3, 2 / 3))
+        groups[f"accuracy where the margin is below {low:.3g}"] = hits[found.margins < low]
+        groups[f"accuracy where the margin is {low:.3g} or more, below {high:.3g}"] = hits[
+            (found.margins >= low) & (found.margins < high)
+        ]
+        groups[f"accuracy where the margin is {high:.3g} or more"] = hits[found.margins >= high]
     figures: dict[str, Any] = {name: vars(proportion(int(g.sum()), len(g))) for name, g in groups.items() if len(g)}
     figures |= _surety(found.logits, first, found.problem)
     figures["temperature that fits best"] = fit_temperature(found.logits, first, found.problem)

@@ -116,6 +116,7 @@ class Predictions:
         problem: the `problem_type`.
         clusters: what several have in common: of tokens the number of their row, of questions their context.
         said: of questions the answers, empty for none.
+        margins: of pairs of answers by how much the rows say that one is better.
         notes: sentences for the report.
     """
 
@@ -126,6 +127,7 @@ class Predictions:
     problem: str
     clusters: np.ndarray | None = None
     said: list[str] | None = None
+    margins: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
 

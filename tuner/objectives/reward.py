@@ -107,7 +107,8 @@ class Reward(Objective[RewardArguments]):
         shown = [text for text, counts in zip(texts, ranked, strict=True) if counts]
         ties = len(ranked) - len(shown)
         notes = (f"{ties:,} ties are left out.",) * bool(ties)
-        return Predictions(shown, self.judged, lengths, PARTS, "preference", notes=notes)
+        margins = np.array(pairs["margin"])[ranked]
+        return Predictions(shown, self.judged, lengths, PARTS, "preference", margins=margins, notes=notes)
 
     def compare(self, outcome: Outcome) -> Comparison:
         """Beside chance, "the longer one is better", and words alone; all of them also where the better one is the

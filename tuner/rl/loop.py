@@ -67,6 +67,11 @@ class UpdateLoop(TRLTrainer):
         """The run's folder."""
         return Path(str(self.args.output_dir))
 
+    @property
+    def passes_of_an_update(self) -> float:
+        """What share of all prompts an update has."""
+        return (self.args.batch_size or 1) / (len(self.train_dataset) * (self.args.num_generations or 1))
+
     def train(self, resume_from_checkpoint: str | Path | None = None) -> None:
         """Train, or continue from a checkpoint to the same bits.
 
@@ -79,8 +84,8 @@ class UpdateLoop(TRLTrainer):
         if resume_from_checkpoint is not None:
             load_checkpoint(self, Path(resume_from_checkpoint))
         state = self.state
-        passes = args.num_total_batches * args.batch_size / len(self.train_dataset) / (args.num_generations or 1)
-        state.max_steps, state.num_train_epochs = args.num_total_batches, math.ceil(passes)
+        state.max_steps = args.num_total_batches or 0
+        state.num_train_epochs = math.ceil(state.max_steps * self.passes_of_an_update)
         state.is_world_process_zero, state.is_local_process_zero = (
             args.process_index == 0,
             args.local_process_index == 0,
@@ -112,8 +117,7 @@ class UpdateLoop(TRLTrainer):
         logged = self.one_update(state.global_step)
         self.lr_scheduler.step()
         state.global_step += 1
-        episodes = len(self.train_dataset) * (args.num_generations or 1)
-        state.epoch = state.global_step * (args.batch_size or 1) / episodes
+        state.epoch = state.global_step * self.passes_of_an_update
         if args.world_size > 1:  # all stop at the same update
             wanted = self.stop.wanted().to(self.accelerator.device)
             self.stop.agreed = self.accelerator.gather(wanted[None]).amax(dim=0).cpu()

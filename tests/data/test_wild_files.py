@@ -77,6 +77,23 @@ def test_what_stands_beside_preferences_is_used():
     assert rows[0]["label"] is True
 
 
+def test_whole_dialogues_are_no_answers_to_what_stands_beside():
+    pair = {
+        "chosen": "\n\nHuman: 2 + 2?\n\nAssistant: It is 4.",
+        "rejected": "\n\nHuman: 2 + 2?\n\nAssistant: It is 5.",
+    }
+    found = preference({**pair, "query": "x17"})
+    assert (found["prompt"], found["chosen"]) == ([ASKED], [GOOD])
+    found = preference({"input": "2 + 2?", "chosen": "2 + 2? It is 4.", "rejected": "2 + 2? It is 5."})
+    assert [turn["content"].strip() for turn in (*found["prompt"], *found["chosen"])] == ["2 + 2? It is", "4."]
+    wrapped = {"role": "user", "content": "Answer briefly: 2 + 2?"}
+    row = {"prompt": "2 + 2?", "chosen": [wrapped, GOOD], "rejected": [wrapped, BAD]}
+    assert preference(row)["prompt"] == [wrapped]
+    spaced = {"role": "user", "content": "2 + 2? "}
+    row = {"prompt": [SYSTEM, spaced], "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]}
+    assert len(preference(row)["prompt"]) == 2
+
+
 # ---- labels ----
 
 
@@ -189,6 +206,12 @@ def test_shards_of_parquet_that_differ(tmp_path):
     ]
     with pytest.raises(DataError, match="is empty"):
         load_splits(str(tmp_path / "train-3.parquet"))
+
+
+def test_shards_whose_types_differ_are_those_of_the_first(tmp_path):
+    for number, ids in enumerate((["1", "2"], [3, 4])):
+        parquet.write_table(pa.table({"text": ["a", "b"], "id": ids}), tmp_path / f"train-{number}.parquet")
+    assert {type(value) for value in load_splits(str(tmp_path), test_split_size=1)[0]["id"]} == {str}
 
 
 def test_a_card_s_folders_are_its_configurations(tmp_path):

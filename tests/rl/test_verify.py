@@ -19,6 +19,7 @@ def test_last_number():
         ["0.5", -5, 12, "9007199254740992", 1.5, -0.25],
     )
     assert last_number(completions=said, answer=right) == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
+    assert last_number(completions=["1e99999999999999999999"], answer=[1]) == [0.0]
     assert last_number(completions=["0.00001", "5"], answer=[1e-5, 1e-5]) == [1.0, 0.0]
     with pytest.raises(ValueError, match="the answer 'six' names no number"):
         last_number(completions=["6"], answer=["six"])

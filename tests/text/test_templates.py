@@ -51,7 +51,7 @@ def test_masks_are_those_of_trls_training_templates(name):
             theirs = tokenizer.apply_chat_template(turns, tools=tools_of(conversation), **how)
         except Exception:
             continue  # the roles of this conversation are not for it; the test above asks that ours says so
-        how_ours = {"tools": [tools_of(conversation)]}
+        how_ours = {"given": [{"tools": tools_of(conversation)}]}
         try:
             (ours,) = encode_conversations(training_tokenizer(tokenizer)[0], [CONVERSATIONS[conversation]], **how_ours)
         except DataError as error:

@@ -92,6 +92,19 @@ def test_shares_for_a_method_that_reads_all_alike(sets, tmp_path):
     assert done.returncode == 2 and "--dataset_weights: mlm reads all rows alike" in done.stderr
 
 
+@pytest.mark.parametrize("what", ["questions", "fewshot"])
+def test_rows_with_labels_that_are_read_as_one(tmp_path, what):
+    row = {"question": "Who?", "context": "It is Ann.", "answers": {"text": ["Ann"], "answer_start": [6]}}
+    rows = [row] * 8 if what == "questions" else [{"text": f"good {n}", "label": "ab"[n % 2]} for n in range(8)]
+    names = [tmp_path / f"{name}.jsonl" for name in ("one", "two")]
+    for name in names:
+        name.write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+    flags = ["--dataset_name", *names, "--dataset_weights", "1", "1", "--model_name_or_path", "builtin:minilm-l6"]
+    flags += ["--strategy", "fewshot"] if what == "fewshot" else []
+    done = run_recipe(*flags, "--output_dir", tmp_path / "run", recipe="classify.py")
+    assert done.returncode == 2 and "reads all rows alike. Leave it out." in done.stderr
+
+
 @pytest.mark.parametrize("clean", ["none", "light"])
 def test_documents_of_several_sets_have_shares(sets, tmp_path, clean):
     flags = [

@@ -15,6 +15,7 @@ def trainer(scaler, folder):
     bare.accelerator = SimpleNamespace(scaler=scaler, distributed_type="NO")
     bare.args, bare.state = SimpleNamespace(output_dir=folder), SimpleNamespace(global_step=0)
     bare.objective, bare._streams, bare.guard, bare._overflows = SimpleNamespace(keeps_rows=True), False, None, 0
+    bare.examples = SimpleNamespace(parts=[])
     return bare
 
 

@@ -17,7 +17,16 @@ from tuner.data.columns import parse_mapping, rename_row
 from tuner.data.local_files import file_format, local_files
 from tuner.data.read_files import read_rows
 from tuner.data.schema import SPOKEN, TOOLS, canonical, shape_of, without_nulls
-from tuner.data.sources import SOURCE_ROW, has_text, held_out_split, load_hub, load_splits, require_split, saved_splits
+from tuner.data.sources import (
+    SOURCE_ROW,
+    has_text,
+    held_out_split,
+    load_hub,
+    load_splits,
+    name_others,
+    require_split,
+    saved_splits,
+)
 from tuner.data.tools import VARIABLES
 from tuner.errors import DataError, notice
 
@@ -56,6 +65,7 @@ def open_stream(
         found = {split: IterableDataset.from_generator(_read, gen_kwargs=what) for split, what in read.items()}
     train = found[require_split(found, splits[0], name)]
     test = held_out_split(found, splits, name)
+    name_others(found, (splits[0], test), name)
     # Without a shuffle an epoch would still have an order of the files of its own; `skip` keeps it.
     ordered = train.shuffle(seed=seed, buffer_size=buffer_size) if buffer_size > 1 else train.skip(0)
     return ordered, found[test] if test else None
@@ -83,8 +93,11 @@ def _read(files: list[str], mapping: dict[str, str]) -> Iterator[dict[str, str]]
 def _text(row: dict[str, Any], source: str, number: int, mapping: dict[str, str], filled: Collection[str]) -> str:
     """A row as text. In columns that are `filled`, a turn has the keys of all turns."""
     name, unused = f"{source}, row {number}", set[str]()
-    row = {column: without_nulls(value) if column in filled else value for column, value in row.items()}
-    row = rename_row(row, mapping, name)
+    filled = {mapping.get(column, column) for column in filled} | {*filled}
+    row = {
+        column: without_nulls(value) if column in filled and column in SPOKEN else value
+        for column, value in rename_row(row, mapping, name).items()
+    }
     shape = shape_of(row, name)
     try:
         read = canonical(row, shape, unused)

@@ -16,7 +16,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from tuner.data import tokens
+from tuner.data import tokens, tools
 from tuner.data.cache_key import map_batches
 from tuner.data.encoding_report import EncodingReport
 from tuner.data.schema import TOOLS, Kind
@@ -76,7 +76,7 @@ def encode_dataset(
         raise _nothing_to_learn(name)
     arguments = {"tokenizer": tokenizer, "kind": kind, "max_length": max_length, "mode": truncation_mode, "name": name}
     how = {"batch_size": 500, "num_proc": num_proc, "remove_columns": rows.column_names, "desc": "Tokenizing"}
-    sources = [__file__, tokens.__file__, answers.__file__, chat.__file__, tool_use.__file__]
+    sources = [__file__, *(str(part.__file__) for part in (tokens, tools, answers, chat, tool_use))]
     encoded = map_batches(rows, _encode_batch, sources, arguments, with_indices=True, **how)
     counts = encoded.select_columns(list(COUNTS)).with_format("numpy")[:]
     kept = np.flatnonzero(counts["supervised"])  # a batch without a label would have a loss of 0 / 0

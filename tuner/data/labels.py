@@ -112,7 +112,7 @@ def any_classes(row: Row, unused: set[str], *columns: str) -> Row:
     names = parsed(found.pop("label"))
     if not isinstance(names, list):
         raise DataError(f"column {columns[-1]!r} must be a list of classes, not {shown(names)}.")
-    if len(names) > 2 and not {0, 1} ^ set(filter(is_number, names)) and not any(isinstance(n, str) for n in names):
+    if len(names) > 2 and not any(isinstance(name, str | list | dict) for name in names) and {*names} == {0, 1}:
         raise DataError(
             f"column {columns[-1]!r} marks classes by zeros and ones, {shown(names)}. Write the names of those it has."
         )
@@ -205,8 +205,10 @@ def check_labels(train: Dataset, held_out: Dataset, kind: str, name: str, said: 
     if len(labels.names) < (1 if kind == "classes" else 2):
         there = f"only the class {labels.names[0]!r}" if labels.names else "no class at all"
         raise DataError(f"{name}: the training rows have {there}: there is nothing to tell apart.")
-    numbers = [float(name) for name in labels.names if as_number(name) is not None] if kind == "class" else []
-    if not said and len(numbers) == len(labels.names) and not all(number.is_integer() for number in numbers):
+    found = [as_number(name) for name in labels.names] if kind == "class" else []
+    numbers = [number for number in found if number is not None and math.isfinite(number)]
+    fractions = [number for number in numbers if not number.is_integer()]
+    if not said and fractions and len(numbers) == len(labels.names):
         raise DataError(
             f"{name}: column 'label' holds texts of numbers, {', '.join(labels.names[:5])}, ... Pass --problem_type "
             "regression, or single_label_classification where each of them is a class."

@@ -7,6 +7,7 @@ after splits, files called after splits, and else all files together for trainin
 from __future__ import annotations
 
 import glob
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,10 @@ def _files_of_folder(folder: Path, name: str, splits: tuple[str, str], config: s
     base = glob.escape(str(folder.resolve()))  # the folder's own name is no pattern
     declared = _declared(folder, name, config)
     if declared is not None:
-        base = str(Path(base, declared.get("data_dir") or ""))
+        within = Path(declared.get("data_dir") or "")
+        if within.is_absolute() or ".." in within.parts:
+            raise DataError(f"--dataset_name {name}: README.md declares the folder {within}, which is not within it.")
+        base = str(Path(base, glob.escape(str(within))))
     try:
         patterns = (declared or {}).get("data_files")
         found = _resolve(sanitize_patterns(patterns) if patterns else get_data_patterns(base), base)
@@ -89,19 +93,18 @@ def _files_of_folder(folder: Path, name: str, splits: tuple[str, str], config: s
             taken = called.get(split, [])
             rest = {other: [file for file in files if file not in taken] for other, files in found.items()}
             found = {other: files for other, files in (rest | called).items() if files}
-    _say_what_is_left(found, name, folder.resolve())
+    if declared is None:  # else other files may be those of other configurations
+        _say_what_is_left(found, name, folder.resolve())
     return {splits[0]: found["train"]} if list(found) == ["train"] else found
 
 
 def _say_what_is_left(found: Files, name: str, folder: Path) -> None:
     """Name the files that are in no split."""
-    read = {file for files in found.values() for file in files}
-    there = (path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
-    left = [
-        str(path.relative_to(folder))
-        for path in there
-        if path not in read and path.resolve() not in read and not any(map(_is_about, path.relative_to(folder).parts))
-    ]
+    read, left = {file for files in found.values() for file in files}, list[str]()
+    for where, folders, files in os.walk(folder):
+        folders[:] = [each for each in folders if not _is_about(each)]
+        left += [str(Path(where, file).relative_to(folder)) for file in files if Path(where, file) not in read]
+    left = [file for file in left if not _is_about(Path(file).name)]
     if found and left:
         more = f" and {len(left) - SHOWN:,} more" if len(left) > SHOWN else ""
         shown = ", ".join(sorted(left)[:SHOWN])

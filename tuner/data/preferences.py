@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from tuner.data import tools
-from tuner.data.columns import SYNONYMS, flag
+from tuner.data.columns import flag
 from tuner.data.json_text import read_json
 from tuner.data.turns import (
     ROLES,
@@ -30,6 +30,8 @@ from tuner.errors import DataError
 from tuner.text.answers import Message, common_length
 
 LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+# Columns that may be the prompt of two answers.
+ASKED = ("prompt", "question", "query", "input", "inputs", "instruction", "request", "problem")
 # How Anthropic's data sets write turns (Bai et al. 2022, https://arxiv.org/abs/2204.05862).
 HH_TURN = re.compile(r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
 
@@ -81,7 +83,8 @@ def preference(row: Row, unused: set[str], *_: str) -> Row:
     prompt = prompt_of(row, unused) if "prompt" in row else []
     if not prompt and not any(map(_begins_with_a_prompt, texts)) and not all(_is_dialogue(text) for text in texts):
         for column in row:
-            if column.strip().lower() in SYNONYMS["prompt"] and says_something(row[column]):
+            repeated = all(isinstance(text, str) and str(row[column]) in text for text in texts)
+            if column.strip().lower() in ASKED and says_something(row[column]) and not repeated:
                 raise DataError(f"is the column {column!r} the prompt? Pass {flag({column: 'prompt'})}, or drop it.")
     if not all(isinstance(text, str) for text in texts):
         chosen, rejected = (either(row, column, "assistant", unused) for column in ("chosen", "rejected"))
@@ -97,7 +100,7 @@ def preference(row: Row, unused: set[str], *_: str) -> Row:
         common = len(prompt)
     elif prompt and (again := _repeated(prompt, chosen[:common])):
         return {"prompt": [*prompt, *chosen[again:common]], "chosen": chosen[common:], "rejected": rejected[common:]}
-    elif prompt and not any(_same(prompt, chosen[at : at + len(prompt)]) for at in range(common)):
+    elif prompt and not any(_stands_in(prompt, chosen[at : at + len(prompt)]) for at in range(common)):
         raise DataError("column 'chosen' and column 'rejected' are conversations that do not repeat column 'prompt'.")
     if common == 0 and not answers_only:
         raise DataError("column 'chosen' and column 'rejected' do not begin alike, so they have no common prompt.")
@@ -107,7 +110,14 @@ def preference(row: Row, unused: set[str], *_: str) -> Row:
 def _repeated(prompt: list[Message], turns: list[Message]) -> int:
     """How many turns are the prompt's last ones again."""
     sizes = range(min(len(prompt) - 1, len(turns)), 0, -1)
-    return next((size for size in sizes if prompt[-size:] == turns[:size]), 0)
+    return next((size for size in sizes if _same(prompt[-size:], turns[:size])), 0)
+
+
+def _stands_in(prompt: list[Message], turns: list[Message]) -> bool:
+    """Whether turns are a prompt, or one turn has it as a part, in whole words."""
+    if len(prompt) > 1:
+        return _same(prompt, turns)
+    return bool(re.search(rf"(?<!\w){re.escape(prompt[0]['content'].strip())}(?!\w)", turns[0]["content"]))
 
 
 def _same(some: list[Message], others: list[Message]) -> bool:
@@ -122,7 +132,9 @@ def _is_dialogue(text: Any) -> bool:
 def asked_elsewhere(row: Row, unused: set[str], column: str, *_: str) -> Row:
     """A preference whose prompt is in another column: messages, or a question with what is beside it."""
     turns, alone = turns_in(row[column]), {name: value for name, value in row.items() if name != "prompt"}
-    whole = all(_begins_with_a_prompt(turns_in(row[name])) for name in ("chosen", "rejected"))
+    answers = [turns_in(row[name]) for name in ("chosen", "rejected")]
+    whole = all(_begins_with_a_prompt(answer) or _is_dialogue(answer) for answer in answers)
+    whole = whole or all(isinstance(said, str) and isinstance(turns, str) and turns in said for said in answers)
     if whole or not says_something(turns):  # then it is beside them
         return preference(alone, unused)
     if isinstance(turns, list) and isinstance(row["chosen"], str) and _speaker(turns[-1]) == "assistant":

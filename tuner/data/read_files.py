@@ -88,8 +88,12 @@ def _load_parquet(files: list[Path], name: str, streaming: bool = False) -> Any:
         files, schemas = [file for file, _ in filled], [schema for _, schema in filled]
         features = None
         if any(not schema.equals(schemas[0]) for schema in schemas):
-            features = Features.from_arrow_schema(pa.unify_schemas(schemas, promote_options="permissive"))
-    except (pa.ArrowException, OSError, TypeError) as error:
+            features = Features()
+            for schema in schemas:  # the first that has a column says of what type, unless it has nothing there
+                for column, feature in Features.from_arrow_schema(schema).items():
+                    if column not in features or "'null'" in repr(features[column]):
+                        features[column] = feature
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{name}: {one_line(error)}") from error
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its readers log what they raise

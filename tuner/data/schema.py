@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from datasets import Dataset, Features, Json, List, Value
 
-from tuner.data import json_text, labels, pairs, preferences, tools, turns, unused
+from tuner.data import columns, json_text, labels, pairs, preferences, tools, turns, unused
 from tuner.data.cache_key import map_batches
 from tuner.data.columns import suggestion, undecoded
 from tuner.data.labels import TAG_COLUMNS, TEXTS, is_class, is_number, named
@@ -104,7 +104,7 @@ def canonicalize(
     mapped = map_batches(
         rows,
         _convert_batch,
-        [__file__, *(str(part.__file__) for part in (turns, preferences, tools, json_text, labels, pairs))],
+        [__file__, *(str(part.__file__) for part in (turns, preferences, tools, json_text, labels, pairs, columns))],
         {"shape": SHAPES.index(shape), "name": name, "names": names, "filled": filled_columns(rows)},
         with_indices=True,
         remove_columns=rows.column_names,

@@ -71,6 +71,7 @@ def load_splits(
     if len(train) == 0:
         raise DataError(f"{name} is empty: it has columns {train.column_names} and no rows.")
     held_out = held_out_split(source, (train_split, test_split), name)
+    name_others(source, (train_split, held_out), name)
     return (train, read(held_out)) if held_out else split_rows(train, test_split_size, name, split_seed, stratify)
 
 
@@ -153,15 +154,19 @@ def require_split(source: Collection[str], split: str, name: str, flag: str = "-
 
 def held_out_split(source: Collection[str], splits: tuple[str, str], name: str) -> str | None:
     """Which split of a source is validated on: that of the name asked for; for `test`, where there is none,
-    `validation`, which is said; else none. Splits that are not read are named."""
+    `validation`, which is said; else none."""
     train, test = splits
     found = test if test in source and test != train else None
     if not found and test == "test" and "validation" in source and train not in ("test", "validation"):
         notice(f"{name} has no split 'test': validating on its split 'validation' (--dataset_test_split).")
         found = "validation"
-    if others := [split for split in source if split not in (train, found)]:
-        notice(f"{name}: not read: the splits {', '.join(others)} (--dataset_train_split, --dataset_test_split).")
     return found
+
+
+def name_others(source: Collection[str], read: Collection[str | None], name: str) -> None:
+    """Name the splits that are not read."""
+    if others := [split for split in source if split not in read]:
+        notice(f"{name}: not read: the splits {', '.join(others)} (--dataset_train_split, --dataset_test_split).")
 
 
 def has_text(text: str) -> bool:

@@ -85,7 +85,7 @@ class UpdateLoop(TRLTrainer):
             load_checkpoint(self, Path(resume_from_checkpoint))
         state = self.state
         state.max_steps = args.num_total_batches or 0
-        state.num_train_epochs = math.ceil(state.max_steps * self.passes_of_an_update)
+        state.num_train_epochs = math.ceil(round(state.max_steps * self.passes_of_an_update, 9))
         state.is_world_process_zero, state.is_local_process_zero = (
             args.process_index == 0,
             args.local_process_index == 0,

@@ -14,12 +14,13 @@ import numpy as np
 from datasets import Dataset, Features, Json, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from tuner.data import tools, turns, unused
+from tuner.data import json_text, schema, tools, turns, unused
 from tuner.data.cache_key import map_batches
 from tuner.data.columns import suggestion, undecoded
 from tuner.data.schema import filled_columns, without_nulls
 from tuner.data.sources import SOURCE_ROW
 from tuner.errors import DataError
+from tuner.text import answers, chat, tool_use
 from tuner.text.chat import generation_prompt, require_chat_template
 
 # Columns that hold a prompt: the first that is there is taken. Those of raw text come last.
@@ -59,7 +60,7 @@ def read_prompts(rows: Dataset, name: str) -> tuple[Dataset, dict[str, float]]:
     features |= {kept: Value("string") if kept == "text" else List(Json()), unused.UNUSED: unused.FEATURE}
     arguments["filled"] = filled_columns(rows)
     options: dict[str, Any] = {"with_indices": True, "remove_columns": gone, "desc": "Reading prompts"}
-    code = [__file__, turns.__file__, tools.__file__]
+    code = [__file__, *(str(part.__file__) for part in (turns, tools, schema, json_text))]
     return unused.counted(map_batches(rows, _read, code, arguments, features=Features(features), **options))
 
 
@@ -131,8 +132,10 @@ def encode_prompts(
     if "input_ids" not in rows.column_names:
         if "prompt" in rows.column_names:
             require_chat_template(tokenizer)
-        how = {"tokenizer": tokenizer, "filled": filled_columns(rows), "name": name}
-        rows = map_batches(rows, _encode, [__file__], how, with_indices=True, desc="Encoding prompts")
+        filled = [column for column in filled_columns(rows) if column != "prompt"]  # which is clean
+        how = {"tokenizer": tokenizer, "filled": filled, "name": name}
+        code = [__file__, *(str(part.__file__) for part in (tools, schema, chat, answers, tool_use))]
+        rows = map_batches(rows, _encode, code, how, with_indices=True, desc="Encoding prompts")
     lengths = np.array([len(ids) for ids in rows["input_ids"]], dtype=int)
     numbers = rows[SOURCE_ROW] if SOURCE_ROW in rows.column_names else range(len(rows))
     if not lengths.all():

@@ -150,8 +150,8 @@ def make_optimizer(args: PPOConfig, actor: ActorCritic) -> torch.optim.Optimizer
         groups = [group | {"lr": args.learning_rate} for group in how.pop("params")] + of_value
     if kind is SplitAdamW and any(p.dtype != torch.bfloat16 for group in groups for p in group["params"]):
         raise ArgumentError(
-            "--dtype bfloat16: the value head learns in float32 and the policy does not. Take --value separate, "
-            "--use_peft, or --bf16 over float32 weights."
+            "--dtype bfloat16: the value learns in another type than the policy, as the value head does in float32. "
+            "Take --value separate with a model in bfloat16, --use_peft, or --bf16 over float32 weights."
         )
     return kind([group for group in groups if group["params"]], **how)
 

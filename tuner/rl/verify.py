@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 # A sign is one where no number or word stands before it: "3-5" names 3 and 5.
@@ -27,7 +27,14 @@ def last_number(completions: list[Any], answer: list[Any], **_: Any) -> list[flo
 
 def _numbers(text: str) -> list[Decimal]:
     plain = THOUSANDS.sub("", text.replace("\N{MINUS SIGN}", "-"))
-    return [Decimal(number) for number in NUMBER.findall(plain)]
+    return [_number(number) for number in NUMBER.findall(plain)]
+
+
+def _number(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation:  # an exponent beyond all bounds
+        return Decimal("Infinity")
 
 
 def _said(completion: Any) -> str:

@@ -171,7 +171,7 @@ def _write(
     tokenizer: PreTrainedTokenizerBase, name: str, given: dict[str, Any], messages: Sequence[Message], **how: bool
 ) -> tuple[str, Spans]:
     try:
-        unread = given.keys() - {"tools"} - (variables(tokenizer.chat_template) if len(given) > 1 else set())
+        unread = given.keys() - {"tools"} - (variables(tokenizer.chat_template) if given.keys() - {"tools"} else set())
         if not unread:
             return render(tokenizer, messages, given, **how)
     except TemplateSyntaxError as error:

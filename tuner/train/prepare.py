@@ -50,8 +50,6 @@ def load_rows(run: Run, kinds: tuple[Kind, ...] | None = None, **split: Any) -> 
     does not know."""
     args, splits = run.args, (run.args.dataset_train_split, run.args.dataset_test_split)
     sources, parts, kind = data_sources(args), list[Part](), None
-    if sources[0].weight is not None and not run.method.mixes:
-        raise ArgumentError(f"--dataset_weights: {run.method.name} reads all rows alike. Leave it out.")
     for source in sources:
         with PartialState().main_process_first():
             how = {"column_mapping": source.column_mapping, **split}
@@ -64,10 +62,14 @@ def load_rows(run: Run, kinds: tuple[Kind, ...] | None = None, **split: Any) -> 
         say(sentence(unused, source.name))
         parts.append(Part(source, train, held_out))
     assert kind is not None
+    method = METHODS.get(kind, run.method)  # what rows with labels hold says which one a run has
+    mixes = method.mixes and getattr(args, "strategy", "") != "fewshot"
+    if sources[0].weight is not None and not mixes:
+        raise ArgumentError(f"--dataset_weights: {method.name} reads all rows alike. Leave it out.")
     if len(parts) == 1:
         return Rows(kind, parts[0].train, parts[0].eval)
     train, held_out = _one_of([part.train for part in parts]), _one_of([part.eval for part in parts])
-    return Rows(kind, train, held_out, parts=parts if run.method.mixes else [])
+    return Rows(kind, train, held_out, parts=parts if mixes else [])
 
 
 def _one_of(parts: list[Dataset]) -> Dataset:

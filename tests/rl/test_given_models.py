@@ -94,9 +94,10 @@ def test_a_policy_that_stays_random_is_refused(tmp_path):
         trainer(tmp_path, model)
 
 
-def test_a_critic_that_sees_what_comes_is_refused(tmp_path):
+@pytest.mark.parametrize("spread", [0.3, 0.02])
+def test_a_critic_that_sees_what_comes_is_refused(tmp_path, spread):
     with pytest.raises(ModelError, match="BertForSequenceClassification, which reads what comes after"):
-        trainer(tmp_path, value_model=encoder())
+        trainer(tmp_path, value_model=encoder(initializer_range=spread))
 
 
 def test_an_optimizer_that_lacks_the_value_is_refused(tmp_path):

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
-from tests.rl.models import policy, queries, share_of_a, trainer
-from tuner.errors import ArgumentError
+from tests.rl.models import policy, queries, scorer, share_of_a, trainer
+from tuner.errors import ArgumentError, CheckpointError, DataError, ModelError
 from tuner.rl.report import write_ppo_report
 
 
@@ -149,3 +150,29 @@ def test_a_value_is_a_float32(tmp_path):
     with torch.autocast("cpu", torch.bfloat16):
         found = head(hidden)
     assert found.dtype == torch.float32 and torch.equal(found, head(hidden))
+
+
+def test_a_value_model_outlives_the_run(tmp_path):
+    made = trainer(tmp_path, value="separate", value_model=scorer(), total_episodes=8)
+    made.train()
+    made.save_model()
+    kept = AutoModelForSequenceClassification.from_pretrained(tmp_path / "value")
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), made.actor.value.parameters(), strict=True))
+    trainer(tmp_path / "next", value="separate", value_model=kept)
+
+
+@pytest.mark.parametrize("other", [{"advantage": "grpo"}, {"value": "separate", "value_model": scorer()}])
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path, other):
+    trainer(tmp_path, total_episodes=8, save_strategy="steps", save_steps=1).train()
+    made = trainer(tmp_path, total_episodes=16, **other)
+    with pytest.raises(CheckpointError, match="was made with another --advantage, --value or --optim"):
+        made.train(tmp_path / "checkpoint-1")
+
+
+def test_models_and_data_that_do_not_fit(tmp_path):
+    with pytest.raises(ModelError, match="vocabulary is smaller than that of the tokenizer"):
+        trainer(tmp_path, reward=scorer(vocab_size=50))
+    with pytest.raises(ArgumentError, match="eval_dataset: one data set"):
+        trainer(tmp_path, eval_dataset={"a": queries()})
+    with pytest.raises(DataError, match="the training prompts: there are no rows"):
+        trainer(tmp_path, rows=queries().select([]))

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
@@ -190,9 +190,14 @@ class UpdateLoop(TRLTrainer):
         self.evaluate()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the policy and its tokenizer: a model, or an adapter."""
+        """Save the policy and its tokenizer: a model, or an adapter; and in `value` a value model of its own, which
+        another run may begin with (`--value_model_path`)."""
         if self.args.should_save:
-            save_policy(self, Path(output_dir or self.folder))
+            folder = Path(output_dir or self.folder)
+            save_policy(self, folder)
+            if isinstance(self.actor.value, PreTrainedModel):
+                self.actor.value.save_pretrained(folder / "value")
+                self.processing_class.save_pretrained(folder / "value")
             if self.run is not None and self.run.args.merge:
                 survive(self._merge, "The merged model")
         self.accelerator.wait_for_everyone()

@@ -85,6 +85,8 @@ class PPOTrainer(UpdateLoop):
             raise ArgumentError("data_collator: prompts are put together here, without padding. Leave it out.")
         if train_dataset is None:
             raise ArgumentError("train_dataset: there are no prompts.")
+        if isinstance(eval_dataset, dict):
+            raise ArgumentError("eval_dataset: one data set, and not several by name.")
         if ref_model is model:
             raise ArgumentError("ref_model is the policy itself: it would move with it. Leave it out for a copy.")
         setup.check_arguments(args)

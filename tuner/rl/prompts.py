@@ -52,7 +52,7 @@ def read_prompts(rows: Dataset, name: str) -> tuple[Dataset, dict[str, float]]:
         )
     arguments: dict[str, Any] = {"column": column, "name": name}
     if not len(rows):
-        raise DataError(f"{name} has no rows.")
+        raise DataError(f"{name}: there are no rows.")
     rows = undecoded(rows)
     kept = "text" if column in RAW else "prompt"
     gone = [column] if column != kept else []

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tuner.data.collate import alike
 from tuner.data.sources import SOURCE_ROW
 from tuner.data.tools import tools_of
-from tuner.errors import ArgumentError, DataError, one_line
+from tuner.errors import ArgumentError, DataError, ModelError, one_line
 from tuner.loading.reward import RewardModel
 from tuner.rl.actor import score_head
 
@@ -61,6 +61,13 @@ class Rewards:
             raise ArgumentError(f"--reward_weights: {len(weights)} weights for {len(rewards)} rewards.")
         # A model with an adapter is read through its wrapper.
         self.rewards = [getattr(reward, "get_base_model", lambda reward=reward: reward)() for reward in rewards]
+        for reward, own in zip(self.rewards, tokenizers, strict=True):
+            known = reward.get_input_embeddings().num_embeddings if isinstance(reward, PreTrainedModel) else math.inf
+            if known < len(own or tokenizer):
+                raise ModelError(
+                    f"{type(reward).__name__}'s vocabulary is smaller than that of the tokenizer whose tokens it is to "
+                    "read: pass its own in reward_processing_classes."
+                )
         self.weights = list(weights or [1.0] * len(rewards))
         self.tokenizers, self.tokenizer, self.batch_size = list(tokenizers), tokenizer, batch_size
         self.names = [_name(reward) for reward in rewards]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
-from tuner.errors import CheckpointError
+from tuner.errors import CheckpointError, one_line
 from tuner.rl.losses import KLController, RunningScale
 from tuner.train.checkpoint import STAGING, commit, discard_staging, reporting_failures
 from tuner.train.run import say
@@ -63,13 +63,19 @@ def load_checkpoint(trainer: Any, checkpoint: Path) -> None:
     if not (checkpoint / OPTIMIZER).is_file() or not (checkpoint / PROGRESS).is_file():
         raise CheckpointError(f"{checkpoint} is no checkpoint of PPO: it has no {OPTIMIZER} or {PROGRESS}.")
     trainer._load_from_checkpoint(str(checkpoint), trainer.actor.policy)
-    if trainer.actor.value is not None:
-        weights = load_file(checkpoint / VALUE)
-        with torch.no_grad():
-            for name, parameter in trainer.actor.value.named_parameters():
-                parameter.copy_(weights[name])
-    for part, name in ((trainer.optimizer, OPTIMIZER), (trainer.lr_scheduler, SCHEDULER)):
-        part.load_state_dict(torch.load(checkpoint / name, map_location="cpu", weights_only=True))
+    try:
+        if trainer.actor.value is not None:
+            weights = load_file(checkpoint / VALUE)
+            with torch.no_grad():
+                for name, parameter in trainer.actor.value.named_parameters():
+                    parameter.copy_(weights[name])
+        for part, name in ((trainer.optimizer, OPTIMIZER), (trainer.lr_scheduler, SCHEDULER)):
+            part.load_state_dict(torch.load(checkpoint / name, map_location="cpu", weights_only=True))
+    except (OSError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint} was made with another --advantage, --value or --optim, and cannot be continued with these: "
+            f"{one_line(error)}"
+        ) from error
     trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
     progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
     trainer.kl, trainer.scale = KLController(**progress["kl"]), RunningScale(**progress["scale"])

@@ -39,8 +39,8 @@ def test_every_step_goes_on_from_the_last(tmp_path):
         "reward": ["--max_steps", "2"],
         "ppo": [
             *("--max_steps", "2", "--model_name_or_path", tmp_path / "sft", "--reward_model_path", tmp_path / "reward"),
-            *("--per_device_train_batch_size", "4", "--response_length", "8", "--max_prompt_length", "40"),
-            *("--test_split_size", "8"),
+            *("--per_device_train_batch_size", "4", "--response_length", "8", "--max_prompt_length", "96"),
+            *("--test_split_size", "40"),
         ],
     }
     for recipe, name in STEPS.items():
@@ -49,7 +49,7 @@ def test_every_step_goes_on_from_the_last(tmp_path):
         assert done.returncode == 0, (recipe, done.stderr[-2000:])
     words = [*(tmp_path / each for each in ("pretrain", "sft", "ppo")), "--untrained", "--reference", tmp_path / "sft"]
     words += ["--reward_model_path", tmp_path / "reward", "--dataset_name", "builtin:chitchat"]
-    words += ["--max_eval_samples", "8", "--max_prompt_length", "40", "--response_length", "8"]
+    words += ["--max_eval_samples", "40", "--max_prompt_length", "96", "--response_length", "8"]
     done = run_python("-m", "tuner.cli", "compare", *words, "--output", tmp_path / "table.json")
     assert done.returncode == 0, done.stderr[-2000:]
     rows = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))

@@ -78,3 +78,15 @@ def test_sets_whose_columns_have_other_types(tmp_path, capsys):
     said = [(row["prompt"][0]["content"], row["answer"], row["more"]) for row in rows]
     assert said == [("a", 1.5, None)] * 3 + [("b", "one", None)] * 3 + [("c", [1], True)] * 3
     assert "Reward functions are given the columns answer, more." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("column", "said"), [("prompt", "the columns input."), ("instruction", None)])
+def test_what_no_reward_reads_is_named(tmp_path, capsys, column, said):
+    """Alpaca's `input` is a part of the prompt beside `instruction` alone."""
+    (tmp_path / "rows.jsonl").write_text(f'{{"{column}": "Add.", "input": "1 and 2"}}\n' * 4, encoding="utf-8")
+    args = PPOArguments(
+        model_name_or_path="m", reward_model_path=["r"], dataset_name=[str(tmp_path / "rows.jsonl")], output_dir="o"
+    )
+    load_prompts(SimpleNamespace(args=args))
+    printed = capsys.readouterr().out
+    assert said in printed if said else "Not used" not in printed

@@ -54,6 +54,11 @@ def given(row: dict[str, Any]) -> dict[str, Any]:
     return {"tools": row.get("tools"), **(row.get(VARIABLES) or {})}
 
 
+def given_of(row: dict[str, Any]) -> dict[str, Any]:
+    """The same of a row as it comes. Raises as `tools_of` and `variables_of`."""
+    return given({"tools": tools_of(row), VARIABLES: variables_of(row)})
+
+
 def definitions(value: Any, column: str) -> list[dict[str, Any]] | None:
     """What may be called, of a list or a JSON text of one; None where there is nothing. Else a DataError."""
     found = _parsed(value, f"column {column!r}")

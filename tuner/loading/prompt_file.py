@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tuner.data.read_files import read_rows
-from tuner.data.tools import tools_of, variables_of
+from tuner.data.tools import given_of
 from tuner.data.turns import (
     REFUSED_COLUMNS,
     SYSTEM_COLUMNS,
@@ -123,7 +123,7 @@ def _prompt(
     for name in row.keys() & REFUSED_COLUMNS.keys() - {"history"}:
         if says_something(row[name]):
             passed_over("column", name, REFUSED_COLUMNS)
-    beside = {"tools": tools_of(row), **(variables_of(row) or {})}
+    beside = given_of(row)
     said = [message("system", row[name], f"{name!r}") for name in SYSTEM_COLUMNS if says_something(row.get(name))]
     said = said or ([{"role": "system", "content": system}] if system is not None else [])
     if column == "prompt" and isinstance(value, str):

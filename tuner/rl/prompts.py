@@ -30,6 +30,11 @@ RAW = ("text", "query")
 BESIDE = (*turns.SYSTEM_COLUMNS, "history", *tools.COLUMNS, tools.VARIABLES)
 
 
+def prompt_column(rows: Dataset) -> str:
+    """The column that holds the prompt; nothing where there is none."""
+    return next((column for column in COLUMNS if column in rows.column_names), "")
+
+
 def read_prompts(rows: Dataset, name: str) -> tuple[Dataset, dict[str, float]]:
     """Rows with their own columns, and the prompt in one of two: `prompt`, messages that the assistant is to answer,
     or `text`, which is to be continued. Reading them again changes nothing.
@@ -43,7 +48,7 @@ def read_prompts(rows: Dataset, name: str) -> tuple[Dataset, dict[str, float]]:
     Raises:
         DataError: no column with a prompt, or a row without one.
     """
-    column = next((c for c in COLUMNS if c in rows.column_names), "")
+    column = prompt_column(rows)
     if not column:
         advice = suggestion(rows.column_names, [("prompt",)])
         raise DataError(
@@ -96,11 +101,11 @@ def _prompt(row: dict[str, Any], column: str, rest: set[str]) -> Any:
                         f"--column_mapping {column}=prompt where somebody asks, or drop it."
                     )
             return value
-        tools.tools_of(row), tools.variables_of(row)
+        tools.given_of(row)  # what is wrong with it is said with the row
         messages = turns.question(row, column)
         turns.add_system(row, messages)
         return messages
-    tools.tools_of(row), tools.variables_of(row)
+    tools.given_of(row)  # what is wrong with it is said with the row
     messages = turns.messages_of(value, column, rest, answered=False)
     earlier = turns.history_of(row.get("history"))
     if [turn for turn in messages if turn["role"] != "system"][
@@ -165,8 +170,7 @@ def _encode(
     for place, number in enumerate(batch.get(SOURCE_ROW, indices)):
         row = {column: values[place] for column, values in batch.items()}
         row |= {column: without_nulls(row[column]) for column in filled}
-        given = {"tools": tools.tools_of(row), **(tools.variables_of(row) or {})}
-        ids = generation_prompt(tokenizer, row["prompt"], given, f"{name}, row {number}")["input_ids"]
+        ids = generation_prompt(tokenizer, row["prompt"], tools.given_of(row), f"{name}, row {number}")["input_ids"]
         found.append(ids[0].tolist())
     return {"input_ids": found}
 

@@ -25,7 +25,7 @@ from tuner.loading.generation import room
 from tuner.loading.models import prepare_model
 from tuner.loading.reward import RewardModel
 from tuner.objectives.base import Objective
-from tuner.rl.prompts import BESIDE, encode_prompts, read_prompts
+from tuner.rl.prompts import BESIDE, encode_prompts, prompt_column, read_prompts
 from tuner.rl.rewards import load_function, names_function
 from tuner.rl.trl_ppo import PPOConfig
 from tuner.train.plan import table
@@ -91,7 +91,7 @@ def load_prompts(run: Run[PPOArguments]) -> Prompts:
         splits = (args.dataset_train_split, args.dataset_test_split)
         if args.dataset_weights:
             raise ArgumentError("--dataset_weights: ppo reads all prompts alike. Leave it out.")
-        parts, kinds = [], {}
+        parts, kinds, used = [], {}, set[str]()
         for source in data_sources(args):
             given = (source.name, source.config, *splits, args.test_split_size)
             both = load_splits(*given, column_mapping=source.column_mapping)
@@ -99,6 +99,8 @@ def load_prompts(run: Run[PPOArguments]) -> Prompts:
                 raise DataError(f"{source.name}: its column 'input_ids' would be taken for tokens. Drop it.")
             (train, unused), (held_out, _) = (read_prompts(rows, source.name) for rows in both)
             parts.append((train, held_out))
+            if prompt_column(both[0]) == "instruction":
+                used.add("input")
             say(sentence(unused, source.name))
             kinds[source.name] = "messages" if "prompt" in parts[-1][0].column_names else "texts"
         if len(set(kinds.values())) > 1:
@@ -108,7 +110,7 @@ def load_prompts(run: Run[PPOArguments]) -> Prompts:
     own = "prompt" if "prompt" in train.column_names else "text"
     others = [name for name in train.column_names if name not in (own, SOURCE_ROW)]
     if not args.reward_funcs:
-        others = [name for name in others if name not in (*BESIDE, "input")]
+        others = [name for name in others if name not in (*BESIDE, *used)]
     if others and (args.reward_funcs or (args.judge and names_function(args.judge))):
         say(f"Reward functions are given the columns {', '.join(others)}.")
     elif others:

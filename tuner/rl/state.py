@@ -71,7 +71,7 @@ def load_checkpoint(trainer: Any, checkpoint: Path) -> None:
                     parameter.copy_(weights[name])
         for part, name in ((trainer.optimizer, OPTIMIZER), (trainer.lr_scheduler, SCHEDULER)):
             part.load_state_dict(torch.load(checkpoint / name, map_location="cpu", weights_only=True))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{checkpoint} was made with another --advantage, --value or --optim, and cannot be continued with these: "
             f"{one_line(error)}"

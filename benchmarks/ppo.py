@@ -1,15 +1,15 @@
 """PPO of SmolLM2-135M: ours against TRL 1.12's, with the same models, prompts and number of optimizer steps.
 
-Both sides sample 64 prompts of at most 64 tokens (`--longest`), up to 53 tokens each, and make four passes, each one
-step of the optimizer over all of them. TRL's has what an informed user mends (`benchmarks/peers/trl_ppo.py`). Prompts
-are short because TRL pads all of them to the longest, and the data has one of 266 tokens.
+Both sides sample 64 prompts, up to 53 tokens each, and make four passes, each one step of the optimizer over all of
+them. TRL's has what an informed user mends (`benchmarks/peers/trl_ppo.py`). It pads all prompts to the longest, and the
+data has one of 266 tokens: `--longest 64` leaves such prompts out.
 
 - `whole`: all weights learn, and a value model of its own on both sides.
 - `lora`: an adapter learns; ours has its value on the policy's trunk, TRL's needs a value model, all of which learns.
 - `upper`: as `lora`, ours with adapters in the upper half of the layers and the frozen half computed once an update.
 
     make bench-ppo
-    make bench-ppo ARGS="--only lora upper --rounds 1"
+    make bench-ppo ARGS="--only lora upper --rounds 1 --longest 64"
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=COMPARISONS, default=list(COMPARISONS), help="which comparisons")
     parser.add_argument("--rounds", type=int, default=3, help="of each comparison (default: 3)")
     parser.add_argument("--updates", type=int, default=1, help="in a run (default: 1)")
-    parser.add_argument("--longest", type=int, default=64, help="most tokens of a prompt (default: 64)")
+    parser.add_argument("--longest", type=int, default=512, help="most tokens of a prompt (default: 512)")
     args = parser.parse_args()
     python, own = own_python("trl", PEER), own_python("tuner", ["-e", "."])
     ratios: dict[str, dict[str, float]] = {}

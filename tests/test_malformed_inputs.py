@@ -67,7 +67,7 @@ ROWS = {
     "missing role": ([{"content": "q"}, ANSWER], ", turn 0 has neither 'role' nor 'from': dict {'content': 'q'}."),
     "content in parts": ([{**USER, "content": [{"type": "text"}]}, ANSWER], ", turn 0: the content must be a string…"),
     "text": ("hello", " must be a list of turns, not str 'hello'."),
-    "strings": (["a", "b"], ", turn 0 must be an object, not str 'a'."),
+    "strings": (["a", 1], ", turn 0 must be an object, not str 'a'."),
     "one object": (USER, " must be a list of turns, not dict …"),
     "nothing": ([], " must be a list of turns, not list []."),
     "null": (None, " must be a list of turns, not null."),

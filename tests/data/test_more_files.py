@@ -132,7 +132,7 @@ def test_a_mapping_that_cannot_be(tmp_path, mapping, error, message):
     ],
 )
 def test_a_mapping_is_suggested_where_names_are_alike(columns, shapes, expected):
-    assert suggestion(columns, shapes) == (expected and f"--column_mapping {expected}")
+    assert suggestion(dict.fromkeys(columns), shapes) == (expected and f"--column_mapping {expected}")
 
 
 @pytest.mark.parametrize("header", ['"What, exactly?"', " Question ", "a=b", "the question"])
@@ -148,7 +148,7 @@ def test_any_header_of_a_csv_can_be_mapped(tmp_path, header):
 
 
 def test_a_mapping_is_suggested_as_it_can_be_passed():
-    told = suggestion([" Question ", "answer"], [("prompt", "completion")])
+    told = suggestion(dict.fromkeys([" Question ", "answer"]), [("prompt", "completion")])
     assert told == """--column_mapping '{" Question ": "prompt", "answer": "completion"}'"""
 
 

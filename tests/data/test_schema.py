@@ -99,7 +99,7 @@ def test_batches_and_order():
         ({"messages": None}, "column 'messages' must be a list of turns, not null."),
         ({"messages": []}, "column 'messages' must be a list of turns, not list []."),
         ({"messages": "hi"}, "column 'messages' must be a list of turns, not str 'hi'."),
-        ({"messages": ["hi"]}, "column 'messages', turn 0 must be an object, not str 'hi'."),
+        ({"messages": ["hi"]}, "column 'messages' has no assistant turn, so there is nothing to learn."),
         ({"messages": [USER, None]}, "column 'messages', turn 1 must be an object, not null."),
         ({"messages": [USER]}, "column 'messages' has no assistant turn, so there is nothing to learn."),
         ({"messages": [SYSTEM]}, "column 'messages' has no assistant turn, so there is nothing to learn."),
@@ -110,8 +110,8 @@ def test_batches_and_order():
         (
             {"messages": [USER, {"role": "wizard", "content": "a"}]},
             "column 'messages', turn 1: unknown role 'wizard'; known are system, developer, user, human, "
-            "assistant, gpt, chatgpt, bing, bard, model, function_call, tool_call, tool, function, observation, "
-            "tool_response, ipython.",
+            "input, assistant, gpt, chatgpt, bing, bard, model, output, function_call, tool_call, tool, function, "
+            "observation, tool_response, ipython.",
         ),
         (
             {"messages": [USER, {"role": "assistant", "content": None}]},

@@ -249,4 +249,5 @@ def test_a_mapping_of_another_type_is_named():
 
 def test_the_suggestion_that_keeps_most_names():
     shapes = [("messages",), ("prompt", "completion"), ("instruction", "output"), ("text",)]
-    assert suggestion(["instruction", "input", "response"], shapes) == "--column_mapping response=output"
+    row = {"instruction": "Add.", "input": "2 and 2", "reply": "4"}
+    assert suggestion(row, shapes) == "--column_mapping reply=output"

@@ -85,7 +85,7 @@ def test_a_system_message_is_part_of_the_prompt():
             "'chosen' must be a list of turns or a string, not int 1",
         ),
         ({"prompt": "q", "tools": "[{}]"}, True, "the column 'tools' is not supported"),
-        ({"chosen": [ANSWER], "rejected": [{**ANSWER, "content": "b"}]}, False, "has no column 'prompt'"),
+        ({"chosen": [ANSWER], "rejected": [{**ANSWER, "content": "b"}]}, False, "do not begin alike"),
         (
             {"prompt": ASK, "chosen": [ANSWER, *talk("q2", "a2")], "rejected": [{**ANSWER, "content": "b"}]},
             False,

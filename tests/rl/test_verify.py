@@ -23,3 +23,15 @@ def test_last_number():
     assert last_number(completions=["0.00001", "5"], answer=[1e-5, 1e-5]) == [1.0, 0.0]
     with pytest.raises(ValueError, match="the answer 'six' names no number"):
         last_number(completions=["6"], answer=["six"])
+
+
+@pytest.mark.parametrize("answer", [r"\frac{3}{4}", r"2\pi", "(3, 4)", "4 of 7"])
+def test_an_answer_that_is_more_than_a_number_is_refused(answer):
+    with pytest.raises(ValueError, match="names more than a number"):
+        last_number(completions=["4"], answer=[answer])
+
+
+def test_an_answer_with_its_reasoning():
+    assert last_number(completions=["72", "8"], answer=["64 and 8 is 72.\n#### 72", r"\$8"]) == [1.0, 1.0]
+    right = [r"5\text{ cm}", "10{,}000", r"1,\!000", "1,000"]
+    assert last_number(completions=["5", "10000", "1000", "1,000"], answer=right) == [1.0] * 4

@@ -14,6 +14,7 @@ from tuner.errors import ArgumentError
 GROUP = 4
 OF_GAE = ("value", "value_learning_rate", "value_warmup_steps", "value_lam", "lam", "length_adaptive_lam", "gamma",
           "whiten_rewards", "vf_coef", "cliprange_value")  # fmt: skip
+OF_VLLM = ("vllm_mode", "vllm_server_base_url", "vllm_gpu_memory_utilization")
 
 
 @dataclass
@@ -95,19 +96,11 @@ class PPOFields:
         self.num_generations = self.num_generations or (GROUP if grouped else 1)
         if grouped and self.num_generations < 2:
             raise ArgumentError(f"--advantage {self.advantage} compares completions: --num_generations 2 or more.")
-        self._refuse(OF_GAE if grouped else (), "is for --advantage gae")
-        self._refuse(("scale_rewards",) if self.advantage != "grpo" else (), "is for --advantage grpo")
-        self._refuse(
-            ("overlong_penalty_factor",) if self.overlong_buffer_len is None else (), "needs --overlong_buffer_len"
-        )
-        self._refuse(("kl_horizon",) if self.kl_target is None else (), "needs --kl_target")
-        self._refuse(("kl_estimator",) if self.kl_in_loss else (), "is not read with --kl_in_loss, which is k3")
-        self._refuse(("lam",) if self.length_adaptive_lam is not None else (), "is not read with --length_adaptive_lam")
-        others = {"vllm_": "vllm", "importance_": "copy, continuous or vllm"}
-        for field in fields(PPOFields):
-            wanted = next((what for start, what in others.items() if field.name.startswith(start)), self.rollout)
-            if self.rollout not in wanted:
-                self._refuse((field.name,), f"is for --rollout {wanted}")
+        unset = {field.name: field.default for field in fields(PPOFields)}
+        for names, read, why in self._readers():
+            for name in names:
+                if not read and getattr(self, name) != unset[name]:
+                    raise ArgumentError(f"--{name} {why}.")
         if self.overlong_buffer_len is not None and self.overlong_buffer_len > self.response_length:
             raise ArgumentError("--overlong_buffer_len: at most the tokens of --response_length.")
         if self.stop_token_id is not None:
@@ -115,11 +108,18 @@ class PPOFields:
         if self.kl_target is not None and (self.kl_in_loss or not self.kl_coef):
             raise ArgumentError("--kl_target leads --kl_coef, which must be above 0 and in the rewards.")
 
-    def _refuse(self, names: Sequence[str], why: str) -> None:
-        """An ArgumentError for the first of these flags that is not at its default: nothing would read it."""
-        for field in fields(PPOFields):
-            if field.name in names and getattr(self, field.name) != field.default:
-                raise ArgumentError(f"--{field.name} {why}.")
+    def _readers(self) -> list[tuple[Sequence[str], bool, str]]:
+        """Flags that are not always read: whether they are now, and what to say where not."""
+        return [
+            (OF_GAE, self.advantage == "gae", "is for --advantage gae"),
+            (["scale_rewards"], self.advantage == "grpo", "is for --advantage grpo"),
+            (["overlong_penalty_factor"], self.overlong_buffer_len is not None, "needs --overlong_buffer_len"),
+            (["kl_horizon"], self.kl_target is not None, "needs --kl_target"),
+            (["kl_estimator"], not self.kl_in_loss, "is not read with --kl_in_loss, which is k3"),
+            (["lam"], self.length_adaptive_lam is None, "is not read with --length_adaptive_lam"),
+            (["importance_sampling_cap"], self.rollout != "policy", "is for --rollout copy, continuous or vllm"),
+            (OF_VLLM, self.rollout == "vllm", "is for --rollout vllm"),
+        ]
 
 
 @dataclass

@@ -14,11 +14,13 @@ from datasets import Dataset, IterableDataset, Json
 
 from tuner.corpus.segments import turns_to_lines
 from tuner.data.columns import parse_mapping, rename_row
-from tuner.data.local_files import file_format, local_files
+from tuner.data.hub_files import hub_files
+from tuner.data.local_files import Files, file_format, local_files
 from tuner.data.read_files import read_rows
 from tuner.data.schema import SPOKEN, TOOLS, canonical, shape_of, without_nulls
 from tuner.data.sources import (
     SOURCE_ROW,
+    ask_hub,
     has_text,
     held_out_split,
     load_hub,
@@ -58,7 +60,7 @@ def open_stream(
         found = {splits[0]: _documents(rows.to_iterable_dataset(), name, mapping)}
     elif (saved := saved_splits(name, splits[0])) is not None:
         found = {s: _documents(rows.to_iterable_dataset(), name, mapping) for s, rows in saved.items()}
-    elif (files := local_files(name, splits, config)) is None:
+    elif (files := _files(name, splits, config)) is None:
         found = {s: _documents(rows, name, mapping) for s, rows in load_hub(name, config, streaming=True).items()}
     else:
         read = {split: {"files": [str(file) for file in files[split]], "mapping": mapping} for split in files}
@@ -69,6 +71,21 @@ def open_stream(
     # Without a shuffle an epoch would still have an order of the files of its own; `skip` keeps it.
     ordered = train.shuffle(seed=seed, buffer_size=buffer_size) if buffer_size > 1 else train.skip(0)
     return ordered, found[test] if test else None
+
+
+def _files(name: str, splits: tuple[str, str], config: str | None) -> Files | None:
+    """The files of each split, here or on the Hub; None where `datasets` reads them."""
+    here = local_files(name, splits, config)
+    if here is not None:
+        return here
+    there: Files | None = ask_hub(name, hub_files, name, config, fetch=False)
+    try:
+        for files in (there or {}).values():
+            next(read_rows(files[0]))
+    except DataError as error:
+        notice(f"{name}: read by datasets, which guesses types, for {error}")
+        return None
+    return there
 
 
 def _documents(rows: IterableDataset, name: str, mapping: dict[str, str]) -> IterableDataset:

@@ -36,8 +36,8 @@ def _lines_of_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def turns_to_lines(turns: list[Message]) -> str:
-    """A conversation as text: a line a turn."""
-    return "\n".join(" ".join(said(turn).split()) for turn in turns)
+    """A conversation as text: a line a turn, in which what was thought comes before what was said."""
+    return "\n".join(" ".join(f"{turn.get('thinking', '')} {said(turn)}".split()) for turn in turns)
 
 
 def parts(text: str) -> list[str]:
@@ -48,7 +48,12 @@ def parts(text: str) -> list[str]:
 
 
 def segment_pairs(
-    documents: Dataset, tokenizer: PreTrainedTokenizerBase, longest: int, whole: bool, num_proc: int | None = None
+    documents: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int,
+    whole: bool,
+    num_proc: int | None = None,
+    name: str = "the dataset",
 ) -> Dataset:
     """Neighbouring segments of each document.
 
@@ -69,7 +74,7 @@ def segment_pairs(
         documents, _pair_up, [__file__, words.__file__], arguments, with_indices=True, num_proc=num_proc, **how
     )
     if len(pairs) == 0:
-        raise DataError("No document has two neighbouring segments: lines or sentences are what is paired.")
+        raise DataError(f"{name}: no document has two neighbouring segments, lines or sentences, to be paired.")
     return pairs
 
 

@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from datasets import Audio, Dataset, Image, LargeList, List, Video
 
+from tuner.data.written import spelled_out, turns_in
 from tuner.errors import ArgumentError, DataError, nearest
 
 # Names that data sets give to columns of ours.
 SYNONYMS = {
-    "prompt": ("question", "query", "input", "inputs", "instruction", "user", "human", "request", "problem", "ask"),
-    "completion": (
-        "answer",
-        "response",
-        "output",
-        "assistant",
-        "reply",
-        "target",
-        "targets",
-        "solution",
-        "completions",
+    "prompt": (
+        *("question", "query", "input", "inputs", "instruction", "user", "human", "request", "problem", "ask"),
+        *("dialogue", "document", "article"),
     ),
+    "completion": (
+        *("answer", "response", "output", "assistant", "reply", "target", "targets", "solution", "completions"),
+        *("generation", "summary", "content"),
+    ),
+    "instruction": ("question", "query", "prompt"),
     "output": ("response", "answer", "completion", "reply", "target"),
-    "messages": ("message", "conversation", "dialog", "dialogue", "dialogs", "chat", "turns"),
+    "messages": ("message", "conversation", "dialog", "dialogue", "dialogs", "chat", "turns", "completion"),
     "text": ("content", "body", "document", "article", "sentence", "passage", "review", "texts", "raw_text"),
-    "chosen": ("preferred", "better", "good", "accepted", "winner", "positive", "chosen_response"),
-    "rejected": ("dispreferred", "worse", "bad", "refused", "loser", "negative", "rejected_response"),
+    "chosen": (
+        *("preferred", "better", "good", "accepted", "winner", "positive", "chosen_response", "response_j"),
+        *("chosen_conversations", "chosen_messages"),
+    ),
+    "rejected": (
+        *("dispreferred", "worse", "bad", "refused", "loser", "negative", "rejected_response", "response_k"),
+        *("rejected_conversations", "rejected_messages"),
+    ),
+    "source": ("src", "input", "inputs", "input_text", "article", "document"),
+    "target": ("tgt", "output", "targets", "target_text", "summary", "abstract", "highlights"),
     "label": ("labels", "class", "category", "rating", "stars", "sentiment"),
 }
+# Columns beside an instruction that hold what it is about: Alpaca's and Dolly's.
+INPUTS = ("input", "context")
+# Of the names above, those that hold turns, or (but for messages) a text.
+SPOKEN = ("prompt", "completion", "instruction", "output", "messages", "text", "chosen", "rejected")
 
 
 def undecoded(rows: Dataset) -> Dataset:
@@ -92,22 +102,42 @@ def check_mapping(columns: Iterable[str], mapping: dict[str, str], name: str) ->
             raise DataError(f"--column_mapping {old}={new}: {name} has a column {new!r} too. Give it another name.")
 
 
-def suggestion(columns: Iterable[str], shapes: Iterable[tuple[str, ...]]) -> str:
-    """What to pass so that columns have one of some shapes, with as few new names as can be; nothing where no names are
-    alike."""
-    known, fits = list(columns), list[dict[str, str]]()
+def suggestion(row: Mapping[str, Any], shapes: Iterable[tuple[str, ...]]) -> str:
+    """What to pass so that a row's columns have one of some shapes, with as few new names as can be, but rather an
+    answer than a text, and what is beside an instruction; nothing where no names are alike, or they hold something
+    else."""
+    known, fits = list(row), list[dict[str, str]]()
     for shape in shapes:
         found: dict[str, str] = {}
         for wanted in (column for column in shape if column not in known):
             alike = (wanted, *SYNONYMS.get(wanted, ()))
-            old = next((c for name in alike for c in known if c.strip().lower() == name and c not in found), None)
+            free = [column for column in known if column not in found and _may_be(wanted, row[column])]
+            old = next((c for name in alike for c in free if c.strip().lower() == name), None)
             if old is None:
                 break
             found[old] = wanted
         else:
             fits.append(found)
-    fewest = min(fits, key=len, default={})
+    beside = any(isinstance(row.get(name), str) for name in INPUTS)
+    read = {"instruction": 0} if beside else {}
+    fewest = min(
+        fits,
+        key=lambda m: ("text" in m.values(), min((read.get(new, 1) for new in m.values()), default=1), len(m)),
+        default={},
+    )
     return flag(fewest) if fewest else ""
+
+
+def _may_be(wanted: str, value: Any) -> bool:
+    """Whether a column of that name could hold the value."""
+    if value is None or wanted not in SPOKEN:
+        return True
+    found = turns_in(value)
+    if wanted == "messages":  # whose texts those of a list are is not known
+        found = None if isinstance(found, list) and any(isinstance(t, str) for t in found) else spelled_out(found)
+    elif isinstance(found, str):
+        return True
+    return isinstance(found, list) and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in found)
 
 
 def flag(mapping: dict[str, str]) -> str:

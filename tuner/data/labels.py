@@ -19,7 +19,8 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, List
 
-from tuner.data.turns import Row, as_number, parsed, shown, text_of
+from tuner.data.turns import Row, as_number, shown, text_of
+from tuner.data.written import parsed
 from tuner.errors import DataError
 
 # Columns that hold a text and its partner, and tags, under the names that data sets give them.
@@ -79,7 +80,10 @@ def name_of(value: Any, column: str) -> str:
     if isinstance(value, float) and not value.is_integer():
         raise DataError(f"column {column!r} must name a class, not {shown(value)} (--problem_type regression).")
     if value is None or not str(value).strip():
-        raise DataError(f"column {column!r} must name a class, not {shown(value)}. Drop rows without one.")
+        raise DataError(
+            f"column {column!r} must name a class, not {shown(value)}. Drop rows without one; where a benchmark hides "
+            "those of its test split, --dataset_test_split names another."
+        )
     return str(int(value)) if isinstance(value, float) else str(value)
 
 
@@ -185,6 +189,11 @@ def check_labels(train: Dataset, held_out: Dataset, kind: str, name: str, said: 
     """The classes that training rows have; a DataError where they teach nothing, or validation rows have others, or
     where it is not `said` that numbers are no classes."""
     labels = labels_of(train, kind)
+    if kind == "score" and set(held_out["label"]) == {-1.0} and -1.0 not in train["label"]:
+        raise DataError(
+            f"{name}: all validation rows have the label -1, as where a benchmark hides those of its test split. "
+            "--dataset_test_split names another."
+        )
     if kind == "score" and not said:
         values = train["label"]
         if all(value.is_integer() for value in values) and len(set(values)) <= 20 < len(values):

@@ -18,7 +18,10 @@ from huggingface_hub import DatasetCard
 from tuner.errors import DataError, nearest, notice, one_line
 
 # Extension to how its files are read; all but parquet may be compressed.
-FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+FORMATS = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "json"),
+    **{".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".txt": "text"},
+}
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 EXTENSIONS = f"{', '.join(FORMATS)}, also with {', '.join(COMPRESSIONS)}"
 
@@ -105,6 +108,9 @@ def _say_what_is_left(found: Files, name: str, folder: Path) -> None:
         folders[:] = [each for each in folders if not _is_about(each)]
         left += [str(Path(where, file).relative_to(folder)) for file in files if Path(where, file) not in read]
     left = [file for file in left if not _is_about(Path(file).name)]
+    about = folder / "dataset_info.json"
+    if about.is_file() and any(key in about.read_text(encoding="utf-8") for key in ('"file_name"', '"hf_hub_url"')):
+        notice(f"{name}: dataset_info.json is LLaMA-Factory's and not read: --column_mapping names columns.")
     if found and left:
         more = f" and {len(left) - SHOWN:,} more" if len(left) > SHOWN else ""
         shown = ", ".join(sorted(left)[:SHOWN])

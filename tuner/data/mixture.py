@@ -82,7 +82,8 @@ def _source(text: str, args: Any) -> Source:
 
 
 class Shares:
-    """Which examples an epoch has.
+    """Which draws an epoch has: of example `n` in its set's turn `t` the number `n + t x` all examples, so that no two
+    are the same in a run (`tuner.data.draws`).
 
     Args:
         sizes: examples of each set; they lie one set after the other.
@@ -98,11 +99,11 @@ class Shares:
 
     def __call__(self, epoch: int) -> np.ndarray:
         """Their numbers, one set after the other."""
-        found, first = [], 0
+        found, first, whole = [], 0, sum(self.sizes)
         for number, (size, count) in enumerate(zip(self.sizes, self.counts.tolist(), strict=True)):
             places = np.arange(epoch * count, (epoch + 1) * count)
             for turn in np.unique(places // size):
                 order = np.random.default_rng([self.seed, number, int(turn)]).permutation(size)
-                found.append(first + order[places[places // size == turn] % size])
+                found.append(first + order[places[places // size == turn] % size] + turn * whole)
             first += size
         return np.concatenate(found)

@@ -29,6 +29,7 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, Features, Json
 from datasets.table import CastError
+from huggingface_hub import HfFileSystem
 from pyarrow import parquet
 
 from tuner.data.cache_key import cache_key
@@ -37,6 +38,9 @@ from tuner.data.local_files import COMPRESSIONS, file_format
 from tuner.errors import DataError, one_line
 
 Row = dict[str, Any]
+# How the path of a file begins that stays on the Hub.
+HUB = "hf:/"
+BUFFER, GAVE_NO_MORE = 2**20, "the Hub gave no more"
 # Rows that are written at once.
 CHUNK = 1000
 
@@ -69,7 +73,7 @@ def load_files(files: list[Path], name: str) -> Dataset:
 
 def read_rows(file: Path) -> Iterator[Row]:
     """The rows of a file, one at a time; a DataError for one that cannot be read or has no rows."""
-    readers = {"json": _json_rows, "csv": _csv_rows, "text": _text_rows, "parquet": _parquet_rows}
+    readers = {"json": _json_rows, "csv": _csv_rows, "tsv": _tsv_rows, "text": _text_rows, "parquet": _parquet_rows}
     empty = True
     for row in readers[str(file_format(file))](file):
         empty = False
@@ -118,12 +122,16 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
 
 
 def _opened(file: Path) -> BinaryIO:
-    """A file's bytes, without its compression."""
-    suffix = file.suffix.lower()
+    """A file's bytes, without its compression; the Hub's are not fetched before."""
+    suffix, remote = file.suffix.lower(), str(file).startswith(HUB)
+    # Its own lines are read with a search of megabytes each.
+    where: Any = io.BufferedReader(HfFileSystem().open(str(file).removeprefix(HUB), "rb"), BUFFER) if remote else file
     if suffix == ".zst":
-        return cast(BinaryIO, io.BufferedReader(pa.input_stream(str(file), compression="zstd")))
+        return cast(BinaryIO, io.BufferedReader(pa.input_stream(where if remote else str(file), compression="zstd")))
     readers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    return cast(BinaryIO, readers.get(suffix, open)(file, "rb"))
+    if suffix not in readers:
+        return cast(BinaryIO, where if remote else file.open("rb"))
+    return cast(BinaryIO, readers[suffix](where, "rb"))
 
 
 def _lines(file: Path) -> Iterator[str]:
@@ -134,6 +142,8 @@ def _lines(file: Path) -> Iterator[str]:
             for number, line in enumerate(stream, 1):
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if str(file).startswith(HUB):
+            raise DataError(f"{file}, after line {number}: {GAVE_NO_MORE}: {one_line(error)}") from error
         if file.suffix.lower() in COMPRESSIONS:
             raise DataError(
                 f"{file}, after line {number}: damaged, or not {file.suffix}: {one_line(error)}."
@@ -142,15 +152,24 @@ def _lines(file: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         where = f"{file}, line {number}"
         raise DataError(f"{where}: not UTF-8 (byte {error.start + 1} of the line). Convert it first.") from error
+    except Exception as error:
+        if not str(file).startswith(HUB):
+            raise
+        # The errors of the Hub's client are of many types.
+        raise DataError(f"{file}, after line {number}: {GAVE_NO_MORE}: {one_line(error)}") from error
 
 
 def _text_rows(file: Path) -> Iterator[Row]:
     return ({"text": line.rstrip("\r\n")} for line in _lines(file) if line.strip())
 
 
-def _csv_rows(file: Path) -> Iterator[Row]:
+def _tsv_rows(file: Path) -> Iterator[Row]:
+    return _csv_rows(file, "\t")
+
+
+def _csv_rows(file: Path, delimiter: str = ",") -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # else a text of more than 128 KiB is refused
-    reader = csv.reader(_lines(file), strict=True)
+    reader = csv.reader(_lines(file), strict=True, delimiter=delimiter)
     rows = (fields for fields in reader if len(fields) > 1 or any(map(str.strip, fields)))
     count = 0
     try:

@@ -19,12 +19,13 @@ from typing import Any, Literal, NamedTuple
 
 from datasets import Dataset, Features, Json, List, Value
 
-from tuner.data import columns, json_text, labels, pairs, preferences, tools, turns, unused
+from tuner.data import columns, json_text, labels, pairs, preferences, questions, tools, turns, unused, written
 from tuner.data.cache_key import map_batches
-from tuner.data.columns import suggestion, undecoded
+from tuner.data.columns import INPUTS, suggestion, undecoded
 from tuner.data.labels import TAG_COLUMNS, TEXTS, is_class, is_number, named
+from tuner.data.questions import SYSTEM_COLUMNS, THOUGHT, add_system, answered, is_passages
 from tuner.data.sources import LABEL_COLUMNS, SOURCE_ROW
-from tuner.data.turns import REFUSED_COLUMNS, SYSTEM_COLUMNS, Row, add_system, passed_over, says_something, text_of
+from tuner.data.turns import Row, passed_over, says_something, text_of
 from tuner.errors import DataError
 
 Kind = Literal[
@@ -60,13 +61,15 @@ CALLED = {
     "pair": "sources with targets",
     **labels.CALLED,
 }
+# What makes rows canonical beside this file.
+PARTS = (turns, questions, written, preferences, tools, json_text, labels, pairs, columns)
 # Columns that say whether an answer is good.
 BAD = ("label", "kto_tag")
 # Columns that hold turns, or what may be called.
 SPOKEN = (
     *("messages", "conversations", "prompt", "completion", "chosen", "rejected", "input", *tools.COLUMNS),
     tools.VARIABLES,
-    *("preferred_output", "non_preferred_output"),
+    *("preferred_output", "non_preferred_output", "chosen_response", *preferences.REJECTED),
 )
 # Kinds beside which a column like `tools` means nothing.
 ANY_COLUMNS = ("text", "pair", *labels.CALLED)
@@ -104,7 +107,7 @@ def canonicalize(
     mapped = map_batches(
         rows,
         _convert_batch,
-        [__file__, *(str(part.__file__) for part in (turns, preferences, tools, json_text, labels, pairs, columns))],
+        [__file__, *(str(part.__file__) for part in PARTS)],
         {"shape": SHAPES.index(shape), "name": name, "names": names, "filled": filled_columns(rows)},
         with_indices=True,
         remove_columns=rows.column_names,
@@ -152,11 +155,14 @@ def canonical(row: Row, shape: Shape, rest: set[str]) -> Row:
     spoken = TOOLS in CANONICAL[shape.kind]
     if spoken:
         converted[TOOLS] = converted.get(TOOLS) or tools.tools_of(row)
+        if tools.are_told(converted[TOOLS], converted["messages" if "messages" in converted else "prompt"]):
+            converted[TOOLS] = None
+            rest.add("column 'tools' (the system message has them)")
         converted[tools.VARIABLES] = tools.variables_of(row)
-    used = {*shape.needed, *shape.optional, SOURCE_ROW, *((*tools.COLUMNS, tools.VARIABLES) if spoken else ())}
-    for column in row.keys() - used:
-        if says_something(row[column]):
-            rest.add(passed_over("column", column, {} if shape.kind in ANY_COLUMNS else REFUSED_COLUMNS))
+    used = {*shape.needed, *shape.optional, SOURCE_ROW, *(tools.GIVEN if spoken else ())}
+    for column in row:
+        if (column not in used or is_passages(column, row[column])) and says_something(row[column]):
+            rest.add(passed_over("column", column, {} if shape.kind in ANY_COLUMNS else turns.REFUSED_COLUMNS))
     return converted
 
 
@@ -214,18 +220,19 @@ _RANKED = f"{_EITHER}; also margin (a number) and tie (true or false)"
 MARGINS = ("margin", "tie")
 # Where others have the prompt of two answers, and what is beside it there.
 _ASKED = {
-    **{"instruction": ("input", *_BESIDE), **dict.fromkeys(("question", "input", "query"), _BESIDE)},
+    **{"instruction": (*INPUTS, *_BESIDE), **dict.fromkeys(("question", "input", "query"), _BESIDE)},
     **dict.fromkeys(("messages", "conversations"), SYSTEM_COLUMNS),
 }
 _PAIRS: tuple[tuple[Kind, Callable[..., Row], tuple[str, ...]], ...] = (
     ("preference", preferences.asked_elsewhere, ()),
     ("ranked", preferences.ranked, MARGINS),
 )
+_CHOSEN = ("chosen_response", *SYSTEM_COLUMNS)
 _OPENAI_PAIR = ("input", "preferred_output", "non_preferred_output")
 _ALPACA = "strings; also input, system and history"
 _LABELLED: tuple[tuple[Kind, Callable[..., Row], Callable[[Any], bool], str], ...] = (
     ("class", labels.one_class, is_class, "a string (and a text_pair), and the name of a class"),
-    ("classes", labels.any_classes, lambda value: isinstance(turns.parsed(value), list), "... and a list of classes"),
+    ("classes", labels.any_classes, lambda value: isinstance(written.parsed(value), list), "... and a list of classes"),
     ("score", labels.one_number, is_number, "... and a number"),
 )
 # The order matters: the first shape whose columns are all there is the row's.
@@ -235,6 +242,11 @@ SHAPES: tuple[Shape, ...] = (
     *(
         Shape((column, "chosen", "rejected"), kind, convert, "", (*more, *beside))
         for column, beside in _ASKED.items()
+        for kind, convert, more in _PAIRS
+    ),
+    *(
+        Shape(("messages", other), kind, convert if more else preferences.rejected_beside, "", (*more, *_CHOSEN))
+        for other in preferences.REJECTED
         for kind, convert, more in _PAIRS
     ),
     Shape(_OPENAI_PAIR, "preference", preferences.openai, "", SYSTEM_COLUMNS),
@@ -247,14 +259,20 @@ SHAPES: tuple[Shape, ...] = (
         for label in BAD
     ),
     *(
-        Shape(("instruction", "output", label), "unpaired", preferences.unpaired_instruction, "", ("input", *_BESIDE))
+        Shape(("instruction", answer, label), "unpaired", preferences.unpaired_instruction, "", (*INPUTS, *_BESIDE))
+        for answer in ("output", "response")
         for label in BAD
     ),
     Shape(("messages",), "messages", turns.conversation, _OPENAI, SYSTEM_COLUMNS),
     Shape(("conversations",), "messages", turns.conversation, _SHAREGPT, SYSTEM_COLUMNS),
-    Shape(("prompt", "completion", "label"), "unpaired", preferences.unpaired, f"{_EITHER}; true or false", _BESIDE),
-    Shape(("prompt", "completion"), "messages", turns.answered, _EITHER, _BESIDE),
-    Shape(("instruction", "output"), "messages", turns.answered, _ALPACA, ("input", *_BESIDE)),
+    *(
+        Shape(("prompt", "completion", label), "unpaired", preferences.unpaired, said, _BESIDE)
+        for label, said in zip(BAD, (f"{_EITHER}; true or false", ""), strict=True)
+    ),
+    Shape(("prompt", "completion"), "messages", answered, _EITHER, (*THOUGHT, *_BESIDE)),
+    Shape(("instruction", "output"), "messages", answered, _ALPACA, (*INPUTS, *THOUGHT, *_BESIDE)),
+    Shape(("instruction", "response"), "messages", answered, "", (*INPUTS, *THOUGHT, *_BESIDE)),
+    Shape(("message_tree_id", "parent_id", "text"), "text", turns.branch, ""),
     Shape(("text",), "text", lambda row, _, column: {"text": text_of(row[column], f"{column!r}")}, "a string"),
     *(
         Shape(

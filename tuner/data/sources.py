@@ -18,6 +18,7 @@ from huggingface_hub.constants import HF_HOME
 
 from tuner.data.builtin import BUILTIN
 from tuner.data.columns import parse_mapping, rename_columns
+from tuner.data.hub_files import hub_files
 from tuner.data.local_files import local_files
 from tuner.data.read_files import load_files
 from tuner.errors import DataError, nearest, notice, one_line
@@ -94,12 +95,24 @@ def open_source(name: str, splits: tuple[str, str], config: str | None = None) -
         return {split: partial(_as_it_is, rows) for split, rows in saved.items()}
     if (files := local_files(name, splits, config)) is not None:
         return {split: partial(load_files, found, name) for split, found in files.items()}
+    if (files := ask_hub(name, hub_files, name, config)) is not None:
+        return {split: partial(_fetched, found, name, config, split) for split, found in files.items()}
     return {split: partial(_as_it_is, rows) for split, rows in load_hub(name, config).items()}
 
 
 def _refuse_config(config: str | None, name: str) -> None:
     if config:
         raise DataError(f"--dataset_config {config}: {name} has no configurations.")
+
+
+def _fetched(files: list[Path], name: str, config: str | None, split: str) -> Dataset:
+    """The rows of files of the Hub, by `datasets` where they are not written as ours must be."""
+    try:
+        return load_files(files, name)
+    except DataError as error:
+        notice(f"{name}: read by datasets, which guesses types, for {error}")
+        rows: Dataset = load_hub(name, config)[split]
+        return rows
 
 
 def _as_it_is(rows: Dataset) -> Dataset:
@@ -175,9 +188,16 @@ def has_text(text: str) -> bool:
 
 
 def load_hub(name: str, config: str | None, streaming: bool = False) -> Any:
-    """The splits of a data set on the Hub; a DataError where it did not give them."""
+    """The splits of a data set on the Hub, as `datasets` reads them; a DataError where it did not give them."""
+    return ask_hub(name, datasets.load_dataset, name, config, streaming=streaming)
+
+
+def ask_hub(name: str, what: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    """What the Hub gives; a DataError where it does not."""
     try:
-        return datasets.load_dataset(name, config, streaming=streaming)
+        return what(*given, **options)
+    except DataError:
+        raise
     except Exception as error:  # the Hub client's and every reader's exception types are many and private
         raise DataError(
             f"--dataset_name {name}: no such file or folder here, and the Hub did not give it: {one_line(error)}"

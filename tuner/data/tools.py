@@ -19,6 +19,8 @@ VARIABLES = "chat_template_kwargs"
 OURS = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token")
 # Columns of what may be called, roles whose turn is a result, and roles whose turn is a call in its content.
 COLUMNS = ("tools", "functions")
+THINKING = "enable_thinking"  # verl has it in a column of its own
+GIVEN = (*COLUMNS, VARIABLES, THINKING)
 RESULTS = ("tool", "function", "observation", "tool_response", "ipython")
 CALLERS = ("function_call", "tool_call")
 # Keys of an assistant's turn that hold calls.
@@ -44,9 +46,17 @@ def variables_of(row: dict[str, Any]) -> dict[str, Any] | None:
     found = _parsed(row.get(VARIABLES), f"column {VARIABLES!r}")
     if found is not None and not isinstance(found, dict):
         raise DataError(f"column {VARIABLES!r} must be an object, not {type(found).__name__}.")
+    if row.get(THINKING) is not None:
+        found = {THINKING: row[THINKING]} | (found or {})
     if taken := [name for name in found or () if name in OURS]:
         raise DataError(f"column {VARIABLES!r}: {taken[0]!r} is known otherwise. Leave it out.")
-    return {name: value for name, value in (found or {}).items() if value is not None} or None
+    return {name: value for name, value in (found or {}).items() if value not in (None, "", [], {})} or None
+
+
+def are_told(tools: list[dict[str, Any]] | None, messages: list[dict[str, Any]]) -> bool:
+    """Whether a conversation's system message has its tools already, as Hermes' data sets write them."""
+    told = messages[0]["content"] if tools and messages and messages[0]["role"] == "system" else ""
+    return "<tools>" in told and all(f'"{tool["function"]["name"]}"' in told for tool in tools or ())
 
 
 def given(row: dict[str, Any]) -> dict[str, Any]:
@@ -55,8 +65,11 @@ def given(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def given_of(row: dict[str, Any]) -> dict[str, Any]:
-    """The same of a row as it comes. Raises as `tools_of` and `variables_of`."""
-    return given({"tools": tools_of(row), VARIABLES: variables_of(row)})
+    """The same of a row as it comes, with canonical turns in `prompt` if any. Raises as `tools_of` and
+    `variables_of`."""
+    tools, prompt = tools_of(row), row.get("prompt")
+    told = isinstance(prompt, list) and are_told(tools, prompt)
+    return given({"tools": None if told else tools, VARIABLES: variables_of(row)})
 
 
 def definitions(value: Any, column: str) -> list[dict[str, Any]] | None:
@@ -69,10 +82,16 @@ def definitions(value: Any, column: str) -> list[dict[str, Any]] | None:
         raise DataError(f"column {column!r} must be a list of functions, not {type(found).__name__}.")
     tools = []
     for number, tool in enumerate(found):
+        tool = _parsed(tool, f"column {column!r}, function {number}")
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise DataError(f"column {column!r}, function {number} must be an object with a 'name'.")
-        tools.append(tool if "function" in tool else {"type": "function", "function": tool})
+        if str(function.get("parameters")).lstrip().startswith("{") and isinstance(function["parameters"], str):
+            where = f"column {column!r}, function {number}: the parameters"
+            function = {**function, "parameters": _parsed(function["parameters"], where)}
+        tools.append(
+            {**tool, "function": function} if "function" in tool else {"type": "function", "function": function}
+        )
     return tools
 
 

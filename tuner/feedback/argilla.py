@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
-from tuner.data.turns import Row, messages_of, parsed, plain, shown, text_of
+from tuner.data.turns import Row, messages_of, plain, shown, text_of
+from tuner.data.written import parsed
 from tuner.errors import DataError, nearest
 
 RESPONSES = ".responses"

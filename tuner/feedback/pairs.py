@@ -92,8 +92,6 @@ def _pair(row: Row, unused: set[str]) -> tuple[Prompt, str, str]:
     found = preference(both if asked is None else {"prompt": asked, **both}, unused)
     for column, turns in found.items():
         plain(turns, column)
-    if not found["prompt"]:
-        raise DataError("has no column 'prompt', and its completions have no beginning in common.")
     if len(found["chosen"]) > 1 or len(found["rejected"]) > 1:
         raise DataError(f"column {columns[0]!r} or {columns[1]!r} goes on for several turns; one answer is compared.")
     prompt = asked if isinstance(asked, str) and messages(asked) == found["prompt"] else found["prompt"]

@@ -17,18 +17,18 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from tuner.data.questions import SYSTEM_COLUMNS, history_of, refuse_templated
 from tuner.data.read_files import read_rows
 from tuner.data.tools import given_of
 from tuner.data.turns import (
     REFUSED_COLUMNS,
-    SYSTEM_COLUMNS,
-    history_of,
     message,
     messages_of,
     passed_over,
     says_something,
     text_of,
 )
+from tuner.data.written import turns_in
 from tuner.errors import CheckpointError, DataError, Interrupted, notice
 from tuner.loading.chat_model import ChatModel
 from tuner.loading.checkpoints import resolve
@@ -126,7 +126,9 @@ def _prompt(
     beside = given_of(row)
     said = [message("system", row[name], f"{name!r}") for name in SYSTEM_COLUMNS if says_something(row.get(name))]
     said = said or ([{"role": "system", "content": system}] if system is not None else [])
+    value = turns_in(value, asked=True) if column == "prompt" else value
     if column == "prompt" and isinstance(value, str):
+        refuse_templated(value, "prompt")
         turns = [*history_of(row.get("history")), message("user", value, "'prompt'")]
     else:
         turns = messages_of(value, column, unused, answered=False)

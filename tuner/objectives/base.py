@@ -71,6 +71,8 @@ class Objective(Generic[A]):
     keeps_rows: ClassVar[bool] = False
     # Whether several data sets may have shares in an epoch, and losses of their own.
     mixes: ClassVar[bool] = False
+    # Whether they are kept apart only where they have shares, for a small one may have no example of its own.
+    joins: ClassVar[bool] = False
     streams: ClassVar[bool] = False
     # Whether evaluation tells how many tokens were guessed, for which it holds the logits of all that are asked for.
     guesses: ClassVar[bool] = False

@@ -42,7 +42,7 @@ class Contrastive(Objective[ContrastiveArguments]):
     name = "contrastive"
     tokens = ("cls_token", "sep_token", "mask_token")
     vocabulary, needs_end = "mlm", False
-    model = "encoder"
+    model, mixes, joins = "encoder", True, True
     loss_unit = "nats a pair"
     least_length = 3  # two ends and a token
     refused = ("z_loss", "label_smoothing_factor")
@@ -61,14 +61,15 @@ class Contrastive(Objective[ContrastiveArguments]):
             if without and PartialState().is_main_process:
                 print(f"{name}: {without:,} of {without + len(texts):,} texts have no such view (--views {how[0]}).")
             return texts, None
-        pairs = segment_pairs(rows, self.tokenizer, longest, whole=False, num_proc=self.args.dataset_num_proc)
+        pairs = segment_pairs(rows, self.tokenizer, longest, False, self.args.dataset_num_proc, name)
         return pairs.shuffle(seed=0), None  # evaluation goes in order, and a text would find itself in the pair before
 
     def __call__(self, rows: list[Row]) -> Batch:
         start, end = [self.tokenizer.cls_token_id], [self.tokenizer.sep_token_id]
         texts = self._both(rows)
         batch = self.padded([{"input_ids": np.concatenate([start, ids, end])} for ids in texts], rows * 2)
-        real = torch.tensor([row["draw"] != FILLER for row in rows])
+        numbers = [row["row"] for row in rows]  # one that comes twice, as shares may have it, would be its own rival
+        real = torch.tensor([row["draw"] != FILLER and row["row"] not in numbers[:n] for n, row in enumerate(rows)])
         return batch | {"labels": torch.arange(len(rows)).masked_fill(~real, IGNORED)}
 
     def _both(self, rows: list[Row]) -> list[Any]:

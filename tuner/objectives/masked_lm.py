@@ -26,7 +26,7 @@ class BlockObjective(Objective[A]):
     """What objectives share that hide something of blocks of raw text and ask for it."""
 
     arguments = TextArguments
-    streams, guesses = True, True
+    streams, guesses, mixes, joins = True, True, True, True
 
     def block(self) -> tuple[int, int | None, int | None]:
         """Tokens in a block, the one that begins each, and the one that ends a document."""
@@ -130,7 +130,7 @@ class NextSentence(MaskedLM):
 
     def examples(self, rows: Dataset, name: str) -> tuple[Dataset, None]:
         longest = (self.args.max_length - 3) // 2
-        pairs = segment_pairs(rows, self.tokenizer, longest, whole=True, num_proc=self.args.dataset_num_proc)
+        pairs = segment_pairs(rows, self.tokenizer, longest, True, self.args.dataset_num_proc, name)
         return pairs.shuffle(seed=0), None  # evaluation goes in order, and a batch must hold several documents
 
     def whole(self, row: Row, second: np.ndarray | None = None) -> np.ndarray:

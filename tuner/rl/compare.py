@@ -16,8 +16,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tuner.data.collate import IGNORED, pad
+from tuner.data.questions import add_system
 from tuner.data.sources import load_splits
-from tuner.data.turns import add_system, messages_of, turns_in
+from tuner.data.turns import messages_of
+from tuner.data.written import is_dialogue, turns_in
 from tuner.evaluation.statistics import Estimate, mean, paired
 from tuner.loading.checkpoints import pretrained_decoder
 from tuner.loading.generation import room
@@ -166,10 +168,15 @@ def _answer(row: dict[str, Any], asked: int) -> str | None:
             turns = messages_of(row[column], column, set(), answered=False)
             add_system(row, turns)
             return turns[asked]["content"] if asked < len(turns) else None
-    said = turns_in(row.get("output" if "instruction" in row else "completion"))
+    names = ("output", "response") if "instruction" in row else ("completion",)
+    said = turns_in(next((row[name] for name in names if name in row), None))
     if isinstance(said, list) and said:
-        said = messages_of(said, "completion", set(), answered=False)[0]["content"]
-    return said if isinstance(said, str) else None
+        turns = messages_of(said, "completion", set(), answered=False)
+        first = max((place + 1 for place, turn in enumerate(turns) if turn["role"] == "user"), default=0)
+        said = turns[first]["content"] if first < len(turns) else None
+    if isinstance(said, str):
+        return said.strip() if is_dialogue(row.get("prompt")) else said
+    return None
 
 
 def answers(tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]]) -> Rollout | None:

@@ -69,14 +69,15 @@ def evaluate_policy(trainer: Any) -> dict[str, float]:
             })  # fmt: skip
     found = sorted(gather_object(found), key=lambda sample: sample["row"])
     if args.should_save:
-        _keep(Path(str(args.output_dir)) / FILE, trainer.state.global_step, found)
+        _keep(Path(str(args.output_dir)) / FILE, trainer.state.global_step, found, anew=not trainer.first_evaluation)
     return _metrics(trainer, found)
 
 
-def _keep(file: Path, step: int, found: list[dict[str, Any]]) -> None:
-    """Add an update's samples to a file, in place of those of the same update: a killed run comes there again."""
-    before = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    lines = [line for line in before if json.loads(line)["step"] != step]
+def _keep(file: Path, step: int, found: list[dict[str, Any]], anew: bool) -> None:
+    """Add an update's samples to a file, in place of those of this and later ones, where a run that was killed comes
+    again; of all that another run wrote, if a run writes `anew`."""
+    before = [] if anew or not file.exists() else file.read_text(encoding="utf-8").splitlines()
+    lines = [line for line in before if json.loads(line)["step"] < step]
     lines += [json.dumps({"step": step, **one}) for one in found]
     whole = file.with_suffix(".new")
     whole.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

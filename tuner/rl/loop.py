@@ -25,7 +25,7 @@ from tuner.rl.actor import ActorCritic
 from tuner.rl.card import write_card
 from tuner.rl.evaluation import evaluate_policy
 from tuner.rl.losses import KLController, RunningScale
-from tuner.rl.measures import log_line
+from tuner.rl.measures import log_line, over_updates
 from tuner.rl.state import load_checkpoint, save_checkpoint, save_policy
 from tuner.rl.trl_ppo import PPOConfig, TRLTrainer
 from tuner.train.callbacks import Guarded, StepSeed, StopOnRequest
@@ -54,6 +54,7 @@ class UpdateLoop(TRLTrainer):
         self.first_evaluation: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
         self.norms: list[float] = []
+        self.unlogged: list[dict[str, float]] = []  # of the updates since the last line of the log
         self.stop = StopOnRequest(run.args.max_minutes if run else None)
         trackers = [Guarded(callback()) for callback in get_reporting_integration_callbacks(self.args.report_to)]
         every = [DefaultFlowCallback(), StepSeed(), *trackers, self.stop, *(callbacks or [])]
@@ -101,6 +102,8 @@ class UpdateLoop(TRLTrainer):
                     self.evaluate()
                 while state.global_step < state.max_steps and not self.control.should_training_stop:
                     self._update()
+                if self.unlogged and state.global_step >= state.max_steps:
+                    self._log_updates()
                 self.call("on_train_end")
         finally:
             self.stop.restore_handlers()
@@ -115,6 +118,8 @@ class UpdateLoop(TRLTrainer):
         self.call("on_step_begin")
         self.seconds, self.norms = {}, []
         logged = self.one_update(state.global_step)
+        if args.logging_strategy != "no":
+            self.unlogged.append(logged)
         self.lr_scheduler.step()
         state.global_step += 1
         state.epoch = state.global_step * self.passes_of_an_update
@@ -127,13 +132,18 @@ class UpdateLoop(TRLTrainer):
         if args.max_kl is not None and logged["objective/kl"] > args.max_kl:
             say(f"Stopped: the divergence {logged['objective/kl']:.3g} is beyond --max_kl {args.max_kl:g}.")
             self.control.should_training_stop = self.control.should_log = True
-        if self.control.should_log:
-            self.log(logged)
+            self.unlogged = self.unlogged or [logged]
+        if self.control.should_log and self.unlogged:
+            self._log_updates()
         if self.control.should_evaluate and self.eval_dataset is not None:
             self.evaluate()
         if self.control.should_save:
             save_checkpoint(self)
             self.call("on_save")
+
+    def _log_updates(self) -> None:
+        found, self.unlogged = over_updates(self.unlogged), []
+        self.log(found)
 
     def one_update(self, update: int) -> dict[str, float]:
         """The phases of an update, and what is to be logged."""

@@ -72,6 +72,19 @@ def measures(
     return found
 
 
+# Of several updates these are the last one's; all else is a mean.
+OF_THE_LAST = ("lr", "episode")
+
+
+def over_updates(lines: list[dict[str, float]]) -> dict[str, float]:
+    """One line of the log for several updates (`--logging_steps`): means over those that have a measure."""
+    found = {}
+    for name in dict.fromkeys(name for line in lines for name in line):
+        values = [line[name] for line in lines if name in line]
+        found[name] = values[-1] if name in OF_THE_LAST else sum(values) / len(values)
+    return found
+
+
 # What the screen shows of a line of the log: its name there, and how.
 SHOWN = {
     **{"objective/scores": ("reward", "{:.4g}"), "objective/kl": ("kl", "{:.3g}")},

@@ -23,7 +23,6 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from tuner.config.adapters import FROM_WEIGHTS
 from tuner.config.ppo import PPOArguments
 from tuner.errors import ArgumentError, ModelError, NonFiniteError
 from tuner.loading.generation import room
@@ -49,7 +48,7 @@ class PPOTrainer(UpdateLoop):
 
     Args:
         model: the policy, bare or with an adapter.
-        ref_model: None for the policy's weights without its adapter, or else a copy of it.
+        ref_model: None for the policy as it begins: its weights without a new adapter, or else a copy of it.
         reward_model: a model with one output, a function (`tuner.rl.rewards`), or a list of such.
         train_dataset: rows with `input_ids`, or with a column that `tuner.rl.prompts` reads.
         value_model: of `--value separate`: a model with one output and the policy's tokenizer.
@@ -101,11 +100,6 @@ class PPOTrainer(UpdateLoop):
         if adapted and any(config.is_prompt_learning for config in model.peft_config.values()):
             raise ModelError("A prompt or prefix that is learnt is no part of the layers: take lora or ia3.")
         bare = model.get_base_model() if adapted else model
-        # Some adapters begin with a part of the weights, which lack it without them.
-        moved = adapted and any(
-            str(getattr(c, "init_lora_weights", "")).startswith(FROM_WEIGHTS) for c in model.peft_config.values()
-        )
-        self.ref_model = ref_model or (copy.deepcopy(bare) if moved or not adapted else None)
         rewards = (
             reward_model if isinstance(reward_model, list | tuple) else [reward_model] * (reward_model is not None)
         )
@@ -114,8 +108,13 @@ class PPOTrainer(UpdateLoop):
         if judge is not None and "judge" in self.rewards_of.names:
             raise ArgumentError("A reward is named judge, as the judge is in the log: give it another name.")
         self.judge = None if judge is None else Rewards([judge], None, [None], processing_class, size)
-        setup.make_still([model, self.ref_model, value_model, judge, *rewards], self.accelerator.device)
+        setup.make_still([model, ref_model, value_model, judge, *rewards], self.accelerator.device)
+        alone = adapted and setup.adapter_is_new(model)  # else its weights are part of what the policy begins as
+        self.ref_model = ref_model or (None if alone else copy.deepcopy(bare))
         self._read_prompts(train_dataset, eval_dataset, room(bare, args.response_length))
+        for rewards_of in filter(None, (self.rewards_of, self.judge)):
+            for rows in filter(None, (self.train_dataset, self.eval_dataset)):
+                rewards_of.check(rows)
         setup.set_batch_sizes(args, len(self.train_dataset))
         value = setup.make_value(args, model, value_model, processing_class)
         layout = layout_of(bare, torch.bfloat16 if args.bf16 else None, value_model)

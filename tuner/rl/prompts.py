@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset, Features, Json, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from tuner.data import json_text, schema, tools, turns, unused
+from tuner.data import json_text, questions, schema, tools, turns, unused, written
 from tuner.data.cache_key import map_batches
 from tuner.data.columns import suggestion, undecoded
 from tuner.data.schema import filled_columns, without_nulls
@@ -27,7 +27,7 @@ from tuner.text.chat import generation_prompt, require_chat_template
 COLUMNS = ("prompt", "messages", "conversations", "instruction", "text", "query")
 RAW = ("text", "query")
 # Columns that are a part of what a conversation is written from.
-BESIDE = (*turns.SYSTEM_COLUMNS, "history", *tools.COLUMNS, tools.VARIABLES)
+BESIDE = (*questions.SYSTEM_COLUMNS, "history", *tools.GIVEN)
 
 
 def prompt_column(rows: Dataset) -> str:
@@ -48,24 +48,25 @@ def read_prompts(rows: Dataset, name: str) -> tuple[Dataset, dict[str, float]]:
     Raises:
         DataError: no column with a prompt, or a row without one.
     """
-    column = prompt_column(rows)
+    rows, column = undecoded(rows), prompt_column(rows)
     if not column:
-        advice = suggestion(rows.column_names, [("prompt",)])
+        advice = suggestion(rows[0] if len(rows) else {}, [("prompt",)])
         raise DataError(
             f"{name}: no column {', '.join(COLUMNS)}; there are {', '.join(rows.column_names)}."
             f"{f' Try {advice}.' if advice else ''}"
         )
+    if {"message_tree_id", "parent_id"} <= set(rows.column_names):
+        raise DataError(f"{name}: its rows are single messages of trees of conversations (OpenAssistant).")
     arguments: dict[str, Any] = {"column": column, "name": name}
     if not len(rows):
         raise DataError(f"{name}: there are no rows.")
-    rows = undecoded(rows)
     kept = "text" if column in RAW else "prompt"
     gone = [column] if column != kept else []
     features = {c: rows.features[c] for c in rows.column_names if c not in gone}
     features |= {kept: Value("string") if kept == "text" else List(Json()), unused.UNUSED: unused.FEATURE}
     arguments["filled"] = filled_columns(rows)
     options: dict[str, Any] = {"with_indices": True, "remove_columns": gone, "desc": "Reading prompts"}
-    code = [__file__, *(str(part.__file__) for part in (turns, tools, schema, json_text))]
+    code = [__file__, *(str(part.__file__) for part in (turns, questions, written, tools, schema, json_text))]
     return unused.counted(map_batches(rows, _read, code, arguments, features=Features(features), **options))
 
 
@@ -89,7 +90,8 @@ def _prompt(row: dict[str, Any], column: str, rest: set[str]) -> Any:
     for other in turns.REFUSED_COLUMNS.keys() & row.keys() - {"history"}:
         if turns.says_something(row[other]):
             turns.passed_over("column", other, turns.REFUSED_COLUMNS)
-    value = row[column] if column in RAW else turns.turns_in(row[column])
+    whole = column in RAW or (column == "instruction" and isinstance(row[column], str))
+    value = row[column] if whole else written.turns_in(row[column], asked=True)
     if isinstance(value, str) or column in RAW:
         if not turns.text_of(value, f"{column!r}").strip():
             raise DataError(f"column {column!r} is empty.")
@@ -102,17 +104,17 @@ def _prompt(row: dict[str, Any], column: str, rest: set[str]) -> Any:
                     )
             return value
         tools.given_of(row)  # what is wrong with it is said with the row
-        messages = turns.question(row, column)
-        turns.add_system(row, messages)
+        messages = questions.question(row, column)
+        questions.add_system(row, messages)
         return messages
     tools.given_of(row)  # what is wrong with it is said with the row
     messages = turns.messages_of(value, column, rest, answered=False)
-    earlier = turns.history_of(row.get("history"))
+    earlier = questions.history_of(row.get("history"))
     if [turn for turn in messages if turn["role"] != "system"][
         : len(earlier)
     ] != earlier:  # else it is a prompt of ours
-        turns.refuse_history(row)
-    turns.add_system(row, messages)
+        questions.refuse_history(row)
+    questions.add_system(row, messages)
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
     if not messages or not messages[-1]["content"].strip():

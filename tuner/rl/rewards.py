@@ -12,11 +12,12 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,10 +27,18 @@ from tuner.data.tools import tools_of
 from tuner.errors import ArgumentError, DataError, ModelError, one_line
 from tuner.loading.reward import RewardModel
 from tuner.rl.actor import score_head
+from tuner.rl.verify import last_number
 
 Function = Callable[..., Any]
-# What a function is told beside the data set's columns.
+# What a function is told beside the data set's columns, and which of these are no more than that.
+OPEN = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+PASSED = ("prompts", "completions", "completion_ids")
 TOLD = ("prompt", "input_ids", SOURCE_ROW)
+
+
+def told(columns: Collection[str]) -> tuple[str, ...]:
+    """Columns that functions are not given: they have the prompt otherwise."""
+    return TOLD if "prompt" in columns else (*TOLD, "text")
 
 
 class Rewards:
@@ -95,7 +104,6 @@ class Rewards:
         chat = [isinstance(prompt, list) for prompt in asked]
         said = [[{"role": "assistant", "content": t}] if is_chat else t for t, is_chat in zip(texts, chat, strict=True)]
         tools = [tools_of(row) if is_chat else None for row, is_chat in zip(rows, chat, strict=True)]
-        told = TOLD if "prompt" in rows[0] else (*TOLD, "text")
         found: dict[str, torch.Tensor] = {}
         for name, reward, tokenizer in zip(self.names, self.rewards, self.tokenizers, strict=True):
             if isinstance(reward, RewardModel):
@@ -107,7 +115,7 @@ class Rewards:
                     sequences = [_tokens(tokenizer, *each) for each in zip(asked, texts, tools, strict=True)]
                 found[name] = score_sequences(reward, sequences, self.batch_size)
             else:
-                columns = {key: [row[key] for row in rows] for key in rows[0] if key not in told}
+                columns = {key: [row[key] for row in rows] for key in rows[0] if key not in told(rows[0])}
                 found[name] = _called(name, reward, asked, said, completions, columns)
             if isinstance(reward, RewardModel | PreTrainedModel) and not found[name].isfinite().all():
                 raise DataError(f"The reward model {name} gave a score that is NaN or infinite.")
@@ -120,6 +128,25 @@ class Rewards:
             )
         weights = torch.tensor(self.weights)[:, None]
         return (each.nan_to_num() * weights).sum(dim=0), found
+
+    def check(self, rows: Dataset) -> None:
+        """A DataError where a function needs a column that rows lack, or `last_number` an answer that is none."""
+        columns = [name for name in rows.column_names if name not in told(rows.column_names)]
+        for name, reward in zip(self.names, self.rewards, strict=True):
+            if isinstance(reward, RewardModel | PreTrainedModel):
+                continue
+            for parameter in inspect.signature(reward).parameters.values():
+                needed = parameter.default is parameter.empty and parameter.kind not in OPEN
+                if needed and parameter.name not in (*PASSED, *columns):
+                    raise DataError(
+                        f"The reward function {name} needs the column {parameter.name!r}; the prompts have "
+                        f"{', '.join(columns)}. --column_mapping names columns."
+                    )
+            if reward is last_number:
+                try:
+                    last_number([""] * len(rows), rows["answer"])
+                except ValueError as error:
+                    raise DataError(f"The reward function {name}: {error}.") from error
 
 
 def _called(

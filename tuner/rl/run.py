@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -14,9 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tuner.config.adapters import FROM_WEIGHTS
 from tuner.config.ppo import PPOArguments
 from tuner.data.cache_key import map_batches
 from tuner.data.mixture import data_sources, names_of
+from tuner.data.questions import INPUTS, is_passages
 from tuner.data.sources import SOURCE_ROW, load_splits
 from tuner.data.unused import sentence
 from tuner.errors import ArgumentError, DataError, ModelError
@@ -36,7 +39,7 @@ SHOWN = 2
 # How the names begin of transformers' arguments that mean something here, beside those that every recipe lists.
 HONOURED = (
     *("adam_", "optim_args", "lr_scheduler_kwargs", "activation_checkpointing_kwargs", "log", "disable_tqdm"),
-    *("hub_", "run_name", "project", "trackio_", "ddp_", "local_rank", "fp16", "deepspeed", "fsdp"),
+    *("hub_", "run_name", "restore_callback", "project", "trackio_", "ddp_", "local_rank", "fp16", "deepspeed", "fsdp"),
 )
 
 
@@ -97,10 +100,12 @@ def load_prompts(run: Run[PPOArguments]) -> Prompts:
             both = load_splits(*given, column_mapping=source.column_mapping)
             if "input_ids" in both[0].column_names:
                 raise DataError(f"{source.name}: its column 'input_ids' would be taken for tokens. Drop it.")
-            (train, unused), (held_out, _) = (read_prompts(rows, source.name) for rows in both)
+            if prompt_column(both[0]) == "query":
+                say(f"{source.name}: 'query' is continued as raw text; --column_mapping query=prompt asks it.")
+            (train, unused), (held_out, _) = (read_prompts(_with_answers(rows), source.name) for rows in both)
             parts.append((train, held_out))
             if prompt_column(both[0]) == "instruction":
-                used.add("input")
+                used.update(name for name in INPUTS if not is_passages(name, both[0][0].get(name)))
             say(sentence(unused, source.name))
             kinds[source.name] = "messages" if "prompt" in parts[-1][0].column_names else "texts"
         if len(set(kinds.values())) > 1:
@@ -116,6 +121,15 @@ def load_prompts(run: Run[PPOArguments]) -> Prompts:
     elif others:
         say(f"Not used, for there is no reward function, are the columns {', '.join(others)}.")
     return Prompts(train, held_out)
+
+
+def _with_answers(rows: Dataset) -> Dataset:
+    """Rows with the column `answer` of those that have it in `reward_model`, as verl's."""
+    if "reward_model" not in rows.column_names or "answer" in rows.column_names:
+        return rows
+    found = [about.get("ground_truth") if isinstance(about, dict) else None for about in rows["reward_model"]]
+    answers = [each if isinstance(each, str | None) else json.dumps(each) for each in found]
+    return rows.add_column("answer", answers) if any(answer is not None for answer in answers) else rows
 
 
 def _one_of(parts: list[Dataset]) -> Dataset:
@@ -198,7 +212,7 @@ def show_prompts_plan(
     sizes = [
         (name, f"{sum(parameters_by_component(part).values()):,}") for name, part in parts.items() if part is not None
     ]
-    if not args.use_peft:
+    if not args.use_peft or args.init_lora_weights.startswith(FROM_WEIGHTS):
         sizes.insert(1, ("reference (a copy of the policy)", sizes[0][1]))
     console.print(table("Models in memory", ("", "parameters"), sizes))
     console.print("Dry run: nothing was trained and nothing was written.", style="bold")

@@ -30,7 +30,7 @@ def check_arguments(args: PPOConfig) -> None:
         raise ArgumentError("--fp16: log-probabilities would overflow its range. Take bf16 or float32.")
     for flag in ("model_adapter_name", "ref_adapter_name"):
         if getattr(args, flag, None) is not None:
-            raise ArgumentError(f"{flag}: the reference is the policy without its adapter. Leave it out.")
+            raise ArgumentError(f"{flag}: the reference is the policy as it begins. Leave it out.")
     if args.lr_scheduler_type == "reduce_lr_on_plateau":
         raise ArgumentError("--lr_scheduler_type reduce_lr_on_plateau: an update has no loss that should fall.")
     if args.load_best_model_at_end:
@@ -172,6 +172,21 @@ def make_still(parts: Sequence[Any], device: torch.device) -> None:
         raise ModelError(
             "The policy is random in training, and its dropout cannot be switched off: set it to 0 in its config.json."
         )
+
+
+@torch.no_grad()
+def adapter_is_new(policy: Any) -> bool:
+    """Whether the policy says the same without its adapter: one that has learnt, or begins with a part of the weights
+    (PiSSA), is no such, and the weights alone are then not what the policy begins as."""
+    was_training, known = policy.training, policy.get_input_embeddings().num_embeddings
+    ids = torch.arange(0, known, max(known // 16, 1), device=policy.device)[None, :16]
+    policy.eval()
+    with_it = policy(input_ids=ids).logits
+    with policy.disable_adapter():
+        without = policy(input_ids=ids).logits
+    policy.train(was_training)
+    near = 1e-3 if with_it.dtype == torch.float32 and policy.dtype == torch.float32 else 1e-2
+    return torch.allclose(with_it, without, atol=near, rtol=near)
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, actor: ActorCritic) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerState
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
 from tuner.errors import CheckpointError, one_line
@@ -49,8 +50,12 @@ def save_checkpoint(trainer: Any) -> None:
                 save_file(weights, staged / VALUE)
             torch.save(trainer.optimizer.state_dict(), staged / OPTIMIZER)
             torch.save(trainer.lr_scheduler.state_dict(), staged / SCHEDULER)
+            every = [*trainer.callback_handler.callbacks, trainer.control]
+            known = TrainerState(stateful_callbacks=[each for each in every if isinstance(each, ExportableState)])
+            trainer.state.stateful_callbacks = known.stateful_callbacks
             trainer.state.save_to_json(str(staged / STATE))
-            progress = {"kl": asdict(trainer.kl), "scale": asdict(trainer.scale), "first": trainer.first_evaluation}
+            progress = {"kl": asdict(trainer.kl), "scale": asdict(trainer.scale)}
+            progress |= {"first": trainer.first_evaluation, "unlogged": trainer.unlogged}
             (staged / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
             commit(staged, folder / name)
             discard_staging(folder)
@@ -77,7 +82,8 @@ def load_checkpoint(trainer: Any, checkpoint: Path) -> None:
             f"{one_line(error)}"
         ) from error
     trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
+    trainer._load_callback_state()  # --restore_callback_states_from_checkpoint
     progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
     trainer.kl, trainer.scale = KLController(**progress["kl"]), RunningScale(**progress["scale"])
-    trainer.first_evaluation = progress["first"]
+    trainer.first_evaluation, trainer.unlogged = progress["first"], progress.get("unlogged", [])
     say(f"Continuing after update {trainer.state.global_step:,}.")

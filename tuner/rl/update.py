@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from tuner.rl.actor import ActorCritic, TokenScores
-from tuner.rl.losses import divergence, policy_loss, value_loss
+from tuner.rl.losses import LOG_RATIO, divergence, policy_loss, value_loss
 from tuner.rl.rollout import Rollout
 
 # What is added up over tokens, to be averaged in the log.
@@ -105,7 +105,7 @@ def losses(
         reference = experience.rollout.flat(experience.reference, rows)
         # Weighted by the ratio it has the divergence's own gradient, which it lacks also where the ratio is 1
         # (DeepSeek-V3.2 2025, https://arxiv.org/abs/2512.02556).
-        weighted = difference.exp() * divergence(scores.logprobs, reference, "k3")
+        weighted = difference.clamp(max=LOG_RATIO).exp() * divergence(scores.logprobs, reference, "k3")
         loss = loss + args.kl_coef * weighted.sum() / tokens
     if scores.entropies is not None:
         loss = loss - args.entropy_coef * scores.entropies.sum() / tokens

@@ -8,6 +8,9 @@ from typing import Any
 
 # A sign is one where no number or word stands before it: "3-5" names 3 and 5.
 NUMBER = re.compile(r"(?:(?<![\w.])-)?(?:\d+(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][+-]?\d+)?")
+# What of LaTeX is beside a number, a unit and what parts thousands; and what is more than one: a fraction, a root.
+PLAIN = re.compile(r"\\text\{[^{}]*\}|\{,\}|,?\\[!,]")
+FORMULA = re.compile(r"\\(?![$%,! ])")
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
@@ -17,12 +20,19 @@ def exact_answer(completions: list[Any], answer: list[Any], **_: Any) -> list[fl
 
 
 def last_number(completions: list[Any], answer: list[Any], **_: Any) -> list[float]:
-    """1 where the last number that a completion names is the answer, else 0: for answers that are reasoned out."""
-    pairs = [(_numbers(_said(text)), _numbers(str(right))) for text, right in zip(completions, answer, strict=True)]
-    for given, pair in zip(answer, pairs, strict=True):
-        if not pair[1]:
-            raise ValueError(f"the answer {given!r} names no number")
-    return [float(bool(named) and named[-1] == right[-1]) for named, right in pairs]
+    """1 where the last number that a completion names is the answer, else 0: for answers that are reasoned out. Of an
+    answer with `####`, as GSM8K has it, what is behind it; a ValueError where that is no number, or more than one."""
+    wanted = [_only_number(right) for right in answer]
+    named = [_numbers(_said(text)) for text in completions]
+    return [float(bool(numbers) and numbers[-1] == right) for numbers, right in zip(named, wanted, strict=True)]
+
+
+def _only_number(answer: Any) -> Decimal:
+    said = PLAIN.sub("", str(answer).rsplit("####", 1)[-1])
+    found = _numbers(said)
+    if len(found) != 1 or FORMULA.search(said):
+        raise ValueError(f"the answer {answer!r} names {'no' if not found else 'more than a'} number")
+    return found[0]
 
 
 def _numbers(text: str) -> list[Decimal]:

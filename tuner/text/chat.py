@@ -180,6 +180,6 @@ def _write(
         reason = one_line(error).rstrip(".")
         raise DataError(f"{name}: {origin(tokenizer)} refused it: {reason}.") from error
     raise DataError(
-        f"{name}: {origin(tokenizer)} does not read {min(unread)!r} of 'chat_template_kwargs'. Take one that does, or "
-        "drop the column."
+        f"{name}: {origin(tokenizer)} does not read {min(unread)!r} of 'chat_template_kwargs' (or a column of that "
+        "name). Take one that does, or drop the column."
     )

@@ -29,7 +29,7 @@ class EpochOrder(Sampler[int]):
         processes: that share the rows. The last step's batches must be of one size, so that what is missing is filled
             with draws that do not count (`FILLER`), not with rows that come a second time.
         drop_last: leave out the rows of an incomplete last batch instead.
-        shares: which rows an epoch has; without it, each of them once.
+        shares: which draws an epoch has; without it, each row once.
     """
 
     def __init__(
@@ -61,21 +61,20 @@ class EpochOrder(Sampler[int]):
         epoch = self.epoch()
         generator = np.random.default_rng([self.seed, epoch])
         order = np.arange(self.size) if self.strategy == "sequential" else generator.permutation(self.size)
-        if self.shares is not None:
-            order = self.shares(epoch)[order]
+        order = order + epoch * self.size if self.shares is None else self.shares(epoch)[order]
         if self.strategy == "group_by_length":
             order = self._grouped(order, generator)
-        return iter([*(order[: self.kept] + epoch * self.size).tolist(), *[FILLER] * self.filled])
+        return iter([*order[: self.kept].tolist(), *[FILLER] * self.filled])
 
     def _grouped(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         batches: list[np.ndarray] = []
         for mega in _cut(order, self.batch_size * MEGABATCH):
-            batches += _cut(mega[np.argsort(-self.lengths[mega], kind="stable")], self.batch_size)
+            batches += _cut(mega[np.argsort(-self.lengths[mega % self.size], kind="stable")], self.batch_size)
         # An incomplete batch stays last; all others change places.
         last = [batches.pop()] if len(batches[-1]) < self.batch_size else []
         batches = [batches[i] for i in generator.permutation(len(batches))]
         if batches:
-            longest = np.argmax([self.lengths[batch].max() for batch in batches])
+            longest = np.argmax([self.lengths[batch % self.size].max() for batch in batches])
             batches[0], batches[longest] = batches[longest], batches[0]
         return np.concatenate(batches + last)
 

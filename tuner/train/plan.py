@@ -76,7 +76,8 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> 
 def _counts(rows: Rows, examples: Examples, streamed: bool) -> Table:
     sizes = ["a stream"] * 2 if streamed else [f"{len(split):,}" for split in (rows.train, examples.train)]
     held_out = (f"{len(split):,}" for split in (rows.eval, examples.eval))
-    return table("Data", ("", "train", "eval"), zip(("documents", "examples"), sizes, held_out, strict=True))
+    counts = table("Data", ("", "train", "eval"), zip(("documents", "examples"), sizes, held_out, strict=True))
+    return examples.add_shares(counts)
 
 
 def _estimates(run: Run, batch: dict, examples: int, model: PreTrainedModel) -> Table:

@@ -64,12 +64,13 @@ def load_rows(run: Run, kinds: tuple[Kind, ...] | None = None, **split: Any) -> 
     assert kind is not None
     method = METHODS.get(kind, run.method)  # what rows with labels hold says which one a run has
     mixes = method.mixes and getattr(args, "strategy", "") != "fewshot"
-    if sources[0].weight is not None and not mixes:
+    weighted = sources[0].weight is not None
+    if weighted and not mixes:
         raise ArgumentError(f"--dataset_weights: {method.name} reads all rows alike. Leave it out.")
     if len(parts) == 1:
         return Rows(kind, parts[0].train, parts[0].eval)
     train, held_out = _one_of([part.train for part in parts]), _one_of([part.eval for part in parts])
-    return Rows(kind, train, held_out, parts=parts if mixes else [])
+    return Rows(kind, train, held_out, parts=parts if mixes and (weighted or not method.joins) else [])
 
 
 def _one_of(parts: list[Dataset]) -> Dataset:
@@ -226,7 +227,7 @@ def _examples(source: Source, train: Dataset, held_out: Dataset, objective: Obje
 
 
 def _counted_through(made: list[Part], parts: list[Part]) -> list[Part]:
-    """The examples of several data sets, whose `rows` are those of all sets together."""
+    """The examples of several data sets, whose `rows` or `document` are those of all sets together."""
     found, first = [], [0, 0]
     for examples, rows in zip(made, parts, strict=True):
         both = []
@@ -236,6 +237,9 @@ def _counted_through(made: list[Part], parts: list[Part]) -> list[Part]:
                 counted = [[number[row] for row in each] for each in split.with_format(None)["rows"]]
                 feature = split.features["rows"]
                 split = split.remove_columns("rows").add_column("rows", counted, feature=feature)
+            if "document" in split.column_names:
+                documents = np.asarray(split.with_format(None)["document"]) + first[place]
+                split = split.remove_columns("document").add_column("document", documents)
             both.append(split)
             first[place] += len(known)
         found.append(examples._replace(train=both[0], eval=both[1]))

@@ -119,10 +119,9 @@ def suggestion(row: Mapping[str, Any], shapes: Iterable[tuple[str, ...]]) -> str
         else:
             fits.append(found)
     beside = any(isinstance(row.get(name), str) for name in INPUTS)
-    read = {"instruction": 0} if beside else {}
     fewest = min(
         fits,
-        key=lambda m: ("text" in m.values(), min((read.get(new, 1) for new in m.values()), default=1), len(m)),
+        key=lambda new: ("text" in new.values(), beside and "instruction" not in new.values(), len(new)),
         default={},
     )
     return flag(fewest) if fewest else ""

@@ -7,6 +7,7 @@ separator, a field, named classes.
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import partial
@@ -74,7 +75,7 @@ def _record(name: str, config: str | None) -> Path:
 def _keep(name: str, config: str | None, found: Files) -> None:
     record = _record(name, config)
     record.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = record.with_suffix(f".{id(found)}")
+    unfinished = record.with_suffix(f".{os.getpid()}")
     listed = {split: list(map(str, files)) for split, files in found.items()}
     unfinished.write_text(json.dumps(listed), encoding="utf-8")
     unfinished.replace(record)

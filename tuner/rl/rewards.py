@@ -30,7 +30,7 @@ from tuner.rl.actor import score_head
 from tuner.rl.verify import last_number
 
 Function = Callable[..., Any]
-# What a function is told beside the data set's columns, and which of these are no more than that.
+# Parameters that take whatever there is, those that every function may have, and columns that none is given.
 OPEN = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 PASSED = ("prompts", "completions", "completion_ids")
 TOLD = ("prompt", "input_ids", SOURCE_ROW)

@@ -28,30 +28,32 @@ from benchmarks.gpu.setting import Setting
 from benchmarks.harness import RESULTS, ROOT
 
 HERE = "benchmarks.gpu"
-# In the order of their importance; the seconds are a limit and not an estimate.
+# The most important first, with those that take long; the seconds are a limit and not an estimate.
 PREPARE = Check("prepare", f"{HERE}.recipes:prepare", 120)
 CHECKS = [
     Check("logits", f"{HERE}.parity:logits", 90),
-    Check("resume", f"{HERE}.recipes:resume", 150),
     Check("packed rows", f"{HERE}.parity:packed", 120),
+    Check("resume", f"{HERE}.recipes:resume", 150),
+    Check("torch_compile", f"{HERE}.recipes:compiled", 180),
+    Check("resume, full_determinism", f"{HERE}.recipes:resume_deterministic", 150),
+    Check("methods", f"{HERE}.methods:methods", 300),
+    Check("flex_attention", f"{HERE}.recipes:flex", 150),
     Check("fp16", f"{HERE}.recipes:fp16", 90),
     Check("python recipes/sft.py", f"{HERE}.recipes:plain", 90),
     Check("accelerate launch", f"{HERE}.recipes:launched", 90),
     Check("accelerate launch --config_file", f"{HERE}.recipes:launched_with_file", 90),
     Check("dtype bfloat16", f"{HERE}.recipes:half", 90),
-    Check("torch_compile", f"{HERE}.recipes:compiled", 180),
     Check("chunked loss", f"{HERE}.parity:loss", 60),
-    Check("resume, full_determinism", f"{HERE}.recipes:resume_deterministic", 150),
     Check("gradients twice", f"{HERE}.repeat:operations", 90),
     Check("muon", f"{HERE}.recipes:muon", 90),
     Check("activation_checkpointing", f"{HERE}.recipes:checkpointed", 90),
     Check("objectives", f"{HERE}.recipes:objectives", 120),
     Check("chat and generate", f"{HERE}.recipes:talk", 90),
-    Check("flex_attention", f"{HERE}.recipes:flex", 150),
     Check("peak", f"{HERE}.speed:peak", 40, alone=True),
     Check("fine-tuning", f"{HERE}.speed:sft", 200, alone=True),
     Check("pretraining", f"{HERE}.speed:pretraining", 180, alone=True),
     Check("generation", f"{HERE}.speed:generation", 90, alone=True),
+    Check("continuous batching", f"{HERE}.methods:continuous", 60, alone=True),
 ]
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "liger-kernel", "flash-attn", "triton")
 

@@ -7,6 +7,8 @@ import gc
 import os
 import sys
 import timeit
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 import pyarrow
@@ -26,6 +28,18 @@ def has_fast_bf16(device: str | None = None) -> bool:
         features = torch.cpu.get_capabilities()
         return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+@contextmanager
+def many_shapes() -> Iterator[None]:
+    """Attention by other kernels than cuDNN's, which on Hopper and later come first, and are planned anew for each
+    shape: a text that grows by a token has another one with every token."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def cpu_cores() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.gpu import parity, recipes, repeat
+from benchmarks.gpu import methods, parity, recipes, repeat
 from benchmarks.gpu.setting import Setting
 
 pytestmark = [
@@ -34,7 +34,7 @@ def test_the_card_computes_what_the_cpu_computes(check, setting):
     [
         *(recipes.plain, recipes.launched, recipes.launched_with_file, recipes.fp16, recipes.half, recipes.muon),
         *(recipes.checkpointed, recipes.compiled, recipes.flex, recipes.objectives, recipes.talk, recipes.resume),
-        recipes.resume_deterministic,
+        *(recipes.resume_deterministic, methods.methods, methods.continuous),
     ],
     ids=lambda c: c.__name__,
 )

@@ -7,7 +7,7 @@ import argparse
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Llama4TextConfig, LlamaConfig, MambaConfig
+from transformers import AutoModelForCausalLM, FalconConfig, Llama4TextConfig, LlamaConfig, MambaConfig
 
 from tests.text.test_load_tokenizer import bare_tokenizer
 from tuner.config.adapters import AdapterArguments
@@ -182,6 +182,13 @@ def test_what_a_kernel_reads_is_left_alone(flags, tmp_path):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     packed = {name.split(".")[-2] for name, m in model.named_modules() if type(m).__name__ == "Linear4bit"}
     assert packed == ({"in_proj"} if "load_in_4bit" in flags else set())
+
+
+def test_a_linear_layer_that_computes_what_others_do_gets_an_adapter(tmp_path):
+    """Falcon's has a forward pass of its own."""
+    model, _ = adapted(base(tmp_path, FalconConfig))
+    learnt = {name.split(".")[-4] for name, p in model.named_parameters() if "lora_A" in name}
+    assert learnt == {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
 
 
 def test_a_layer_with_a_forward_pass_of_its_own_is_left_alone(tmp_path):

@@ -218,9 +218,14 @@ class RecipeArguments(RunArguments, DataArguments, ModelArguments):
         """
         from transformers import TrainingArguments
 
+        from tuner.hardware import device_type
+
         kind = kind or TrainingArguments
         known = {f.name for f in fields(kind) if f.init}
         chosen = {name: value for name, value in self.values().items() if name in known} | overrides
+        if device_type() == "cuda" and chosen.get("dataloader_pin_memory", True) and not chosen.get("use_cpu"):
+            # The host does not wait until a batch is on the card.
+            chosen.setdefault("accelerator_config", {"non_blocking": True})
         if chosen.get("hub_token"):  # checkpoints hold these arguments, and are published
             os.environ["HF_TOKEN"] = chosen.pop("hub_token")
         if self.optim == "muon":  # a name of ours, for `tuner.optim.split_adamw`

@@ -124,17 +124,29 @@ def _upper(model: PreTrainedModel, targets: Any) -> dict[str, Any]:
 
 
 def _no_plain_layers(model: PreTrainedModel) -> list[str]:
-    """Ends of the names of linear layers that are used otherwise: with a forward pass of their own (DeepSeek V4's
-    groups), or not called, their weight going into a kernel, so that an adapter there would learn nothing and 4 bits be
-    taken for numbers: Mamba's, in whose mixers all do but the first, `in_proj`."""
+    """Ends of the names of linear layers that are used otherwise: to compute something else (DeepSeek V4's groups), or
+    not called, their weight going into a kernel, so that an adapter there would learn nothing and 4 bits be taken for
+    numbers: Mamba's, in whose mixers all do but the first, `in_proj`."""
     found = set()
     for name, module in model.named_modules():
         mixer = isinstance(getattr(module, "D", None), nn.Parameter)
         for part, layer in module.named_children():
-            own = type(layer).forward is not nn.Linear.forward and not type(layer).__module__.startswith("bitsandbytes")
-            if isinstance(layer, nn.Linear) and (own or (mixer and part != "in_proj")):
+            if isinstance(layer, nn.Linear) and (not _is_plain(layer) or (mixer and part != "in_proj")):
                 found.add(f"{name.rpartition('.')[2]}.{part}")
     return sorted(found)
+
+
+def _is_plain(layer: nn.Linear) -> bool:
+    """Whether it computes what a linear layer does. Falcon's does by a forward pass of its own."""
+    if type(layer).forward is nn.Linear.forward or type(layer).__module__.startswith("bitsandbytes"):
+        return True
+    try:
+        inputs = torch.linspace(-1, 1, layer.in_features).to(layer.weight)[None]
+        with torch.no_grad():
+            found, plain = layer(inputs).float(), nn.Linear.forward(layer, inputs).float()
+        return found.shape == plain.shape and bool((found - plain).norm() <= 0.01 * plain.norm())
+    except Exception:  # whatever a family's own code raises
+        return False
 
 
 def quantise(model: PreTrainedModel, whole: list[str], dtype: torch.dtype) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer,
 
 import tuner.model  # noqa: F401  (registers our classes with the Auto classes)
 from tuner.errors import ArgumentError, ModelError
-from tuner.hardware import device_type, has_fast_bf16
+from tuner.hardware import device_type, has_fast_bf16, many_shapes
 from tuner.loading.checkpoints import load_pretrained, resolve, set_ends, with_adapter, writer_class
 from tuner.loading.generation import room, sampling
 from tuner.text.chat import Given, Message, generation_prompt
@@ -67,6 +67,7 @@ class ChatModel:
                 return inputs
             del messages[kept : kept + 2]
 
+    @many_shapes()
     def generate(self, inputs: Inputs, stream: bool) -> str:
         """Continue or rewrite `inputs`; with `stream`, print the words as they come.
 

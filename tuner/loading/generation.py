@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tuner.data.draws import generator
 from tuner.errors import DataError
+from tuner.hardware import many_shapes
 
 Prompt = Mapping[str, Any] | Sequence[int] | np.ndarray
 
@@ -91,6 +92,7 @@ def _ids(prompt: Prompt) -> Any:
     return prompt["input_ids"][0] if isinstance(prompt, Mapping) else prompt
 
 
+@many_shapes()
 def _write(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Any], most: int, how: dict[str, Any]
 ) -> list[str]:

@@ -174,7 +174,7 @@ class Objective(Generic[A]):
         self, model: Any, hidden: torch.Tensor, targets: torch.Tensor, outputs: Any, training: bool, inputs: Any
     ) -> Sums:
         """The sum of the tokens' cross-entropies. The balance of experts, a mean, counts for every token."""
-        head, count = model.get_output_embeddings(), targets.new_tensor(len(targets))
+        head, count = model.get_output_embeddings(), targets.new_full((), len(targets))
         if self.guesses and not training:
             logits = head(hidden).float()
             loss, guessed = F.cross_entropy(logits, targets, reduction="sum"), (logits.argmax(-1) == targets).sum()

@@ -65,7 +65,10 @@ class NextToken(Objective[A]):
         # The model's own, which holds the logits of all tokens; a mean, so that there must be something to average.
         count = int((labels[:, 1:] != IGNORED).sum())
         outputs = own_class(model).forward(model, labels=labels, use_cache=False, **inputs)
-        return {"loss": outputs.loss * count if count else outputs.logits.sum() * 0, "count": labels.new_tensor(count)}
+        return {
+            "loss": outputs.loss * count if count else outputs.logits.sum() * 0,
+            "count": labels.new_full((), count),
+        }
 
     def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
         inputs = model.with_router(labels, inputs) if isinstance(model, TunerPreTrainedModel) else inputs

@@ -66,13 +66,14 @@ class Classification(WithHead):
 
     def counts(self, batch: Batch) -> torch.Tensor:
         labels, weights = batch["labels"], self.weights
-        real = labels[self.counted(labels)]
-        return torch.tensor(real.numel()) if weights is None else weights.to(real.device)[real].sum()
+        real = self.counted(labels)
+        outputs = labels.shape[1:].numel()  # of several classes a text has several labels
+        return real.sum() * outputs if weights is None else weights.to(real.device)[labels[real]].sum()
 
     def sums(self, model: Any, labels: torch.Tensor, *, training: bool = False, **inputs: Any) -> Sums:
-        real = self.counted(labels)
+        real = self.counted(labels).nonzero()[:, 0]
         logits, targets = self.outputs(model, **inputs).logits.float()[real], labels[real]
-        count = targets.new_tensor(targets.numel())
+        count = targets.new_full((), targets.numel())
         if self.problem == "regression":
             errors = logits.squeeze(-1) - targets
             return {"loss": (errors**2).sum(), "count": count, "mae": errors.abs().sum()}
@@ -84,6 +85,8 @@ class Classification(WithHead):
         weights = None if self.weights is None else self.weights.to(logits)
         smoothing = self.label_smoothing if training else 0.0
         loss = F.cross_entropy(logits, targets, weights, reduction="sum", label_smoothing=smoothing)
+        if training:
+            return {"loss": loss}
         pairs = targets * logits.shape[1] + logits.argmax(-1)
         confusion = torch.bincount(pairs, minlength=logits.shape[1] ** 2)
         return {"loss": loss, "count": self.counts({"labels": labels}), "confusion": confusion}

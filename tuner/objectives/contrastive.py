@@ -134,11 +134,11 @@ def embed(model: Any, attention_mask: torch.Tensor | None = None, **inputs: Any)
     """
     if attention_mask is None:
         return F.normalize(_states(model, inputs).mean(dim=1), dim=-1)
-    lengths = attention_mask.sum(dim=1)
-    order = lengths.argsort(stable=True)
+    lengths, order = attention_mask.sum(dim=1).sort(stable=True)
+    longest = torch.stack([part[-1] for part in lengths.chunk(PARTS)]).tolist()  # an accelerator is waited for once
     found = []
-    for rows in order.chunk(PARTS):
-        time = min(-(-int(lengths[rows].max()) // MULTIPLE) * MULTIPLE, attention_mask.shape[1])
+    for rows, length in zip(order.chunk(PARTS), longest, strict=True):
+        time = min(-(-length // MULTIPLE) * MULTIPLE, attention_mask.shape[1])
         mask = attention_mask[rows, :time]
         part = {name: tensor[rows, :time] for name, tensor in inputs.items()}
         states = _states(model, {**part, "attention_mask": mask})

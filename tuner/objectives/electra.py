@@ -99,7 +99,7 @@ def judge(
     original was not."""
     hidden = labels != IGNORED
     filled = input_ids.masked_scatter(hidden, drawn)
-    is_replaced = torch.zeros_like(hidden).masked_scatter(hidden, drawn != labels[hidden])
+    is_replaced = hidden & (filled != labels)
     real = judged_tokens(labels, inputs.get("attention_mask"))
     return model.discriminator(input_ids=filled, **inputs).logits[real].float(), is_replaced[real]
 

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any, ClassVar
 
 import numpy as np
+import psutil
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
@@ -17,7 +18,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tuner.data.labels import CALLED, PROBLEMS, Labels
 from tuner.errors import ArgumentError, ModelError, notice
 from tuner.evaluation.calibration import fit_temperature
-from tuner.hardware import memory_bytes
 from tuner.loading.features import freeze, kept_features, pooling_of, replayed
 from tuner.objectives.arguments import ClassifyArguments
 from tuner.objectives.base import Batch, Objective, Row, own_class
@@ -91,7 +91,7 @@ class WithHead(Objective[ClassifyArguments]):
             return
         lengths = pc.list_value_length(examples.with_format("arrow")[:]["input_ids"])
         self.kept += pc.sum(lengths).as_py() * self.width * 4
-        memory = memory_bytes()
+        memory = psutil.virtual_memory().total  # features are kept by the host
         if self.keeps and self.kept > HELD * memory:
             self.keeps = False
             notice(

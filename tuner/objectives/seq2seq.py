@@ -114,7 +114,7 @@ class Seq2Seq(Objective[Seq2SeqArguments]):
         states, targets = labelled(logits, labels)
         smoothing = self.label_smoothing if training else 0.0
         loss = F.cross_entropy(states.float(), targets, reduction="sum", label_smoothing=smoothing)
-        return {"loss": loss, "count": targets.new_tensor(len(targets))}
+        return {"loss": loss, "count": targets.new_full((), len(targets))}
 
     def hidden(self, model: Any, labels: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
         return decoded(model, labels, inputs)

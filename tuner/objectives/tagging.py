@@ -76,8 +76,9 @@ class Tagging(WithHead):
         return labels != IGNORED
 
     def counts(self, batch: Batch) -> torch.Tensor:
-        real, weights = batch["labels"][self.counted(batch["labels"])], self.weights
-        return torch.tensor(real.numel()) if weights is None else weights.to(real.device)[real].sum()
+        labels, weights = batch["labels"], self.weights
+        real = self.counted(labels)
+        return real.sum() if weights is None else weights.to(real.device)[labels[real]].sum()
 
     def sums(self, model: Any, labels: torch.Tensor, *, training: bool = False, **inputs: Any) -> Sums:
         real = self.counted(labels)

@@ -90,7 +90,7 @@ def whiten(
         add_up: adds a tensor over all processes, so that they share one mean and one variance.
     """
     real = values[mask].double()
-    count, total = add_up(torch.stack([values.new_tensor(len(real), dtype=torch.float64), real.sum()]))
+    count, total = add_up(torch.stack([real.new_full((), len(real)), real.sum()]))
     mean = total / count
     variance = add_up(((real - mean) ** 2).sum()) / (count - 1).clamp(min=1)
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8) + (0 if shift_mean else mean)

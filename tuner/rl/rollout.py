@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 
 from tuner.data.collate import alike
+from tuner.hardware import many_shapes
 
 # Completions that have ended are computed on until they are this share of the batch: to leave copies the cache.
 LEAVING = 0.25
@@ -103,6 +104,7 @@ def choose(logits: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 @torch.no_grad()
+@many_shapes()
 def sample(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -165,13 +167,14 @@ def _sample(
             )
             cache = out.past_key_values
             ids, chance, entropy = choose(out.logits[:, -1].float() / temperature, numbers[rows, step])
-            real = rows[going]
-            tokens[real, step], logprobs[real, step], entropies[real, step] = ids[going], chance[going], entropy[going]
+            # All rows are written, those that have ended with zeros: to pick the others, a card would be waited for.
+            tokens[rows, step] = ids.where(going, 0)
+            logprobs[rows, step], entropies[rows, step] = chance.where(going, 0), entropy.where(going, 0)
             if value is not None:
-                values[real, step] = value(seen[-1][:, -1]).float()[going]
+                values[rows, step] = value(seen[-1][:, -1]).float().where(going, 0)
             seen.clear()
             done = going & torch.isin(ids, last)
-            lengths[rows[done]], ended[rows[done]] = step + 1, True
+            lengths[rows], ended[rows] = lengths[rows].where(~done, step + 1), ended[rows] | done
             going = going & ~done
             left = int(going.sum())
             if not left:
@@ -186,6 +189,4 @@ def _sample(
     finally:
         hook.remove()
     nothing = torch.zeros_like(values)
-    found = Rollout([list(p) for p in prompts], tokens, lengths, ended, logprobs, entropies, values, nothing)
-    # What a batch computed on behind an end is not there.
-    return replace(found, tokens=tokens * found.mask)
+    return Rollout([list(p) for p in prompts], tokens, lengths, ended, logprobs, entropies, values, nothing)

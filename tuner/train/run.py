@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -73,9 +74,11 @@ def open_run(args: A, method: type[Objective[Any]]) -> Run[A]:
     """
     use_all_cores()
     on_cpu = args.use_cpu or device_type() == "cpu"  # else torchrun's processes on CPUs would count as one
-    method.check(args, PartialState(cpu=on_cpu).num_processes)
+    method.check(args, _processes(args, on_cpu))
     training = resolved(args, method.training)
     check_training(training)
+    if training.full_determinism:  # CUDA's products ask for it once, at the first of them, which is before the trainer
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     set_seed(args.seed)
     if args.dtype == "bfloat16":
         say("Weights in bfloat16, their next bits in the optimizer.")
@@ -90,6 +93,12 @@ def open_run(args: A, method: type[Objective[Any]]) -> Run[A]:
             if PartialState().is_main_process:
                 prepare_folder(args)
     return Run(args, method, training, checkpoint)
+
+
+def _processes(args: RecipeArguments, on_cpu: bool) -> int:
+    """How many there are. Their group is opened here, and once: with the flags that are for it."""
+    timeout = timedelta(seconds=float(args.extra.get("ddp_timeout", 1800)))
+    return PartialState(cpu=on_cpu, backend=args.extra.get("ddp_backend"), timeout=timeout).num_processes
 
 
 def resolved(args: RecipeArguments, kind: type[TrainingArguments] = TrainingArguments) -> TrainingArguments:

@@ -52,6 +52,7 @@ CHECKS = [
     Check("peak", f"{HERE}.speed:peak", 40, alone=True),
     Check("fine-tuning", f"{HERE}.speed:sft", 200, alone=True),
     Check("pretraining", f"{HERE}.speed:pretraining", 180, alone=True),
+    Check("kernels", f"{HERE}.kernels:kernels", 45, alone=True),
     Check("generation", f"{HERE}.speed:generation", 90, alone=True),
     Check("continuous batching", f"{HERE}.methods:continuous", 60, alone=True),
 ]

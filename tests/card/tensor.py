@@ -184,6 +184,8 @@ def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     draws = torch.Tag.nondeterministic_seeded in operation.tags and kwargs.get("generator") is None
     if kind in PRODUCTS:
         card.multiply()
+    if kind is aten.cumsum and held_args[0].is_floating_point() and torch.are_deterministic_algorithms_enabled():
+        raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation")
     with card.drawing() if draws else nullcontext():
         result = operation(*held_args, **held_kwargs)
     if leaves:

@@ -41,6 +41,7 @@ METHODS = {
     "sft": [
         f"{NEW} {SFT} --fp16 true",
         f"{NEW} {SFT} --dtype bfloat16 --full_determinism true",
+        f"{NEW},attention_type=performer {SFT} --packing false --full_determinism true",
         f"{NEW} {SFT} --optim muon --activation_checkpointing true",
         f"{NEW},num_local_experts=4,num_experts_per_tok=2 {SFT} --packing false",
         f"--model_name_or_path DECODER {SFT} --use_peft true --peft_type prefix_tuning",

@@ -6,6 +6,8 @@ Both take queries `(batch, heads, time, head_dim)`, keys and values `(batch, key
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import nn
 
@@ -125,9 +127,16 @@ def _mix_causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> 
     ]
     query, key, value = chunks
     sums = key.transpose(3, 4) @ value
-    before = before + sums.cumsum(dim=2) - sums
+    before = before + _cumulated(sums) - sums
     within = (query @ key.transpose(3, 4)).tril() @ value
     return (within + query @ before).flatten(2, 3)[:, :, :time]
+
+
+def _cumulated(sums: torch.Tensor) -> torch.Tensor:
+    """`sums.cumsum(dim=2)`, which CUDA does in no fixed order, and refuses where one is asked for."""
+    if torch.are_deterministic_algorithms_enabled():
+        return torch.stack(list(accumulate(sums.unbind(dim=2))), dim=2)
+    return sums.cumsum(dim=2)
 
 
 LINEAR_ATTENTION = {"linformer": TunerLinformer, "performer": TunerPerformer}

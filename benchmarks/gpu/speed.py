@@ -159,6 +159,7 @@ def generation(setting: Setting) -> Finding:
     from transformers import AutoModelForCausalLM
 
     from benchmarks.gpu.setting import synchronize
+    from tuner.hardware import many_shapes
     from tuner.model.convert import from_transformers
 
     theirs = AutoModelForCausalLM.from_pretrained(setting.work / "model", dtype=torch.bfloat16)
@@ -171,7 +172,7 @@ def generation(setting: Setting) -> Finding:
             for name, model in models.items():
                 synchronize()
                 start = time.perf_counter()
-                with torch.inference_mode():
+                with torch.inference_mode(), many_shapes():
                     out = model.generate(
                         ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new,
                         do_sample=False, pad_token_id=0,

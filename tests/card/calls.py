@@ -45,6 +45,8 @@ class Calls(TorchFunctionMode):
         kwargs = {name: _indexed(word) for name, word in (kwargs or {}).items()}
         own = args[0] if args and isinstance(args[0], torch.Tensor) else None
         if function is torch.Tensor.pin_memory:
+            if isinstance(own, CardTensor):
+                raise RuntimeError("cannot pin a tensor of the card: only dense CPU tensors can be pinned")
             own.is_pinned = lambda: True
             return own
         if function is torch.Tensor.backward:
@@ -73,6 +75,8 @@ def _backward(
     loss: torch.Tensor, gradient: Any = None, retain_graph: Any = None, create_graph: bool = False, inputs: Any = None
 ) -> None:
     """By autograd's engine: the mode is off while it handles a call, and checkpoints call in the backward pass."""
+    if gradient is None and loss.numel() != 1:
+        raise RuntimeError("grad can be implicitly created only for scalar outputs")
     keeps = create_graph if retain_graph is None else retain_graph
     given = torch.ones_like(loss) if gradient is None else gradient
     options = {"allow_unreachable": True, "accumulate_grad": True}

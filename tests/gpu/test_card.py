@@ -34,7 +34,8 @@ def test_the_card_computes_what_the_cpu_computes(check, setting):
     [
         *(recipes.plain, recipes.launched, recipes.launched_with_file, recipes.fp16, recipes.half, recipes.muon),
         *(recipes.checkpointed, recipes.compiled, recipes.flex, recipes.objectives, recipes.talk, recipes.resume),
-        *(recipes.resume_deterministic, methods.methods, methods.continuous),
+        *(recipes.resume_deterministic, methods.rewards, methods.groups, methods.adapters, methods.heads),
+        methods.continuous,
     ],
     ids=lambda c: c.__name__,
 )

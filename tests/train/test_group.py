@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.processes import run_together
+from tests.recipes import run_recipe
 
 ASKED = """
 import sys
@@ -20,3 +21,10 @@ def test_it_waits_as_long_as_it_was_told():
     done = run_together(2, "-c", ASKED, "--output_dir", "unused", "--ddp_timeout", "77")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines() == ["2 77.0", "2 77.0"]
+
+
+def test_one_process_has_no_group(tmp_path):
+    done = run_recipe("--dataset_name", "builtin:sums", "--output_dir", tmp_path / "run", "--ddp_backend", "gloo")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: --ddp_backend gloo: ")
+    assert "Traceback" not in done.stderr

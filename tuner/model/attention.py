@@ -117,8 +117,8 @@ class TunerAttention(nn.Module):
             if position_embeddings is not None:
                 cos, sin = (table.unsqueeze(1) for table in position_embeddings)
                 query, key = (rotate(heads, cos, sin, self.recompute) for heads in (query, key))
-                if self.linear is None:  # tables in float32 widen under autocast: in vain, attention takes one type
-                    query, key = query.to(value.dtype), key.to(value.dtype)
+            if self.linear is None:  # what a norm or float32 tables widen under autocast: attention takes one type
+                query, key = query.to(value.dtype), key.to(value.dtype)
             cache = own_cache(past_key_values)
             if cache is not None:
                 key, value = cache.update(key, value, self.layer_idx)

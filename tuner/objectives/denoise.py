@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from tuner.corpus.corrupt import corrupt_spans, infill, sentinels
 from tuner.errors import ModelError
 from tuner.evaluation.baselines.spans import copy_spans, count_matches, spans_of, wanted_spans
+from tuner.hardware import many_shapes
 from tuner.objectives.arguments import DenoiseArguments
 from tuner.objectives.base import Batch, Row
 from tuner.objectives.masked_lm import BlockObjective, labelled
@@ -87,6 +88,7 @@ def decoded(model: Any, labels: torch.Tensor, inputs: Any) -> tuple[torch.Tensor
 
 
 @torch.no_grad()
+@many_shapes()
 def _generate(model: Any, batch: Batch) -> np.ndarray:
     """What a model writes for each row, as long as the longest target."""
     inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask") if name in batch}

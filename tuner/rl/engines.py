@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from tuner.data.collate import pad
 from tuner.errors import ModelError, first_line, one_line
+from tuner.hardware import many_shapes
 from tuner.model import TunerDecoderConfig
 from tuner.rl.actor import ActorCritic
 from tuner.rl.rollout import Rollout, sample, uniforms
@@ -101,6 +102,7 @@ class ContinuousBatching:
         return Written([o.generated_tokens for o in outputs], [o.logprobs for o in outputs])
 
 
+@many_shapes()
 def _generate(model: Any, prompts: Sequence[Sequence[int]], how: GenerationConfig, config: Any) -> list[Any]:
     """What `generate_batch` does, but that all prompts are there before it starts: handed over while it runs, as that
     does, they would be in batches, and get random numbers, by the clock."""

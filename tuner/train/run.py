@@ -96,9 +96,18 @@ def open_run(args: A, method: type[Objective[Any]]) -> Run[A]:
 
 
 def _processes(args: RecipeArguments, on_cpu: bool) -> int:
-    """How many there are. Their group is opened here, and once: with the flags that are for it."""
-    timeout = timedelta(seconds=float(args.extra.get("ddp_timeout", 1800)))
-    return PartialState(cpu=on_cpu, backend=args.extra.get("ddp_backend"), timeout=timeout).num_processes
+    """How many there are. Their group is opened here, and once: with the flags that are for it.
+
+    Raises:
+        ArgumentError: `--ddp_backend` is not for these processes, or this one is alone.
+    """
+    backend, timeout = args.extra.get("ddp_backend"), timedelta(seconds=float(args.extra.get("ddp_timeout", 1800)))
+    try:
+        return PartialState(cpu=on_cpu, backend=backend, timeout=timeout).num_processes
+    except (ValueError, ImportError) as error:
+        if backend is None:
+            raise
+        raise ArgumentError(f"--ddp_backend {backend}: {one_line(error)}") from error
 
 
 def resolved(args: RecipeArguments, kind: type[TrainingArguments] = TrainingArguments) -> TrainingArguments:

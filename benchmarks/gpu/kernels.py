@@ -15,20 +15,15 @@ from unittest.mock import patch
 
 import torch
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 
+from benchmarks.gpu.repeat import BACKENDS
 from benchmarks.gpu.setting import Finding, Setting, synchronize
 from tuner.hardware import many_shapes
 from tuner.model.recompute import rms_norm, rotate, silu_product
 from tuner.ops import chunked_loss
 
 TIMES = 12
-BACKENDS = {
-    "as chosen": None,
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-}
 Row = dict[str, str]
 
 

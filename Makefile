@@ -97,7 +97,7 @@ test: install ## Run the fast tests
 test-slow: install $(TORCHAO) $(BITSANDBYTES) ## Run whole recipes: kills, resumes, two processes (minutes)
 	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "slow and not long" $(ARGS)
 	@$(RUN) PYTHONPATH=$(abspath $(TORCHAO)) python -m pytest tests/model/test_adapters.py -k eight_bits
-	@$(RUN) PYTHONPATH=$(abspath $(BITSANDBYTES)) OMP_NUM_THREADS=1 python -m pytest -n auto tests/loading/test_adapters.py tests/test_lora.py -k "four_bits or bits-"
+	@$(RUN) PYTHONPATH=$(abspath $(BITSANDBYTES)) OMP_NUM_THREADS=1 python -m pytest -n auto tests/loading/test_adapters.py tests/test_lora.py -k "four_bits or bits- or kernel_reads"
 
 test-long: install ## Run what no change waits for: compiled kernels, published checkpoints
 	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile -m "long and not suite" $(ARGS)
